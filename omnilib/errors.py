@@ -1,0 +1,25 @@
+"""Errors a user can act on: the message is one line that says what is wrong and what to do."""
+
+
+class UserError(ValueError):
+    """Bad input or set-up. The command line prints the message and exits 2."""
+
+
+class AudioError(UserError):
+    """A recording is missing, unreadable, empty, too short, or holds NaN."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint folder is missing, truncated, corrupt, or does not fit the model."""
+
+
+class ConfigError(UserError):
+    """A configuration key or value is wrong."""
+
+
+class DataError(UserError):
+    """A manifest or corpus is missing, inconsistent or unsafe."""
+
+
+class MissingTool(UserError):
+    """A speech engine, judge or optional package is not installed."""

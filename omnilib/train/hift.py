@@ -1,0 +1,230 @@
+"""Train the vocoder: mel spectrogram -> waveform.
+
+    python -m omnilib.train.hift --config hift_nano --out runs/hift            # 1 CPU core, under an hour
+    accelerate launch -m omnilib.train.hift --config hift_paper --out runs/hift
+
+Two phases in one loop. Until `adversarial_from` the generator learns from spectra alone (mel L1 + multi-resolution STFT),
+which is cheap and already intelligible; then discriminators join, for phase and texture that spectra do not see.
+The f0 predictor learns all along from pitch measured on the crop itself (autocorrelation, batched, about 1 % of a step).
+Until `teacher_f0_until` the measured pitch drives the harmonic source, so the generator need not wait for the predictor.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from omnilib import config as configs
+from omnilib.audio import mel_80, save_wave
+from omnilib.data import Segments, load_segment, read_manifest
+from omnilib.train import common
+from omnilib.voice.discriminators import (
+    DiscriminatorConfig,
+    Discriminators,
+    adversarial_loss,
+    discriminator_loss,
+    feature_loss,
+    relativistic_loss,
+    spectral_loss,
+)
+from omnilib.voice.hift import HiFT, HiFTConfig
+
+
+@dataclass
+class Config:
+    """One vocoder run."""
+
+    manifest: str = "data/nano/manifest.jsonl"
+    crop_seconds: float = 0.64
+    batch_seconds: float = 5.12
+    steps: int = 10_000
+    adversarial_from: int = 6_000
+    teacher_f0_until: int = 2_000
+    lr: float = 1e-3
+    discriminator_lr: float = 5e-4
+    warmup: int = 200
+    clip: float = 10.0  # largest gradient norm
+    mel_weight: float = 15.0
+    stft_weight: float = 5.0
+    f0_weight: float = 0.02  # its loss is in Hz
+    adversarial_weight: float = 1.0
+    feature_weight: float = 1.0
+    relativistic_weight: float = 1.0
+    bf16: bool = True  # convolutions only; spectra, phase and losses stay in float32
+    eval_every: int = 1_000
+    eval_crops: int = 32
+    save_every: int = 500
+    log_every: int = 50
+    seed: int = 0
+    model: HiFTConfig = field(default_factory=HiFTConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+
+
+# -------------------------------------------------------------------------------------------------------- pitch
+
+
+@torch.no_grad()
+def measure_pitch(wave: Tensor, rate: int = 24_000, hop: int = 480, low: float = 60.0, high: float = 420.0) -> Tensor:
+    """Fundamental frequency of each mel frame in Hz, 0 where unvoiced: (B, T) -> (B, T // hop).
+
+    Boersma's autocorrelation at a third of the rate: the windowed frame's autocorrelation over the window's own, the best
+    lag with a small preference for short ones (against octave drops), refined by a parabola, then a median over 5 frames.
+    """
+    frames = wave.shape[-1] // hop
+    third = F.avg_pool1d(wave[:, None], 3)[:, 0]  # (B, T/3): speech pitch needs no more
+    rate, hop, size = rate // 3, hop // 3, 320  # 320 samples: 40 ms, more than two periods at the lowest pitch
+    third = F.pad(third, (size // 2 - hop // 2, size))
+    x = third.unfold(-1, size, hop)[:, :frames]  # (B, F, size)
+    energy = x.square().mean(-1).sqrt()
+    x = x - x.mean(-1, keepdim=True)
+    window = torch.hann_window(size, device=wave.device)
+
+    def autocorrelate(y: Tensor) -> Tensor:
+        return torch.fft.irfft(torch.fft.rfft(y, 2 * size).abs().square())[..., :size]
+
+    r, rw = autocorrelate(x * window), autocorrelate(window)
+    r = r / (r[..., :1] + 1e-9) / (rw / rw[0]).clamp(min=0.05)
+    first, last = int(rate / high), int(rate / low)
+    lags = torch.arange(first, last + 1, device=wave.device)
+    scored = r[..., first : last + 1] - 0.02 * torch.log2(lags / first)
+    best = scored.argmax(-1, keepdim=True) + first  # (B, F, 1)
+    left, middle, right = (r.gather(-1, best + d)[..., 0] for d in (-1, 0, 1))
+    shift = 0.5 * (left - right) / (left - 2 * middle + right).clamp(max=-1e-6)
+    f0 = rate / (best[..., 0] + shift.clamp(-0.5, 0.5))
+    loud = energy > 0.03 * energy.amax(-1, keepdim=True).clamp(min=0.01)
+    f0 = torch.where((middle > 0.5) & loud, f0, torch.zeros_like(f0))
+    return F.pad(f0, (2, 2), mode="replicate").unfold(-1, 5, 1).median(-1).values
+
+
+# --------------------------------------------------------------------------------------------------------- loop
+
+
+@torch.no_grad()
+def evaluate(model: HiFT, waves: Tensor) -> dict[str, float]:
+    """Mel distance and pitch error of copy synthesis on fixed development crops, with predicted pitch."""
+    mel = mel_80(waves)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(waves.shape[0], waves.shape[1], model.config.nb_harmonics + 1, generator=generator)
+    fake, _ = model.inference(mel, noise=noise.to(waves.device))
+    f0, target = model.f0_predictor(mel), measure_pitch(waves)
+    voiced = (target > 0) & (f0 > model.config.nsf_voiced_threshold)
+    return {
+        "dev_mel": F.l1_loss(mel_80(fake), mel).item(),
+        "dev_stft": spectral_loss(waves, fake).item(),
+        "dev_f0_hz": (f0 - target)[voiced].abs().median().item() if voiced.any() else 0.0,
+        "dev_voicing_error": ((target > 0) != (f0 > model.config.nsf_voiced_threshold)).float().mean().item(),
+    }
+
+
+def development_crops(records: list[dict], root: Path, cfg: Config) -> Tensor:
+    """The same crops at every evaluation: (eval_crops, T)."""
+    crops = Segments(records, root, cfg.eval_crops * cfg.crop_seconds, cfg.crop_seconds, seed=cfg.seed + 10_000)
+    return crops.batch(0)[0]
+
+
+def train(cfg: Config, out: Path) -> dict:
+    """Run or continue a run in `out`; returns the final development metrics."""
+    common.seed_everything(cfg.seed)
+    accelerator = Accelerator()
+    device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
+    manifest = Path(cfg.manifest)
+    records = read_manifest(manifest)
+    by_split = {s: [r for r in records if r["split"] == s and r["rate"] == cfg.model.sampling_rate] for s in ("train", "dev")}
+    data = Segments(by_split["train"], manifest.parent, cfg.batch_seconds, cfg.crop_seconds, seed=cfg.seed)
+    dev = development_crops(by_split["dev"], manifest.parent, cfg).to(device)
+    example = max(by_split["dev"], key=lambda r: (r["duration"] < 8, r["duration"]))
+
+    nets = nn.ModuleDict({"generator": HiFT(cfg.model), "judges": Discriminators(cfg.discriminator)}).to(device)
+    model, judges = nets["generator"], nets["judges"]
+    # the pitch loss is in Hz and reaches the predictor only: its large gradient must not shrink the others' when clipping
+    sounding = [p for name, p in model.named_parameters() if not name.startswith("f0_predictor")]
+    optimizers = {
+        "generator": torch.optim.AdamW(model.parameters(), cfg.lr, betas=(0.8, 0.99), weight_decay=0.0),
+        "judges": torch.optim.AdamW(judges.parameters(), cfg.discriminator_lr, betas=(0.8, 0.99), weight_decay=0.0),
+    }
+    state = common.load_state(out, nets, optimizers)
+    first = state["step"] if state else 0
+    spent = state["seconds"] if state else 0.0
+    log = common.JsonlLog(out / "log.jsonl", first if state else None) if accelerator.is_main_process else None
+    g, d = accelerator.prepare(model, judges) if ranks > 1 else (model, judges)
+    if log:
+        print(f"generator {common.count_parameters(model)}  discriminators {common.count_parameters(judges)}")
+
+    started, metrics = time.time(), {}
+    for step in range(first, cfg.steps):
+        lr = common.lr_at(step, cfg.steps, cfg.lr, cfg.warmup)
+        adversarial = step >= cfg.adversarial_from
+        for name, scale in (("generator", 1.0), ("judges", cfg.discriminator_lr / cfg.lr)):
+            for group in optimizers[name].param_groups:
+                group["lr"] = lr * scale
+        real = data.batch(step * ranks + rank)[0].to(device)  # (B, T)
+        mel, f0 = mel_80(real), measure_pitch(real)
+        noise = torch.Generator(device).manual_seed((cfg.seed << 32) + step * ranks + rank)
+        with common.autocast(device, cfg.bf16):
+            fake, f0_hat = g(mel, f0 if step < cfg.teacher_f0_until else None, noise)  # (B, T), (B, F)
+
+        losses = {}
+        if adversarial:
+            with common.autocast(device, cfg.bf16):
+                judged_real, judged_fake = d(real), d(fake.detach())
+            losses["judges"] = discriminator_loss(judged_real, judged_fake)
+            if cfg.relativistic_weight:
+                losses["judges"] = losses["judges"] + cfg.relativistic_weight * relativistic_loss(judged_real, judged_fake)
+            optimizers["judges"].zero_grad()
+            accelerator.backward(losses["judges"])
+            optimizers["judges"].step()
+
+        losses["mel"] = F.l1_loss(mel_80(fake), mel)
+        losses["stft"] = spectral_loss(real, fake)
+        losses["f0"] = F.l1_loss(f0_hat, f0)
+        loss = cfg.mel_weight * losses["mel"] + cfg.stft_weight * losses["stft"] + cfg.f0_weight * losses["f0"]
+        if adversarial:
+            judges.requires_grad_(False)
+            with common.autocast(device, cfg.bf16):
+                with torch.no_grad():
+                    judged_real = d(real)
+                judged_fake = d(fake)
+            judges.requires_grad_(True)
+            losses["adversarial"], losses["feature"] = adversarial_loss(judged_fake), feature_loss(judged_real, judged_fake)
+            loss = loss + cfg.adversarial_weight * losses["adversarial"] + cfg.feature_weight * losses["feature"]
+        common.check_finite(loss, step)
+        optimizers["generator"].zero_grad()
+        accelerator.backward(loss)
+        norm = nn.utils.clip_grad_norm_(sounding, cfg.clip)
+        optimizers["generator"].step()
+
+        done, last = step + 1, step + 1 == cfg.steps
+        seconds = spent + time.time() - started
+        if log and (done % cfg.log_every == 0 or last):
+            speed = (done - first) * cfg.batch_seconds * ranks / (time.time() - started)
+            values = {name: value.item() for name, value in losses.items()}
+            log.write(done, loss=loss.item(), **values, norm=norm.item(), lr=lr, audio_per_second=speed)
+        if log and (done % cfg.eval_every == 0 or last):
+            model.eval()
+            metrics = evaluate(model, dev)
+            speak_example(model, example, manifest.parent, out / "samples" / f"{done:06d}.wav")
+            model.train()
+            log.write(done, **metrics)
+        if log and (done % cfg.save_every == 0 or last):
+            common.save_state(out, nets, optimizers, done, {"seconds": seconds})
+    if log:
+        meta = common.run_meta(cfg, cfg.steps, spent + time.time() - started, metrics=metrics, manifest=manifest.name)
+        common.export_model(out, model, cfg.model, meta)
+    return metrics
+
+
+@torch.no_grad()
+def speak_example(model: HiFT, record: dict, root: Path, path: Path) -> None:
+    """Copy-synthesise one development sentence, to be heard."""
+    mel = mel_80(load_segment(record, root)[None].to(next(model.parameters()).device))
+    wave, _ = model.inference(mel, generator=torch.Generator(mel.device).manual_seed(0))
+    save_wave(path, wave[0].cpu(), model.config.sampling_rate)
+
+
+if __name__ == "__main__":
+    args = common.parse_args(__doc__)
+    train(configs.load(Config, args.config, args.overrides), args.out)
