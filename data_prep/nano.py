@@ -5,7 +5,7 @@
 
 Deterministic (the plan depends only on the text and this file), resumable (a shard is complete or absent), parallel.
 Split by text *and* by speaker: a sentence lives in one split; some speakers are heard in the test split only.
-Writes manifest.jsonl, longform.jsonl and card.md; long-form records join utterances of one speaker with natural pauses.
+Writes manifest.jsonl, codec.jsonl (the part the codec learns from), longform.jsonl and card.md; long-form records join utterances of one speaker with natural pauses.
 """
 
 import argparse
@@ -36,6 +36,7 @@ LICENCES = {
     "fortunes-song100": "GPL-2.0-or-later",
 }
 TEST_PERCENT, DEV_PERCENT = 3, 1
+CODEC_LINES = 500
 OPEN_TEST_LINES = 600  # sentences with words outside the lexicon, test only
 
 
@@ -214,6 +215,11 @@ def longform(records: list[dict], seconds: tuple[float, float] = (60.0, 600.0)) 
     return joined
 
 
+def codec_part(records: list[dict]) -> list[dict]:
+    """What tokenizer, speaker encoder, flow and vocoder learn from: the first CODEC_LINES training sentences of a speaker."""
+    return [r for r in records if r["split"] != "train" or int(r["id"][-5:]) < CODEC_LINES]
+
+
 def card(records: list[dict], joined: list[dict], digest: str) -> str:
     """The data card: hours by language, speaker and split, sources, licences."""
     import pandas
@@ -259,6 +265,7 @@ def build(out: Path, scale: float = 1.0, workers: int | None = None, only_collec
                 bar.set_postfix(hours=f"{hours:.1f}")
     finished = collect(out, [name for name, _ in shards])
     digest = write_manifest(out / "manifest.jsonl", finished)
+    write_manifest(out / "codec.jsonl", codec_part(finished))
     joined = longform(finished)
     write_manifest(out / "longform.jsonl", joined)
     (out / "card.md").write_text(card(finished, joined, digest), encoding="utf-8")

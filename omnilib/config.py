@@ -4,6 +4,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -30,7 +31,7 @@ def load(cls: type[T], name: str | Path | None = None, overrides: list[str] | No
     """Build `cls` (a dataclass) from its defaults, then a YAML, then `key=value` overrides.
 
     Raises:
-        ConfigError: unknown file, unknown key, or a value of the wrong type.
+        ConfigError: unknown file, not YAML, unknown key, or a value of the wrong type.
     """
     assert is_dataclass(cls), f"{cls} is not a dataclass"
     try:
@@ -43,6 +44,8 @@ def load(cls: type[T], name: str | Path | None = None, overrides: list[str] | No
     except OmegaConfBaseException as error:
         first = str(error).strip().splitlines()[0]
         raise ConfigError(f"config {name or cls.__name__}: {first} (see the fields of {cls.__name__})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config {name} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def save(config: object, path: Path) -> None:

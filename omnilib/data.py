@@ -27,11 +27,13 @@ def read_manifest(path: Path) -> list[dict]:
         raise DataError(f"no manifest {path}: build it with `omni data build-nano`")
     root = path.parent.resolve()
     records, seen, safe = [], set(), set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{number}: not JSON ({error.msg}); rebuild the manifest") from None
+        if not isinstance(record, dict):
+            raise DataError(f"{path}:{number}: not a record; rebuild the manifest")
         missing = [f for f in FIELDS if f not in record]
         if missing:
             raise DataError(f"{path}:{number}: missing {', '.join(missing)}; rebuild the manifest")
@@ -73,11 +75,20 @@ def open_shard(path: str) -> np.ndarray:
 
 
 def load_segment(record: dict, root: Path, start: float = 0.0, duration: float | None = None) -> torch.Tensor:
-    """Samples of one record, or of a part of it, as float32 in [-1, 1] at the record's own rate: (T,)."""
+    """Samples of one record, or of a part of it, as float32 in [-1, 1] at the record's own rate: (T,).
+
+    Raises:
+        DataError: the shard is missing, or ends before the record does.
+    """
     rate = record["rate"]
-    shard = open_shard(str(Path(root) / record["path"]))
+    try:
+        shard = open_shard(str(Path(root) / record["path"]))
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read {record['path']} of '{record['id']}': {error}; rebuild the corpus") from None
     first = round((record["start"] + start) * rate)
     count = round((record["duration"] - start if duration is None else duration) * rate)
+    if first + count > len(shard) + rate // 100:  # a rounding error is no damage
+        raise DataError(f"{record['path']} ends before '{record['id']}' does: rebuild the corpus")
     return torch.from_numpy(shard[first : first + count].astype(np.float32) / 32768.0)
 
 
@@ -101,6 +112,7 @@ class Segments:
         if not keep:
             raise DataError(f"no recordings of at least {seconds} s in {root}: build more data or shorten the crops")
         self.records = sorted(keep, key=lambda r: (r["duration"], r["id"]))
+        self.durations = np.array([r["duration"] for r in self.records])
         self.root, self.batch_seconds, self.seconds, self.seed = Path(root), batch_seconds, seconds, seed
 
     def records_at(self, step: int) -> list[dict]:
@@ -111,9 +123,8 @@ class Segments:
             return [self.records[i] for i in rng.integers(len(self.records), size=count)]
         middle = self.records[int(rng.integers(len(self.records)))]["duration"]
         count = max(1, min(len(self.records), round(self.batch_seconds / middle)))
-        durations = [r["duration"] for r in self.records]
-        low = int(np.searchsorted(durations, middle * 0.92))
-        high = max(low + 1, int(np.searchsorted(durations, middle * 1.08)))
+        low = int(np.searchsorted(self.durations, middle * 0.92))
+        high = max(low + 1, int(np.searchsorted(self.durations, middle * 1.08)))
         return [self.records[i] for i in rng.integers(low, high, size=count)]
 
     def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor, list[dict]]:
@@ -137,10 +148,12 @@ def bucket_batches(lengths: list[int], budget: int, seed: int, epoch: int) -> li
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i] + rng.uniform(0, 4), i))
     batches: list[list[int]] = []
     current: list[int] = []
+    longest = 0  # the jitter of `order` may put a longer sample before a shorter one
     for index in order:
-        if current and (len(current) + 1) * max(lengths[index], lengths[current[-1]]) > budget:
+        longest = max(longest, lengths[index])
+        if current and (len(current) + 1) * longest > budget:
             batches.append(current)
-            current = []
+            current, longest = [], lengths[index]
         current.append(index)
     if current:
         batches.append(current)

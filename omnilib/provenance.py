@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omnilib.data import sha256
 from omnilib.environment import attention_kernel, device_model, versions
-from omnilib.paths import CHECKPOINTS, ROOT
+from omnilib.paths import CHECKPOINTS, DATA, ROOT
 
 
 def git_state() -> dict:
@@ -30,7 +30,8 @@ def git_state() -> dict:
 def fingerprints(scale: str) -> dict:
     """sha256 of every checkpoint of a scale and of every manifest that a result can depend on."""
     checkpoints = {p.parent.name: sha256(p) for p in sorted((CHECKPOINTS / scale).glob("*/model.safetensors"))}
-    manifests = {p.relative_to(ROOT).as_posix(): sha256(p) for p in sorted(ROOT.glob("data*/*/manifest.jsonl")) if p.is_file()}
+    known = {"frozen": ROOT / "data_prep" / "frozen" / "manifest.jsonl", "corpus": DATA / scale / "manifest.jsonl"}
+    manifests = {name: sha256(path) for name, path in known.items() if path.is_file()}
     return {"checkpoint_sha256": checkpoints, "manifest_sha256": manifests}
 
 

@@ -347,7 +347,7 @@ def math_to_mathml(source: str) -> str:
             return convert(match["block"].strip(), display="block").replace("\n", "")
         return convert(match["inline"])
 
-    pattern = r"(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^\s$](?:[^$\n]*[^\s$])?)\$(?!\d)"
+    pattern = r"(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<block>.+?)\$\$|(?<![\\$\w])\$(?P<inline>[^\s$`](?:[^$\n`]*[^\s$`])?)\$(?!\d)"
     return re.sub(pattern, replace, source, flags=re.S)
 
 

@@ -11,6 +11,7 @@ import argparse
 import json
 import math
 import os
+import pickle
 import random
 import shutil
 import time
@@ -72,7 +73,8 @@ class JsonlLog:
         if resume_step is None:
             path.write_text("")
         elif path.exists():  # drop lines the killed run wrote after its last state
-            lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= resume_step]
+            whole = path.read_text().split("\n")[:-1]  # the last line may be cut
+            lines = [line for line in whole if json.loads(line)["step"] <= resume_step]
             path.write_text("".join(f"{line}\n" for line in lines))
         self.file = path.open("a")
         self.started = time.time()
@@ -150,10 +152,11 @@ def load_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | d
             item.load_state_dict(state[name])
         torch.set_rng_state(state["rng"])
         return json.loads((folder / "meta.json").read_text())
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"cannot resume from {folder}: {error}; delete the folder to start again") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"cannot resume from {folder}: {reason}; delete the folder to start again") from error
 
 
 def unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -213,3 +216,22 @@ def export_model(folder: Path, model: nn.Module, config: object, meta: dict, hal
 def run_meta(config: object, step: int, seconds: float, **more) -> dict:
     """The provenance each exported checkpoint carries: resolved config, steps, wall time, what it was trained on."""
     return {"config": asdict(config) if is_dataclass(config) else config, "step": step, "train_seconds": round(seconds, 1), **more}
+
+
+def export_pretrained(folder: Path, model, tokenizer, config: object, meta: dict) -> None:
+    """Write a transformers model with its tokenizer in the published layout, plus config.yaml and meta.json.
+
+    Weights are stored in bfloat16, as published.
+    """
+    folder = Path(folder)
+
+    def write(temporary: Path) -> None:
+        model.save_pretrained(temporary, state_dict={k: v.bfloat16().contiguous() for k, v in unique_tensors(model).items()})
+        tokenizer.save_pretrained(temporary)
+        configs.save(config, temporary / "config.yaml")
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+
+    atomic_folder(folder / "export", write)
+    for item in sorted((folder / "export").iterdir()):
+        os.replace(item, folder / item.name)
+    (folder / "export").rmdir()

@@ -3,21 +3,22 @@
     python -m omnilib.train.tokenizer --config tokenizer_nano --out checkpoints/nano/tokenizer          # one core, 25 minutes
     accelerate launch -m omnilib.train.tokenizer --config tokenizer_paper --out runs/tokenizer_paper    # published size
 
-wave -> log-mel -> tokenizer -> rounded values -> phoneme head -> three losses: CTC on the phoneme sequence, cross-entropy on
+wave -> log-mel -> tokenizer -> rounded values -> phoneme head -> losses: CTC on the phoneme sequence, cross-entropy on
 50 Hz frames where the corpus knows when each phoneme ends, and a coarse mel with the utterance mean taken out (so that codes
-keep pitch and loudness movement but not the voice). Nothing reaches a loss except through the codes.
+keep pitch and loudness movement but not the voice). A fourth term keeps all codes in use. Nothing reaches a loss except through the codes.
 
 Shapes: B batch, F mel frames (100 Hz), T codes (25 Hz), P phonemes.
 """
 
 import math
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, cross_entropy, ctc_loss, mse_loss, pad
+from torch.nn.functional import cross_entropy, ctc_loss, mse_loss, pad
 
 from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, log_mel_128, resample
@@ -61,6 +62,7 @@ class TokenizerTraining:
     ctc_weight: float = 1.0
     frame_weight: float = 1.0
     mel_weight: float = 0.3
+    spread_weight: float = 0.1  # without it the first hundred steps fall into one code and stay there
     tokenizer: SpeechTokenizerConfig = field(default_factory=SpeechTokenizerConfig)
     head: PhonemeHeadConfig = field(default_factory=PhonemeHeadConfig)
     dev_items: int = 200
@@ -100,14 +102,10 @@ class Batches:
             items = [join(a, b) for a, b in zip(items[::2], items[1::2], strict=False)]
         speed = float(rng.choice(config.speeds))
         bands = int(rng.integers(0, config.band_mask + 1))
-        first = int(rng.integers(0, self.head_bands - bands + 1))
+        first = int(rng.integers(0, config.tokenizer.bands - bands + 1))
         batch = collate(items, records[0]["rate"], self.head, speed)
         batch.mel[:, first : first + bands] = 0.0
         return batch
-
-    @property
-    def head_bands(self) -> int:
-        return self.config.tokenizer.bands
 
 
 def join(a: tuple, b: tuple) -> tuple:
@@ -126,10 +124,156 @@ def collate(items: list[tuple], rate: int, head: PhonemeHead, speed: float = 1.0
     labels = torch.full((len(items), FRAMES * int(code_count(frames).max())), -100)  # (B, 2T)
     for row, (_, phonemes, ends, _), count in zip(labels, items, code_count(frames).tolist(), strict=True):
         if ends is not None:
-            middle = (torch.arange(FRAMES * count) + 0.5) * FRAME_SECONDS * TOKENIZER_RATE / target_rate  # noqa: F841
-            played = torch.tensor(ends) * target_rate / TOKENIZER_RATE
+            played = torch.tensor(ends) * target_rate / TOKENIZER_RATE  # end times as heard
             index = torch.tensor([head.index.get(p, 0) for p in [*phonemes, "pau"]])
             row[: FRAMES * count] = index[torch.searchsorted(played, (torch.arange(FRAMES * count) + 0.5) * FRAME_SECONDS)]
     targets = [head.targets(phonemes) for _, phonemes, *_ in items]
     counts = torch.tensor([len(t) for t in targets])
     return Batch(mel, frames, torch.tensor([p for t in targets for p in t]), counts, labels, float(lengths.sum()) / TOKENIZER_RATE)
+
+
+class Recogniser(nn.Module):
+    """Tokenizer and phoneme head, trained together."""
+
+    def __init__(self, tokenizer: SpeechTokenizer, head: PhonemeHead):
+        super().__init__()
+        self.tokenizer, self.head = tokenizer, head
+
+    def forward(self, mel: Tensor, frames: Tensor):
+        coded = self.tokenizer(mel, frames)
+        return coded, self.head(coded.values, coded.lengths)
+
+
+def coarse_mel(mel: Tensor, frames: Tensor, values: int) -> Tensor:
+    """Log-mel (B, 128, F) -> `values` numbers a code (B, T, values): 4 frames x pooled bands, utterance mean removed."""
+    mel = pad(mel, (0, -mel.shape[-1] % FRAMES_PER_CODE))  # (B, 128, 4T)
+    bands = values // FRAMES_PER_CODE
+    pooled = nn.functional.adaptive_avg_pool1d(mel.transpose(1, 2), bands)  # (B, 4T, bands)
+    valid = valid_mask(frames, pooled.shape[1])[..., None]
+    mean = (pooled * valid).sum(1, keepdim=True) / valid.sum(1, keepdim=True)
+    return ((pooled - mean) * valid).unflatten(1, (-1, FRAMES_PER_CODE)).flatten(2)  # (B, T, values)
+
+
+def spread(latent: Tensor) -> Tensor:
+    """How far the latents (N, D) are from zero mean, unit variance and no correlation: then all 3^D codes are in use."""
+    mean = latent.mean(0)
+    centred = latent - mean
+    covariance = centred.T @ centred / len(latent)  # (D, D)
+    return ((covariance - torch.eye(len(mean), device=latent.device)).square().sum() + mean.square().sum()) / len(mean)
+
+
+def losses(model: nn.Module, batch: Batch, config: TokenizerTraining) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+    """Total loss, its parts, CTC scores (B, 2T, P+1) and codes with their lengths."""
+    with autocast(batch.mel.device, config.bf16):
+        coded, (scores, frame_scores, mel) = model(batch.mel, batch.frames)
+    log_probs = scores.float().log_softmax(-1).transpose(0, 1)  # (2T, B, P+1)
+    ctc = ctc_loss(log_probs, batch.phonemes, FRAMES * coded.lengths, batch.phoneme_counts, reduction="sum", zero_infinity=True)
+    valid = valid_mask(coded.lengths, mel.shape[1])
+    parts = {
+        "ctc": ctc / batch.phoneme_counts.sum(),
+        "spread": spread(coded.latent[valid]),
+        "mel": mse_loss(mel.float()[valid], coarse_mel(batch.mel, batch.frames, mel.shape[-1])[valid]),
+    }
+    known = batch.labels >= 0
+    if known.any():
+        parts["frame"] = cross_entropy(frame_scores.float()[known], batch.labels[known])
+    weights = {"ctc": config.ctc_weight, "frame": config.frame_weight, "mel": config.mel_weight, "spread": config.spread_weight}
+    return sum(weights[k] * v for k, v in parts.items()), parts, scores, coded.codes[valid]
+
+
+@torch.no_grad()
+def evaluate(model: Recogniser, records: list[dict], root: Path, config: TokenizerTraining, device: torch.device) -> dict[str, float]:
+    """Held-out phoneme error of the greedy CTC reading, per language, and how many codes are in use (perplexity)."""
+    model.eval()
+    edits: dict[str, int] = {}
+    totals: dict[str, int] = {}
+    usage = torch.zeros(config.tokenizer.codes)
+    for first in range(0, len(records), 8):
+        some = records[first : first + 8]
+        items = [(load_segment(r, root), r["phonemes"], r.get("phoneme_ends"), r["duration"]) for r in some]
+        batch = collate(items, some[0]["rate"], model.head).to(device)
+        _, _, scores, codes = losses(model, batch, config)
+        usage += torch.bincount(codes.cpu(), minlength=len(usage))
+        for record, row, count in zip(some, scores.argmax(-1).cpu(), code_count(batch.frames).tolist(), strict=True):
+            got = [p for p in row[: FRAMES * count].unique_consecutive().tolist() if p]
+            want = model.head.targets(record["phonemes"])
+            language = record["language"]
+            edits[language] = edits.get(language, 0) + edit_distance(got, want)
+            totals[language] = totals.get(language, 0) + len(want)
+    model.train()
+    share = usage / usage.sum()
+    result = {f"dev_error_{k}": edits[k] / max(1, totals[k]) for k in sorted(edits)}
+    result["dev_error"] = sum(edits.values()) / max(1, sum(totals.values()))
+    result["code_perplexity"] = float((-(share * share.clamp(min=1e-9).log()).sum()).exp())
+    return result
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """No decay on biases, norms and other vectors."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    args = parse_args(__doc__, argv)
+    config = configs.load(TokenizerTraining, args.config, args.overrides)
+    accelerator = Accelerator()
+    seed_everything(config.seed)
+
+    manifest = DATA / config.manifest
+    records = [r for r in read_manifest(manifest) if r["duration"] <= config.max_seconds]
+    train = [r for r in records if r["split"] == "train"]
+    dev = sorted((r for r in records if r["split"] == "dev"), key=lambda r: r["id"])
+    dev = sorted(dev[:: max(1, len(dev) // config.dev_items)], key=lambda r: r["duration"])
+    if not train or not dev:
+        raise DataError(f"{manifest} has {len(train)} training and {len(dev)} dev records: build the corpus again")
+    config.head.phonemes, config.head.fsq_dims = phoneme_set(records), config.tokenizer.fsq_dims
+
+    model = Recogniser(SpeechTokenizer(config.tokenizer), PhonemeHead(config.head)).to(accelerator.device)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.98))
+    state = load_state(args.out, model, optimizer)
+    start = state["step"] if state else 0
+    seconds_before = state["seconds"] if state else 0.0
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    batches = Batches(config, train, manifest.parent, model.head)
+    main_process = accelerator.is_main_process
+    if main_process:
+        hours = sum(r["duration"] for r in train) / 3600
+        print(f"tokenizer {count_parameters(model.tokenizer)['total']:,} + head {count_parameters(model.head)['total']:,} parameters, "
+              f"{len(config.head.phonemes)} phonemes, {hours:.2f} h, from step {start}")  # fmt: skip
+        log = JsonlLog(args.out / "log.jsonl", start if state else None)
+
+    heard, metrics, world, rank = 0.0, {}, accelerator.num_processes, accelerator.process_index
+    make = lambda step: batches.make(step * world + rank)  # noqa: E731  each process its own batch
+    for step, batch in prefetch(make, start, config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, config.steps, config.lr, config.warmup)
+        loss, parts, _, codes = losses(wrapped, batch.to(accelerator.device), config)
+        check_finite(loss, step)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        heard += batch.seconds * world
+        done = step + 1
+        if main_process and (done % config.log_every == 0 or done == config.steps):
+            speed = heard / max(1e-9, time.time() - log.started)
+            values = {k: round(v.item(), 5) for k, v in parts.items()}
+            log.write(done, loss=round(loss.item(), 6), **values, norm=round(float(norm), 3), codes=len(codes.unique()), x_real_time=round(speed, 1))
+        if main_process and (done % config.eval_every == 0 or done == config.steps):
+            metrics = evaluate(model, dev, manifest.parent, config, accelerator.device)
+            log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
+        if main_process and (done % config.save_every == 0 or done == config.steps):
+            save_state(args.out, model, optimizer, done, {"seconds": seconds_before + time.time() - log.started})
+
+    if main_process:
+        metrics = metrics or evaluate(model, dev, manifest.parent, config, accelerator.device)
+        meta = run_meta(config, config.steps, seconds_before + time.time() - log.started, metrics=metrics, manifest_sha256=sha256(manifest))
+        export_model(args.out / "phonemes", model.head, config.head, {"read_with": "omnilib.voice.phonemes.PhonemeHead.load", "metrics": metrics})
+        export_model(args.out, model.tokenizer, config.tokenizer, meta)
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

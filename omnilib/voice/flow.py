@@ -61,6 +61,7 @@ class FlowConfig:
     prompt_share: float = 0.3  # a training prompt is at most this part of an item
     prompt_probability: float = 0.5
     streaming_probability: float = 0.5
+    prior_weight: float = 0.0  # weight of a plain regression loss on mu (not in the published recipe)
     mel_mean: float = 0.0  # the flow works on (mel - mean) / std; the published weights expect it as it is
     mel_std: float = 1.0
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -598,7 +599,14 @@ class Flow(nn.Module):
         prompt = x1 * length_mask(prompt_frames, x1.shape[1])[..., None]
         mu = self.encode(tokens, token_lengths, streaming)
         valid = length_mask(frames, x1.shape[1])
-        return self.decoder.loss(x1, valid, mu, self.project_speaker(speaker), prompt, draws, streaming)[0]
+        loss, _ = self.decoder.loss(x1, valid, mu, self.project_speaker(speaker), prompt, draws, streaming)
+        if c.prior_weight:
+            loss = loss + c.prior_weight * (mu.float() - x1)[valid].square().mean()
+        return loss
+
+    def forward(self, *args, **kwargs) -> Tensor:
+        """The training loss, so that data-parallel wrappers see it."""
+        return self.loss(*args, **kwargs)
 
     @torch.inference_mode()
     def inference(

@@ -19,12 +19,20 @@ N = STFT frames of the head (L / hop_len + 1).
 
 import math
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
+
+from omnilib import config as configs
+from omnilib.train.common import load_weights
+
+F0_REACH = 5  # frames to either side that a predicted f0 depends on: five convolutions of width 3
+NOISE_SAMPLES = 1 << 17
 
 
 @dataclass
@@ -54,6 +62,22 @@ class HiFTConfig:
     def hop(self) -> int:
         """Samples per mel frame."""
         return math.prod(self.upsample_rates) * self.istft_hop_len
+
+    @property
+    def reach(self) -> int:
+        """Frames to either side that a sample depends on (the receptive field, rounded up)."""
+
+        def block(kernel: int, dilations: list[int]) -> int:
+            return sum((kernel - 1) // 2 * (d + 1) for d in dilations)
+
+        frames, rate = float(F0_REACH), 1  # through the source; the first convolution reaches less far
+        for i, (up, kernel) in enumerate(zip(self.upsample_rates, self.upsample_kernel_sizes, strict=True)):
+            rate *= up
+            source = block(self.source_resblock_kernel_sizes[i], self.source_resblock_dilation_sizes[i])
+            body = max(map(block, self.resblock_kernel_sizes, self.resblock_dilation_sizes))
+            frames += (kernel / 2 + 1 + source + body) / rate
+        head = 4 + self.istft_n_fft // self.istft_hop_len  # last convolution and the overlap of both STFTs
+        return math.ceil(frames + head / rate)
 
 
 def published_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -115,7 +139,13 @@ class F0Predictor(nn.Module):
         return self.classifier(hidden).squeeze(-1).abs()  # (B, F)
 
 
-def harmonic_phase(f0: Tensor, harmonics: int, rate: int, hop: int) -> Tensor:
+def cycles_per_frame(f0: Tensor, harmonics: int, rate: int, hop: int) -> Tensor:
+    """Cycles each overtone turns in a frame, whole turns per sample dropped: (B, F) Hz -> (B, H, F) float64."""
+    order = torch.arange(1, harmonics + 1, device=f0.device, dtype=torch.float64)
+    return (f0.double()[:, None] * order[:, None] / rate).remainder(1.0) * hop
+
+
+def harmonic_phase(f0: Tensor, harmonics: int, rate: int, hop: int, start: Tensor | None = None) -> Tensor:
     """Phase, in cycles modulo 1, of f0 and its overtones at every sample.
 
     The sum runs over frames (one frame adds `hop` samples) and is spread linearly between frame middles, so the first
@@ -123,12 +153,13 @@ def harmonic_phase(f0: Tensor, harmonics: int, rate: int, hop: int) -> Tensor:
 
     Args:
         f0: (B, F) in Hz.
+        start: (B, H) cycles turned before the first frame.
     Returns:
         (B, H, F * hop) float32.
     """
-    order = torch.arange(1, harmonics + 1, device=f0.device, dtype=torch.float64)
-    step = (f0.double()[:, None] * order[:, None] / rate).remainder(1.0)  # (B, H, F) cycles per sample
-    phase = step.cumsum(-1) * hop
+    phase = cycles_per_frame(f0, harmonics, rate, hop).cumsum(-1)  # (B, H, F)
+    if start is not None:
+        phase = phase + start[..., None]
     phase = F.interpolate(phase, scale_factor=float(hop), mode="linear")  # (B, H, L)
     return phase.remainder(1.0).float()
 
@@ -141,11 +172,20 @@ class HarmonicSource(nn.Module):
         self.config = config
         self.l_linear = nn.Linear(config.nb_harmonics + 1, 1)
 
-    def forward(self, f0: Tensor, noise: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """f0 (B, F) and unit noise (B, L, H), drawn from `generator` if absent -> excitation (B, 1, L)."""
+    def forward(
+        self,
+        f0: Tensor,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        start: Tensor | None = None,
+    ) -> Tensor:
+        """f0 (B, F) and unit noise (B, L, H), drawn from `generator` if absent -> excitation (B, 1, L).
+
+        `start` (B, H): cycles turned before the first frame, when this is the continuation of a stream.
+        """
         c = self.config
         with torch.no_grad():
-            phase = harmonic_phase(f0, c.nb_harmonics + 1, c.sampling_rate, c.hop)
+            phase = harmonic_phase(f0, c.nb_harmonics + 1, c.sampling_rate, c.hop, start)
             sines = c.nsf_alpha * torch.sin(2 * math.pi * phase).transpose(1, 2)  # (B, L, H)
             voiced = (f0 > c.nsf_voiced_threshold).float().repeat_interleave(c.hop, dim=1)[..., None]  # (B, L, 1)
             if noise is None:
@@ -243,9 +283,77 @@ class HiFT(nn.Module):
             source = torch.cat([cache_source, source[..., cache_source.shape[-1] :]], dim=-1)
         return self.decode(mel, source), source
 
+    def stream(self, context: int | None = None) -> "HiFTStream":
+        """Start a stream of mel pieces (see `HiFTStream`)."""
+        return HiFTStream(self, self.config.reach if context is None else context)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "HiFT":
+        """Read a checkpoint folder (model.safetensors + config.yaml), ready for inference.
+
+        Raises:
+            CheckpointError, ConfigError: the folder is missing, truncated, or of another model.
+        """
+        model = cls(configs.load(HiFTConfig, Path(folder) / "config.yaml"))
+        load_weights(model, Path(folder) / "model.safetensors")
+        return model.eval()
+
     def fold_weight_norm(self) -> "HiFT":
         """Replace gain and direction by the weight itself: faster for short pieces; the result cannot be saved."""
         for module in self.modules():
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight")
         return self
+
+
+@lru_cache(maxsize=4)
+def fixed_noise(harmonics: int) -> Tensor:
+    """Unit noise for speech of any length: (2^17 samples, H), about 5.5 s, used round and round."""
+    return torch.randn(NOISE_SAMPLES, harmonics, generator=torch.Generator().manual_seed(0))
+
+
+def noise_at(start: int, count: int, harmonics: int) -> Tensor:
+    """Noise of samples start .. start + count, a function of the position alone: (1, count, H)."""
+    return fixed_noise(harmonics)[torch.arange(start, start + count) % NOISE_SAMPLES][None]
+
+
+class HiFTStream:
+    """Mel pieces in, wave pieces out, memory bounded: the same wave as one pass over the whole mel.
+
+    Each call recomputes `context` frames to the left, holds back `context` frames at the right until the mel after them
+    is known, and carries the phase of every harmonic. With context = `config.reach` no sample differs from the offline
+    wave (beyond rounding); a shorter one costs less delay and errs at the seams.
+
+    Example: `stream = model.stream(); wave = torch.cat([stream.push(a), stream.push(b, last=True)], 1)`
+    """
+
+    def __init__(self, model: HiFT, context: int):
+        c, device = model.config, next(model.parameters()).device
+        self.model, self.context = model, max(context, F0_REACH)
+        self.mel = torch.zeros(1, c.in_channels, 0, device=device)  # frames first .. now
+        self.f0 = torch.zeros(1, 0, device=device)  # of the same frames, up to where it is final
+        self.turned = torch.zeros(1, c.nb_harmonics + 1, dtype=torch.float64, device=device)  # cycles before `first`
+        self.first = 0
+        self.spoken = 0  # frames whose samples are out
+
+    @torch.inference_mode()
+    def push(self, mel: Tensor, last: bool = False) -> Tensor:
+        """mel (1, M, F) -> the samples that are now certain (1, n); with `last` all the rest."""
+        c = self.model.config
+        self.mel = torch.cat([self.mel, mel], dim=-1)
+        frames = self.mel.shape[-1]
+        begin, end = self.spoken - self.first, frames if last else frames - self.context
+        if end <= begin:
+            return self.mel.new_zeros(1, 0)
+        f0 = torch.cat([self.f0, self.model.f0_predictor(self.mel)[:, self.f0.shape[1] :]], dim=1)  # (1, frames)
+        noise = noise_at(self.first * c.hop, frames * c.hop, c.nb_harmonics + 1).to(self.mel.device)
+        source = self.model.m_source(f0, noise, start=self.turned)
+        wave = self.model.decode(self.mel, source)[:, begin * c.hop : end * c.hop]
+
+        drop = max(0, end - self.context)
+        turned = cycles_per_frame(f0[:, :drop], c.nb_harmonics + 1, c.sampling_rate, c.hop).sum(-1)
+        self.turned = (self.turned + turned).remainder(1.0)
+        self.f0 = f0[:, drop : frames - F0_REACH]  # later values will still change with the frames to come
+        self.mel = self.mel[..., drop:]
+        self.first, self.spoken = self.first + drop, self.first + end
+        return wave

@@ -188,7 +188,7 @@ class SpeechTokenizer(nn.Module):
         for block in self.encoder.blocks:
             nn.init.normal_(block.attn.fsmn_block.weight, std=0.02)
         projection = self.quantizer._codebook.project_down
-        nn.init.normal_(projection.weight, std=2.0 / projection.in_features**0.5)
+        nn.init.normal_(projection.weight, std=1.0 / projection.in_features**0.5)
         nn.init.zeros_(projection.bias)
 
     def forward(self, mel: Tensor, lengths: Tensor) -> Quantised:

@@ -1,0 +1,132 @@
+"""Freeze a small subset of the nano corpus for evaluation and demos: committed, so that only retraining needs the engines.
+
+    python -m data_prep.frozen --corpus data/nano --out data_prep/frozen
+
+Writes Opus files (about 16 kbit/s, 24 kHz), manifest.jsonl and longform.jsonl. Roles:
+    reference  one recording a speaker to clone the voice from
+    eval       test sentences of in-lexicon words          open   test sentences with other words
+    pair       two more recordings a speaker for the speaker judge's threshold
+    train      a few training sentences, so that notebooks train at `smoke` without the corpus
+    human      telephone prompts read by a person (asterisk-core-sounds-en, CC-BY-SA-3.0), test only
+"""
+
+import argparse
+import gzip
+import re
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from tqdm import tqdm
+
+from data_prep import texts
+from data_prep.engines import RATE
+from data_prep.nano import SPEAKERS, key_of
+from omnilib.data import load_segment, read_manifest, write_manifest
+from omnilib.errors import MissingTool, UserError
+from omnilib.paths import DATA
+
+OPUS_LEVEL = 0.945  # libsndfile's scale from 0 (260 kbit/s) to 1 (6 kbit/s)
+EVAL_LINES = {"en": 8, "zh": 25}  # a speaker
+OPEN_LINES = {"en": 3, "zh": 8}
+TRAIN_LINES = 6
+HUMAN_LINES = 30
+REFERENCE_SECONDS = (3.5, 8.0)
+LONG_TEXTS, LONG_WORDS = 10, (300, 500)
+ASTERISK = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
+ASTERISK_TEXT = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
+
+
+def choose(records: list[dict]) -> list[tuple[str, dict]]:
+    """(role, record) of every recording to freeze; references are test sentences of a comfortable length."""
+    chosen = []
+    for speaker in SPEAKERS:
+        mine = sorted((r for r in records if r["speaker"] == speaker.name), key=lambda r: key_of(r["id"]))
+        test = [r for r in mine if r["split"] == "test" and r["in_lexicon"]]
+        comfortable = [r for r in test if REFERENCE_SECONDS[0] <= r["duration"] <= REFERENCE_SECONDS[1]]
+        reference, pairs = comfortable[0], comfortable[1:3]
+        rest = [r for r in test if r not in (reference, *pairs)]
+        unknown = [r for r in mine if r["split"] == "test" and not r["in_lexicon"]]
+        chosen.append(("reference", reference))
+        chosen += [("pair", r) for r in pairs]
+        chosen += [("eval", r) for r in rest[: EVAL_LINES[speaker.language]]]
+        chosen += [("open", r) for r in unknown[: OPEN_LINES[speaker.language]]]
+        chosen += [("train", r) for r in mine if r["split"] == "train"][:TRAIN_LINES]
+    return chosen
+
+
+def human() -> list[tuple[dict, np.ndarray]]:
+    """Prompts read by a person: record and wave at 16 kHz.
+
+    Raises:
+        MissingTool: the package is not installed.
+    """
+    if not ASTERISK.is_dir() or not ASTERISK_TEXT.is_file():
+        raise MissingTool("the human prompts are missing: apt-get install asterisk-core-sounds-en asterisk-core-sounds-en-g722")
+    import av
+
+    found = []
+    for line in gzip.decompress(ASTERISK_TEXT.read_bytes()).decode("utf-8", "replace").splitlines():
+        name, _, text = line.partition(":")
+        path = ASTERISK / f"{name.strip()}.g722"
+        plain = re.fullmatch(r"[A-Za-z',. ]+", text.strip())
+        if path.is_file() and plain and 5 <= len(text.split()) <= 16:
+            found.append((name.strip(), text.strip(), path))
+    records = []
+    for name, text, path in sorted(found, key=lambda f: key_of(f[0]))[:HUMAN_LINES]:
+        with av.open(str(path), format="g722") as file:
+            frames = [f.to_ndarray().reshape(-1) for f in file.decode(audio=0)]
+        wave = np.concatenate(frames).astype(np.float32) / 32768
+        record = {"id": f"human-{name.replace('/', '-')}", "text": text, "language": "en", "speaker": "allison", "source": "asterisk-core-sounds-en"}
+        records.append((record | {"licence": "CC-BY-SA-3.0", "split": "test", "in_lexicon": False, "seen_speaker": False, "phonemes": []}, wave))
+    return records
+
+
+def long_texts(records: list[dict]) -> list[dict]:
+    """Ten texts of 300-500 words made of test sentences, and the reference voice each is to be spoken in."""
+    lines = texts.sentences("en")
+    lexicon = texts.lexicon(lines, "en")
+    spoken = {r["text"] for r in records if r["split"] != "test"}
+    pool = [t for _, t in lines if key_of(t + "split") % 100 < 3 and all(w in lexicon for w in texts.words(t, "en")) and t not in spoken]
+    speakers = [s.name for s in SPEAKERS if s.language == "en"]
+    rng = np.random.default_rng(7)
+    result, cursor = [], 0
+    for index in range(LONG_TEXTS):
+        target, parts, count = int(rng.integers(LONG_WORDS[0], LONG_WORDS[1] - 15)), [], 0
+        while count < target:
+            parts.append(pool[cursor % len(pool)])
+            count += len(texts.words(pool[cursor % len(pool)], "en"))
+            cursor += 1
+        result.append({"id": f"long-en-{index:02d}", "language": "en", "text": " ".join(parts), "words": count, "speaker": speakers[index % len(speakers)]})
+    return result
+
+
+def freeze(corpus: Path, out: Path) -> str:
+    """Write the subset; returns the manifest's sha256."""
+    records = read_manifest(corpus / "manifest.jsonl")
+    (out / "audio").mkdir(parents=True, exist_ok=True)
+    frozen = []
+    waves = [(role, record, lambda r=record: (load_segment(r, corpus).numpy(), RATE)) for role, record in choose(records)]
+    waves += [("human", record, lambda w=wave: (w, 16_000)) for record, wave in human()]
+    for role, record, read in tqdm(waves, desc="freeze", unit="file"):
+        wave, rate = read()
+        path = f"audio/{record['id']}.ogg"
+        soundfile.write(out / path, wave, rate, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL)
+        frozen.append(record | {"path": path, "start": 0.0, "duration": len(wave) / rate, "rate": rate, "role": role})
+    write_manifest(out / "longform.jsonl", long_texts(records))
+    return write_manifest(out / "manifest.jsonl", frozen)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", type=Path, default=DATA / "nano")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "frozen")
+    args = parser.parse_args(argv)
+    try:
+        print(f"frozen manifest sha256 {freeze(args.corpus, args.out)}")
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+if __name__ == "__main__":
+    main()

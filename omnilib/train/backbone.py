@@ -1,0 +1,155 @@
+"""Pre-train the nano text backbone: a small Qwen3 language model (the paper starts from Qwen3, trained on 36T tokens).
+
+    python -m omnilib.train.backbone --config backbone_nano --out checkpoints/nano/backbone      # one core, 5 minutes
+
+Stage 1 of the mouth freezes this model, so it must know the words before it hears any speech.
+"""
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from omnilib import config as configs
+from omnilib.data import read_manifest, sha256, step_rng
+from omnilib.errors import DataError
+from omnilib.paths import DATA, ROOT
+from omnilib.text import IM_END, TEXT_PAD, encode, join_sentences, load_tokenizer, text_size
+from omnilib.train.common import (
+    JsonlLog,
+    autocast,
+    check_finite,
+    count_parameters,
+    export_pretrained,
+    load_state,
+    lr_at,
+    parse_args,
+    run_meta,
+    save_state,
+    seed_everything,
+)
+
+
+@dataclass
+class BackboneTraining:
+    """Sizes of the language model, and how long it reads."""
+
+    manifest: str = "nano/manifest.jsonl"
+    text: str = "checkpoints/nano/text"
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    kv_heads: int = 4
+    head_dim: int = 64
+    mlp: int = 768
+    rope_theta: float = 10000.0
+    positions: int = 8192
+    seed: int = 0
+    steps: int = 1000
+    batch: int = 16
+    context: int = 128
+    lr: float = 1e-3
+    warmup: int = 50
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    bf16: bool = True
+    log_every: int = 20
+    eval_every: int = 250
+    save_every: int = 250
+
+
+def read_text(manifest, tokenizer, split: str, seed: int) -> torch.Tensor:
+    """All sentences of a split, shuffled, a few at a time joined to a passage, as one stream of ids (N,)."""
+    groups = defaultdict(list)
+    for record in read_manifest(manifest):
+        if record["split"] == split:
+            groups[record["language"]].append(record["text"])
+    if not groups:
+        raise DataError(f"{manifest} has no {split} text: build the corpus again")
+    rng = np.random.default_rng(seed)
+    passages = []
+    for texts in groups.values():
+        order = rng.permutation(len(texts))
+        for first in range(0, len(order), 8):
+            passages.append(join_sentences([texts[i] for i in order[first : first + 8]])[0])
+    end = tokenizer.convert_tokens_to_ids(IM_END)
+    ids = [i for p in rng.permutation(len(passages)) for i in (*encode(tokenizer, passages[p]), end)]
+    return torch.tensor(ids)
+
+
+def windows(stream: torch.Tensor, config: BackboneTraining, step: int) -> torch.Tensor:
+    """(batch, context + 1) random windows, a function of (seed, step) alone."""
+    starts = step_rng(config.seed, step).integers(len(stream) - config.context - 1, size=config.batch)
+    return torch.stack([stream[s : s + config.context + 1] for s in starts])
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    args = parse_args(__doc__, argv)
+    config = configs.load(BackboneTraining, args.config, args.overrides)
+    accelerator = Accelerator()
+    seed_everything(config.seed)
+    tokenizer = load_tokenizer(ROOT / config.text)
+    manifest = DATA / config.manifest
+    train, dev = (read_text(manifest, tokenizer, split, config.seed) for split in ("train", "dev"))
+    if min(len(train), len(dev)) < config.context + 2:
+        raise DataError(f"{manifest} has too little text for a context of {config.context}: build more of the corpus")
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=text_size(tokenizer),
+            hidden_size=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            intermediate_size=config.mlp,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            max_position_embeddings=config.positions,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.convert_tokens_to_ids(TEXT_PAD),
+            eos_token_id=tokenizer.convert_tokens_to_ids(IM_END),
+            bos_token_id=None,
+        )
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    state = load_state(args.out, model, optimizer)
+    start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    print(f"backbone {count_parameters(model)['total']:,} parameters, {len(train):,} text ids, from step {start}")
+    log = JsonlLog(args.out / "log.jsonl", start if state else None)
+
+    def loss_of(ids: torch.Tensor) -> torch.Tensor:
+        ids = ids.to(accelerator.device)
+        with autocast(accelerator.device, config.bf16):
+            logits = model(ids[:, :-1]).logits
+        return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+
+    metrics: dict[str, float] = {}
+    for step in range(start, config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(step, config.steps, config.lr, config.warmup)
+        loss = loss_of(windows(train, config, step))
+        check_finite(loss, step)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        done = step + 1
+        if done % config.log_every == 0 or done == config.steps:
+            log.write(done, loss=round(loss.item(), 6))
+        if done % config.eval_every == 0 or done == config.steps:
+            with torch.no_grad():
+                metrics = {"dev_text_loss": float(np.mean([loss_of(windows(dev, config, s)).item() for s in range(8)]))}
+            log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
+        if done % config.save_every == 0 or done == config.steps:
+            save_state(args.out, model, optimizer, done, {"seconds": seconds_before + time.time() - log.started})
+    meta = run_meta(config, config.steps, seconds_before + time.time() - log.started, metrics=metrics, manifest_sha256=sha256(manifest))
+    export_pretrained(args.out, accelerator.unwrap_model(model), tokenizer, config, meta)
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

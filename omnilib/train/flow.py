@@ -1,0 +1,252 @@
+"""Train the flow: speech tokens, a voice prompt and a speaker vector -> mel spectrogram.
+
+    python -m omnilib.train.flow --config flow_nano --out runs/flow             # 1 CPU core
+    accelerate launch -m omnilib.train.flow --config flow_paper --out runs/flow
+
+One stage, nothing frozen. The recipe is CosyVoice2's (uniform time, 20 % of items without condition, part of the item itself
+as prompt, half of the steps with streaming masks) with two additions that a small model needs: some batches put a piece of
+*another* utterance of the same voice before each item and show it as the prompt, which is exactly what voice cloning does;
+and a plain regression loss on mu (Matcha-TTS's prior loss), so that the encoder learns from the first step.
+Exported are the running averages of the weights.
+
+Shapes: B batch, N tokens (25 Hz), F = 2N mel frames (50 Hz).
+"""
+
+import copy
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from omnilib import config as configs
+from omnilib.audio import mel_80
+from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
+from omnilib.errors import DataError
+from omnilib.paths import DATA
+from omnilib.train import common
+from omnilib.train.prefetch import prefetch
+from omnilib.voice.flow import RATIO, Flow, FlowConfig
+
+SAMPLES = 960  # of 24 kHz audio in a token
+
+
+@dataclass
+class Config:
+    """One run. Files are paths, or names below the data folder."""
+
+    manifest: str = "nano/manifest.jsonl"
+    tokens: str = "nano/codec_train/tokens.safetensors"  # record id -> int16 (N,) speech tokens at 25 Hz
+    speakers: str = "nano/codec_train/speakers.safetensors"  # record id -> float (192,) speaker vector
+    steps: int = 10_000
+    batch_seconds: float = 60.0
+    max_seconds: float = 16.0  # longer recordings are left out
+    other_prompt: float = 0.3  # share of batches whose prompt is another utterance of the voice
+    prompt_seconds: list[float] = field(default_factory=lambda: [1.0, 4.0])  # its length
+    lr: float = 1e-3
+    warmup: int = 200
+    weight_decay: float = 0.01
+    clip: float = 1.0  # largest gradient norm
+    average: float = 0.999  # decay of the weight average
+    bf16: bool = True
+    eval_every: int = 500
+    eval_items: int = 16
+    save_every: int = 250
+    log_every: int = 25
+    seed: int = 0
+    model: FlowConfig = field(default_factory=FlowConfig)
+
+
+# ---------------------------------------------------------------- data
+
+
+@dataclass
+class Batch:
+    tokens: Tensor  # (B, N)
+    lengths: Tensor  # (B,) tokens
+    mel: Tensor  # (B, 80, F)
+    speakers: Tensor  # (B, 192)
+    prompt_frames: Tensor | None  # (B,), or None: drawn inside the loss
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(**{k: v if v is None else v.to(device) for k, v in vars(self).items()})
+
+
+def find_data(name: str) -> Path:
+    """A path as it is, or below the data folder."""
+    return Path(name) if Path(name).exists() else DATA / name
+
+
+def load_vectors(path: Path, made_by: str) -> dict[str, Tensor]:
+    """A safetensors file of record id -> tensor.
+
+    Raises:
+        DataError: missing or unreadable.
+    """
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot read {path} ({error}): it holds one tensor per record id; make it with {made_by}") from None
+
+
+class Utterances:
+    """Tokens, mels and speaker vectors of the records that have them; a batch depends on (seed, step) alone."""
+
+    def __init__(self, records: list[dict], root: Path, tokens: dict[str, Tensor], speakers: dict[str, Tensor], cfg: Config):
+        keep = [r for r in records if r["id"] in tokens and r["id"] in speakers and r["duration"] <= cfg.max_seconds]
+        if not keep:
+            raise DataError(f"none of {len(records)} records has tokens and a speaker vector: encode this manifest's records first")
+        if bad := sorted({r["rate"] for r in keep} - {24_000}):
+            raise DataError(f"recordings at {bad} Hz: the flow learns from 24 kHz only, resample them in data preparation")
+        self.segments = Segments(keep, root, cfg.batch_seconds, seed=cfg.seed)
+        self.root, self.tokens, self.speakers, self.cfg = root, tokens, speakers, cfg
+        self.voices: dict[str, list[dict]] = {}
+        for record in self.segments.records:
+            self.voices.setdefault(record["speaker"], []).append(record)
+
+    def load(self, records: list[dict]) -> list[tuple[Tensor, Tensor]]:
+        """(tokens (N,), mel (2N, 80)) of each record, cut to the shorter of the two."""
+        waves = [load_segment(r, self.root) for r in records]
+        mels = mel_80(pad_sequence(waves, True), torch.tensor([len(w) for w in waves]))  # (B, 80, F)
+        pairs = []
+        for record, wave, mel in zip(records, waves, mels, strict=True):
+            tokens = self.tokens[record["id"]].long()
+            count = min(len(tokens), len(wave) // SAMPLES)
+            pairs.append((tokens[:count], mel.T[: count * RATIO]))
+        return pairs
+
+    def collate(self, pairs: list[tuple[Tensor, Tensor]], owners: list[dict], prompt_frames: Tensor | None) -> Batch:
+        tokens, mels = zip(*pairs, strict=True)
+        return Batch(
+            tokens=pad_sequence(tokens, True),
+            lengths=torch.tensor([len(t) for t in tokens]),
+            mel=pad_sequence(mels, True).transpose(1, 2),
+            speakers=torch.stack([self.speakers[r["id"]].float() for r in owners]),
+            prompt_frames=prompt_frames,
+        )
+
+    def batch(self, step: int) -> Batch:
+        """Utterances of similar length; in some steps each after a piece of another one of its voice."""
+        records, rng = self.segments.records_at(step), step_rng(self.cfg.seed + 7, step)
+        if rng.random() >= self.cfg.other_prompt:
+            return self.collate(self.load(records), records, None)
+        size = round(rng.uniform(*self.cfg.prompt_seconds) * 25)  # tokens, one size a batch: no extra padding
+        others = [self.voices[r["speaker"]][rng.integers(len(self.voices[r["speaker"]]))] for r in records]
+        pairs, prompt_frames = [], []
+        loaded = self.load(others + records)
+        for (prompt, prompt_mel), (tokens, mel) in zip(loaded[: len(others)], loaded[len(others) :], strict=True):
+            first = int(rng.integers(max(0, len(prompt) - size) + 1))
+            prompt, prompt_mel = prompt[first : first + size], prompt_mel[first * RATIO : (first + size) * RATIO]
+            pairs.append((torch.cat([prompt, tokens]), torch.cat([prompt_mel, mel])))
+            prompt_frames.append(len(prompt_mel))
+        return self.collate(pairs, others, torch.tensor(prompt_frames))
+
+
+# ---------------------------------------------------------------- evaluation
+
+
+@torch.no_grad()
+def evaluate(model: Flow, dev: Utterances, cfg: Config, device: torch.device, out: Path) -> dict[str, float]:
+    """Flow loss at fixed draws, and the distance of sampled mels to the truth with the first third of the item as prompt.
+
+    Keeps one sampled mel and its target in `out`, for ears (any HiFT makes it a wave) and eyes.
+    """
+    records = dev.segments.records[:: max(1, len(dev.segments.records) // cfg.eval_items)][: cfg.eval_items]
+    losses, distances, example = [], [], {}
+    for number, record in enumerate(records):
+        batch = dev.collate(dev.load([record]), [record], None).to(device)
+        with common.autocast(device, cfg.bf16):
+            fixed = torch.Generator().manual_seed(number)
+            losses.append(model(batch.tokens, batch.lengths, batch.mel, batch.speakers, generator=fixed).item())
+            cut = max(1, int(batch.lengths[0]) // 3)
+            prompt = (batch.tokens[:, :cut], batch.mel[:, :, : cut * RATIO].transpose(1, 2))
+            mel = model.inference(batch.tokens[:, cut:], *prompt, batch.speakers)  # (1, 80, F)
+        target = batch.mel[:, :, cut * RATIO :]
+        distances.append((mel - target).abs().mean().item())
+        example = {"mel": mel[0].cpu().contiguous(), "target": target[0].cpu().contiguous()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file(example, out)
+    return {"dev_loss": sum(losses) / len(losses), "dev_mel_l1": sum(distances) / len(distances)}
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * model."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
+# ---------------------------------------------------------------- loop
+
+
+def train(cfg: Config, out: Path) -> dict[str, float]:
+    """Run or continue a run in `out`; returns the final development metrics."""
+    common.seed_everything(cfg.seed)
+    accelerator = Accelerator()
+    device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
+
+    manifest = find_data(cfg.manifest)
+    records = read_manifest(manifest)
+    tokens = load_vectors(find_data(cfg.tokens), "the trained speech tokenizer")
+    speakers = load_vectors(find_data(cfg.speakers), "the trained speaker encoder")
+    split = {s: [r for r in records if r["split"] == s] for s in ("train", "dev")}
+    data, dev = (Utterances(split[s], manifest.parent, tokens, speakers, cfg) for s in ("train", "dev"))
+
+    model = Flow(cfg.model).to(device)
+    average = copy.deepcopy(model).eval()
+    both = nn.ModuleDict({"model": model, "average": average})
+    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas=(0.9, 0.99), weight_decay=cfg.weight_decay)
+    state = common.load_state(out, both, optimizer)
+    first, spent = (state["step"], state["seconds"]) if state else (0, 0.0)
+    wrapped = accelerator.prepare(model) if ranks > 1 else model
+    log = common.JsonlLog(out / "log.jsonl", first if state else None) if accelerator.is_main_process else None
+    if log:
+        hours = sum(r["duration"] for r in data.segments.records) / 3600
+        print(f"flow {common.count_parameters(model)}, {hours:.2f} h of speech in {len(data.segments.records)} utterances")
+
+    model.train()
+    started, heard, metrics = time.time(), 0.0, {}
+    for step, batch in prefetch(lambda s: data.batch(s * ranks + rank), first, cfg.steps):
+        torch.manual_seed((cfg.seed << 32) + step * ranks + rank)  # time, noise, dropout: a function of the step
+        lr = common.lr_at(step, cfg.steps, cfg.lr, cfg.warmup)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        batch = batch.to(device)
+        with common.autocast(device, cfg.bf16):
+            loss = wrapped(batch.tokens, batch.lengths, batch.mel, batch.speakers, batch.prompt_frames)
+        common.check_finite(loss, step)
+        optimizer.zero_grad()
+        accelerator.backward(loss)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        optimizer.step()
+        update_average(average, model, min(cfg.average, (1 + step) / (10 + step)))
+
+        done, last = step + 1, step + 1 == cfg.steps
+        heard += batch.lengths.sum().item() / 25
+        if log and (done % cfg.log_every == 0 or last):
+            speed = heard * ranks / (time.time() - started)
+            filled = (batch.lengths.float().mean() / batch.tokens.shape[1]).item()
+            log.write(done, loss=loss.item(), norm=norm.item(), lr=lr, audio_per_second=speed, filled=filled)
+        if log and (done % cfg.eval_every == 0 or last):
+            metrics = evaluate(average, dev, cfg, device, out / "samples" / f"{done:06d}.safetensors")
+            log.write(done, **metrics)
+        if log and (done % cfg.save_every == 0 or last):
+            common.save_state(out, both, optimizer, done, {"seconds": spent + time.time() - started})
+    if log:
+        seconds = spent + time.time() - started
+        meta = common.run_meta(cfg, cfg.steps, seconds, metrics=metrics, manifest_sha256=sha256(manifest))
+        common.export_model(out, average, cfg.model, meta)
+    return metrics
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = common.parse_args(__doc__, argv)
+    train(configs.load(Config, args.config, args.overrides), args.out)
+
+
+if __name__ == "__main__":
+    main()

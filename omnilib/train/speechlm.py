@@ -1,0 +1,301 @@
+"""Train the mouth (paper section 3.2): stage 1 teaches adapter and speech rows beside a frozen LLM, stage 2 teaches all.
+
+    python -m omnilib.train.speechlm --config speechlm_stage1_nano --out checkpoints/nano/speechlm_stage1    # one core, 15 minutes
+    python -m omnilib.train.speechlm --config speechlm_stage2_nano --out checkpoints/nano/speechlm           # one core, 60 minutes
+    accelerate launch --config_file omnilib/configs/deepspeed/zero2.yaml -m omnilib.train.speechlm --config speechlm_stage1_paper --out runs/stage1
+
+A sample is a conversation: a reference recording of some speaker, then one to many sentences in that speaker's voice, laid
+out as the decoding loop would have produced them (`text.training_rows`). Sentences are drawn and joined anew at every step,
+so no two batches are alike although the corpus is small; samples of a batch are of similar length and the batch shrinks as
+they grow (paper section 3.3). The paper gives no optimiser, rates or steps: ours are in the configs.
+
+Shapes: B batch, L rows, k streams.
+"""
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from omnilib import config as configs
+from omnilib.data import read_manifest, sha256, step_rng
+from omnilib.errors import CheckpointError, ConfigError, DataError
+from omnilib.mouth.chunking import ChunkRules
+from omnilib.mouth.speechlm import IGNORE, SpeechLM, SpeechLMConfig
+from omnilib.paths import DATA, ROOT
+from omnilib.text import layout_of, load_tokenizer, text_size, training_rows
+from omnilib.train.common import (
+    JsonlLog,
+    autocast,
+    check_finite,
+    count_parameters,
+    export_pretrained,
+    load_state,
+    lr_at,
+    parse_args,
+    run_meta,
+    save_state,
+    seed_everything,
+)
+from omnilib.train.prefetch import prefetch
+
+
+@dataclass
+class SpeechLMTraining:
+    """One experiment. Sizes of the backbone come from `init`; the adapter's are here."""
+
+    stage: int = 1
+    init: str = "checkpoints/nano/backbone"  # stage 1: a text backbone; stage 2: the result of stage 1
+    text: str = "checkpoints/nano/text"  # the text tokenizer
+    manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
+    tokens: str = "nano/tokens.safetensors"  # record id -> 25 Hz codes
+    seed: int = 0
+    # mouth
+    adapter: str = "[2,256,4_2,768]"  # [layers, width, heads_gqa, mlp]
+    streams: int = 4  # k
+    codes: int = 243  # 3 ** FSQ dimensions
+    pre_pad: int = 4  # rows of delay between text and speech
+    chunk_min: int = 20  # a sentence end closes a chunk beyond so many text ids (paper: 50)
+    chunk_max: int = 60  # any id closes it beyond so many (paper: 100)
+    # samples
+    rows: int = 2400  # rows a batch holds
+    seconds: list[float] = field(default_factory=lambda: [2.0, 6.0, 20.0, 60.0])  # edges of the length classes of a sample
+    shares: list[float] = field(default_factory=lambda: [0.25, 0.55, 0.2])  # share of batches in each class
+    reference_seconds: list[float] = field(default_factory=lambda: [1.8, 6.0])
+    languages: list[str] = field(default_factory=lambda: ["en", "zh"])
+    language_shares: list[float] = field(default_factory=lambda: [0.8, 0.2])
+    corrupt: float = 0.1  # share of speech cells replaced by random codes in the input: the model must listen to the text
+    # optimiser
+    steps: int = 4000
+    lr: float = 1e-3
+    adapter_lr: float = 1.0  # the adapter's rate as a multiple of lr (paper: 5 in stage 2)
+    optimizer: str = "adamw"  # adamw | muon (matrices by Muon, the rest by AdamW)
+    warmup: int = 100
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    text_weight: float = 1.0  # paper: 1:1
+    speech_weight: float = 1.0
+    bf16: bool = True
+    checkpointing: bool = False  # recompute activations: less memory, more time
+    log_every: int = 20
+    eval_every: int = 500
+    save_every: int = 250
+
+
+class Conversations:
+    """Training samples; a batch is a function of (seed, step) alone."""
+
+    def __init__(self, config: SpeechLMTraining, tokenizer, layout, split: str = "train"):
+        manifest = DATA / config.manifest
+        tokens = DATA / config.tokens
+        if not tokens.is_file():
+            raise DataError(f"no speech tokens {tokens}: make them with `python -m omnilib.train.tokens`")
+        codes = load_file(str(tokens))
+        self.config, self.tokenizer, self.layout = config, tokenizer, layout
+        self.rules = ChunkRules(config.chunk_min, config.chunk_max)
+        self.speakers: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+        for record in read_manifest(manifest):
+            if record["split"] == split and record["language"] in config.languages and record["id"] in codes:
+                item = {"text": record["text"], "seconds": record["duration"], "codes": codes[record["id"]].long()}
+                self.speakers[record["language"]][record["speaker"]].append(item)
+        missing = [lang for lang in config.languages if not self.speakers[lang]]
+        if missing:
+            raise DataError(f"{manifest} holds no {split} speech in {', '.join(missing)} with tokens: build the corpus and its tokens")
+        low, high = config.reference_seconds
+        self.references = {
+            speaker: [r for r in records if low <= r["seconds"] <= high] or records
+            for speakers in self.speakers.values()
+            for speaker, records in speakers.items()
+        }
+
+    @property
+    def hours(self) -> float:
+        return sum(r["seconds"] for s in self.speakers.values() for records in s.values() for r in records) / 3600
+
+    def sample(self, rng: np.random.Generator, language: str, seconds: float) -> tuple[Tensor, Tensor]:
+        """Rows and labels (L, 1 + k) of one conversation of about `seconds` of speech."""
+        speakers = sorted(self.speakers[language])
+        weights = np.sqrt([len(self.speakers[language][s]) for s in speakers])
+        speaker = speakers[int(rng.choice(len(speakers), p=weights / weights.sum()))]
+        references, records = self.references[speaker], self.speakers[language][speaker]
+        while True:
+            reference = references[int(rng.integers(len(references)))]
+            chosen, total = [], 0.0
+            while total < seconds:
+                chosen.append(records[int(rng.integers(len(records)))])
+                total += chosen[-1]["seconds"]
+            sentences = [(r["text"], r["codes"]) for r in chosen]
+            try:
+                return training_rows(self.tokenizer, self.layout, reference["text"], reference["codes"], sentences, self.rules)
+            except DataError:  # a sentence longer than a whole chunk: draw again
+                continue
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows, labels (B, L, 1 + k) and mask (B, L), padded on the right."""
+        config = self.config
+        rng = step_rng(config.seed, step)
+        kind = int(rng.choice(len(config.shares), p=np.array(config.shares) / sum(config.shares)))
+        seconds = float(rng.uniform(config.seconds[kind], config.seconds[kind + 1]))
+        samples, longest = [], 0
+        while not samples or (len(samples) + 1) * longest <= config.rows:
+            language = str(rng.choice(config.languages, p=np.array(config.language_shares) / sum(config.language_shares)))
+            samples.append(self.sample(rng, language, seconds))
+            longest = max(longest, len(samples[-1][0]))
+        rows = torch.nn.utils.rnn.pad_sequence([r for r, _ in samples], batch_first=True)
+        labels = torch.nn.utils.rnn.pad_sequence([y for _, y in samples], batch_first=True, padding_value=IGNORE)
+        lengths = torch.tensor([len(r) for r, _ in samples])
+        mask = torch.arange(rows.shape[1]) < lengths[:, None]
+        return self.corrupt(rows, rng), labels, mask
+
+    def corrupt(self, rows: Tensor, rng: np.random.Generator) -> Tensor:
+        """Replace a share of the real codes of the input by random ones (labels stay): half of the samples are left clean."""
+        if not self.config.corrupt:
+            return rows
+        share = rng.uniform(0, 2 * self.config.corrupt, size=len(rows)) * (rng.random(len(rows)) < 0.5)
+        hit = torch.from_numpy(rng.random(rows.shape) < share[:, None, None]) & (rows < self.layout.speech_eos)
+        hit[..., 0] = False  # text is never changed
+        noise = torch.from_numpy(rng.integers(self.layout.speech_eos, size=rows.shape))
+        return torch.where(hit, noise, rows)
+
+
+def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
+    """Stage 1: a text backbone plus fresh adapter and speech rows. Stage 2: the result of stage 1."""
+    folder = ROOT / config.init
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"no model in {config.init}: train the stage before (see `make retrain`) or correct `init`")
+    if config.stage == 2:
+        return SpeechLM.load(folder)
+    if config.stage != 1:
+        raise ConfigError(f"stage is {config.stage}: it must be 1 or 2")
+    backbone = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    base = {k: v for k, v in Qwen3Config.from_pretrained(folder).to_dict().items() if k not in ("vocab_size", "architectures", "model_type")}
+    text = text_size(tokenizer)
+    speech = config.codes + 2
+    lm = SpeechLMConfig(
+        **base,
+        vocab_size=text + config.streams * speech,
+        tokenizer_text_size=text,
+        tokenizer_speech_size=speech,
+        speech_token_count=config.streams,
+        speech_token_pre_pad=config.pre_pad,
+        tts_adapter_config=config.adapter,
+    )
+    return SpeechLM.from_backbone(backbone, lm)
+
+
+def optimizers_of(model: SpeechLM, config: SpeechLMTraining) -> dict[str, torch.optim.Optimizer]:
+    """Groups carry `scale`, their rate as a multiple of the schedule's: the adapter has its own (paper: 5x in stage 2)."""
+    groups: dict[str, list[dict]] = {"adamw": [], "muon": []}
+    for adapter in (False, True):
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and n.startswith("tts_adapter.") == adapter]
+        tables = [p for n, p in named if "embed_tokens" in n or "lm_head" in n or p.dim() < 2]  # no decay: see freeze_backbone
+        matrices = [p for n, p in named if not ("embed_tokens" in n or "lm_head" in n or p.dim() < 2)]
+        scale = config.adapter_lr if adapter else 1.0
+        groups["adamw"].append({"params": tables, "weight_decay": 0.0, "scale": scale})
+        groups[config.optimizer].append({"params": matrices, "weight_decay": config.weight_decay, "scale": scale})
+    groups = {k: [g for g in v if g["params"]] for k, v in groups.items()}
+    result: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(groups["adamw"], lr=config.lr, betas=(0.9, 0.98))}
+    if groups["muon"]:
+        result["muon"] = torch.optim.Muon(groups["muon"], lr=config.lr, adjust_lr_fn="match_rms_adamw")
+    return result
+
+
+@torch.no_grad()
+def evaluate(model: torch.nn.Module, conversations: Conversations, device, bf16: bool, batches: int = 6) -> dict[str, float]:
+    """Teacher-forced losses and speech token error on unseen sentences of training speakers."""
+    model.eval()
+    sums = defaultdict(float)
+    for step in range(batches):
+        rows, labels, mask = (x.to(device) for x in conversations.batch(step))
+        with autocast(device, bf16):
+            output = model(rows, mask, labels, return_logits=True)
+        target = labels[:, 1:, 1:]
+        known = target != IGNORE
+        wrong = (output.speech_logits[:, :-1].argmax(-1) != target) & known
+        sums["dev_speech_loss"] += output.speech_loss.item()
+        sums["dev_text_loss"] += output.text_loss.item()
+        sums["dev_token_error"] += (wrong.sum() / known.sum()).item()
+    model.train()
+    return {k: v / batches for k, v in sums.items()}
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    args = parse_args(__doc__, argv)
+    config = configs.load(SpeechLMTraining, args.config, args.overrides)
+    accelerator = Accelerator()
+    seed_everything(config.seed)
+    device = accelerator.device
+
+    tokenizer = load_tokenizer(ROOT / config.text)
+    model = build(config, tokenizer)
+    layout = layout_of(model.config, tokenizer)
+    conversations = Conversations(config, tokenizer, layout)
+    dev_config = configs.load(SpeechLMTraining, args.config, [*args.overrides, "corrupt=0.0"])
+    dev = Conversations(dev_config, tokenizer, layout, "dev")
+
+    if config.stage == 1:
+        model.freeze_backbone()
+    if config.checkpointing:
+        model.gradient_checkpointing_enable()
+    model.train()
+    optimizers = optimizers_of(model, config)
+    state = load_state(args.out, model, optimizers)
+    start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
+    wrapped, *prepared = accelerator.prepare(model, *optimizers.values())
+    main_process, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
+    if main_process:
+        count = count_parameters(model)
+        print(f"stage {config.stage}: {count['trainable']:,} of {count['total']:,} parameters learn, {conversations.hours:.1f} h, from step {start}")
+        log = JsonlLog(args.out / "log.jsonl", start if state else None)
+
+    rows_seen, metrics = 0, {}
+    make = lambda step: conversations.batch(step * world + rank)  # noqa: E731  each process its own batch
+    for step, batch in prefetch(make, start, config.steps, depth=6):
+        rows, labels, mask = (x.to(device) for x in batch)
+        for optimizer in prepared:
+            for group in optimizer.param_groups:
+                group["lr"] = lr_at(step, config.steps, config.lr, config.warmup) * group["scale"]
+        with autocast(device, config.bf16):
+            output = wrapped(rows, mask, labels, text_weight=config.text_weight, speech_weight=config.speech_weight)
+        check_finite(output.loss, step)
+        accelerator.backward(output.loss)
+        norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
+        for optimizer in prepared:
+            optimizer.step()
+            optimizer.zero_grad()
+        rows_seen += int(mask.sum()) * world
+        done = step + 1
+        if main_process and (done % config.log_every == 0 or done == config.steps):
+            speed = rows_seen / (time.time() - log.started)
+            losses = {"loss": output.loss.item(), "text": output.text_loss.item(), "speech": output.speech_loss.item()}
+            log.write(done, **{k: round(v, 6) for k, v in losses.items()}, norm=round(float(norm or 0), 3), rows_per_second=round(speed, 1))
+        if main_process and (done % config.eval_every == 0 or done == config.steps):
+            metrics = evaluate(model, dev, device, config.bf16)
+            log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
+        if main_process and (done % config.save_every == 0 or done == config.steps):
+            save_state(args.out, model, optimizers, done, {"seconds": seconds_before + time.time() - log.started})
+
+    accelerator.wait_for_everyone()
+    if main_process:
+        meta = run_meta(
+            config,
+            config.steps,
+            seconds_before + time.time() - log.started,
+            metrics=metrics,
+            manifest_sha256=sha256(DATA / config.manifest),
+            tokens_sha256=sha256(DATA / config.tokens),
+            chunk_rules={"min_tokens": config.chunk_min, "max_tokens": config.chunk_max},
+        )
+        export_pretrained(args.out, model, tokenizer, config, meta)
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

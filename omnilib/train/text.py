@@ -1,0 +1,46 @@
+"""Learn the nano text tokenizer from the corpus text (the paper uses Qwen3's, 151k pieces).
+
+    python -m omnilib.train.text --config text_nano --out checkpoints/nano/text
+"""
+
+import json
+from dataclasses import dataclass
+
+from omnilib import config as configs
+from omnilib.data import read_manifest, sha256
+from omnilib.paths import DATA
+from omnilib.text import encode, train_tokenizer
+from omnilib.train.common import atomic_folder, parse_args
+
+
+@dataclass
+class TextTraining:
+    """`size`: text ids in all, control tokens included."""
+
+    manifest: str = "nano/manifest.jsonl"
+    size: int = 4096
+    alphabet: int = 2500
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    args = parse_args(__doc__, argv)
+    config = configs.load(TextTraining, args.config, args.overrides)
+    manifest = DATA / config.manifest
+    records = [r for r in read_manifest(manifest) if r["split"] == "train"]
+    tokenizer = train_tokenizer((r["text"] for r in records), config.size, config.alphabet)
+    pieces = sum(len(encode(tokenizer, r["text"])) for r in records)
+    seconds = sum(r["duration"] for r in records)
+    metrics = {"pieces_per_second_of_speech": round(pieces / seconds, 3), "size": len(tokenizer)}
+
+    def write(folder) -> None:
+        tokenizer.save_pretrained(folder)
+        configs.save(config, folder / "config.yaml")
+        (folder / "meta.json").write_text(json.dumps({"metrics": metrics, "manifest_sha256": sha256(manifest)}, indent=1) + "\n")
+
+    atomic_folder(args.out, write)
+    print(metrics)
+    return metrics
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""Turn every recording of a manifest into speech codes, or into a speaker vector: one safetensors file, record id -> tensor.
+
+    python -m omnilib.train.tokens --manifest data/nano/manifest.jsonl --tokenizer checkpoints/nano/tokenizer --out data/nano/tokens.safetensors
+    python -m omnilib.train.tokens --manifest data/nano/manifest.jsonl --speaker checkpoints/nano/speaker --out data/nano/speakers.safetensors
+
+Codes are int16 (T,), 25 a second, long recordings in 30 s blocks as the reference does; vectors are float32 (192,).
+Notable choices: recordings of similar length share a batch; work is cut into parts, each written whole or not at all, so a
+killed run goes on where it was; one single-thread process a core. Parts carry the hash of manifest and model in their
+folder's name: nothing stale is ever reused.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from omnilib.audio import TOKENIZER_RATE, fbank_80, log_mel_128, resample
+from omnilib.data import load_segment, read_manifest, sha256
+from omnilib.errors import CheckpointError, DataError, UserError
+from omnilib.voice.speaker import SpeakerEncoder
+from omnilib.voice.tokenizer import SpeechTokenizer
+
+BLOCK_SECONDS = 30.0  # the reference tokenizes in blocks of 30 s
+PART_SECONDS = 1200.0
+BATCH_SECONDS = 60.0
+SPEAKER_SECONDS = 8.0  # a speaker vector needs no more
+
+Encode = Callable[[list[dict], Path], dict[str, Tensor]]
+
+
+def blocks_of(record: dict) -> list[tuple[float, float]]:
+    """(start, seconds) of the blocks of a recording."""
+    count = max(1, -(-record["duration"] // BLOCK_SECONDS))
+    return [(BLOCK_SECONDS * i, min(BLOCK_SECONDS, record["duration"] - BLOCK_SECONDS * i)) for i in range(int(count))]
+
+
+def similar(items: list, seconds: Callable[[object], float]) -> list[list]:
+    """Batches of neighbours in length, padded size up to BATCH_SECONDS."""
+    batches: list[list] = [[]]
+    for item in sorted(items, key=seconds):
+        if batches[-1] and (len(batches[-1]) + 1) * seconds(item) > BATCH_SECONDS:
+            batches.append([])
+        batches[-1].append(item)
+    return batches
+
+
+def load_batch(pieces: list[tuple[dict, float, float]], root: Path) -> tuple[Tensor, Tensor]:
+    """Pieces (record, start, seconds) -> 16 kHz waves (B, T), lengths (B,)."""
+    rates = {record["rate"] for record, *_ in pieces}
+    if len(rates) > 1:
+        raise DataError(f"records of different rates {sorted(rates)} in one manifest: resample the corpus to one rate")
+    waves = [load_segment(record, root, start, seconds) for record, start, seconds in pieces]
+    rate = rates.pop()
+    lengths = torch.tensor([-(-len(w) * TOKENIZER_RATE // rate) for w in waves])
+    return resample(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), rate, TOKENIZER_RATE), lengths
+
+
+def encode_codes(model: SpeechTokenizer, records: list[dict], root: Path) -> dict[str, Tensor]:
+    """Codes (T,) int16 of each record."""
+    pieces = [(r, i, *block) for r in records for i, block in enumerate(blocks_of(r))]
+    found: dict[tuple[str, int], Tensor] = {}
+    for batch in similar(pieces, lambda p: p[3]):
+        waves, lengths = load_batch([(r, start, seconds) for r, _, start, seconds in batch], root)
+        codes, counts = model.encode(log_mel_128(waves, lengths), lengths // 160)
+        for (record, i, *_), row, count in zip(batch, codes, counts.tolist(), strict=True):
+            found[record["id"], i] = row[:count].to(torch.int16)
+    return {r["id"]: torch.cat([found[r["id"], i] for i in range(len(blocks_of(r)))]) for r in records}
+
+
+def encode_speakers(model: SpeakerEncoder, records: list[dict], root: Path) -> dict[str, Tensor]:
+    """Speaker vector (dim,) float32 of each record, from its first seconds."""
+    result = {}
+    for batch in similar([(r, 0.0, min(SPEAKER_SECONDS, r["duration"])) for r in records], lambda p: p[2]):
+        waves, lengths = load_batch(batch, root)
+        with torch.no_grad():
+            vectors = model(fbank_80(waves), 1 + (lengths - 400) // 160)  # (B, dim)
+        result |= {record["id"]: vector.clone() for (record, *_), vector in zip(batch, vectors, strict=True)}
+    return result
+
+
+# ------------------------------------------------------------------------------------------------ parts and processes
+
+
+class Worker:
+    """One process: its model and the folder it writes parts to."""
+
+    def __init__(self, kind: str, model_folder: Path, root: Path, parts: Path):
+        torch.set_num_threads(1)
+        self.kind, self.root, self.parts = kind, root, parts
+        self.model = (SpeechTokenizer if kind == "codes" else SpeakerEncoder).load(model_folder)
+
+    def run(self, part: tuple[int, list[dict]]) -> float:
+        """Write one part; returns the audio seconds in it."""
+        number, records = part
+        target = self.parts / f"{number:06d}.safetensors"
+        if not target.exists():
+            encode = encode_codes if self.kind == "codes" else encode_speakers
+            write_tensors(target, encode(self.model, records, self.root), {})
+        return sum(r["duration"] for r in records)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write under a temporary name, then rename.
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        save_file(tensors, temporary, metadata)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not write {path.name}: {error}; free disk space or choose another --out") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+worker: Worker | None = None  # one a process, made by `start`
+
+
+def start(*args) -> None:
+    """Make this process's worker."""
+    global worker
+    worker = Worker(*args)
+
+
+def run_part(part: tuple[int, list[dict]]) -> float:
+    """Run a part in this process's worker."""
+    return worker.run(part)
+
+
+def cut_parts(records: list[dict]) -> list[tuple[int, list[dict]]]:
+    """Numbered runs of records of similar length, about PART_SECONDS of audio each."""
+    parts: list[list[dict]] = [[]]
+    for record in sorted(records, key=lambda r: (r["duration"], r["id"])):
+        if parts[-1] and sum(r["duration"] for r in parts[-1]) + record["duration"] > PART_SECONDS:
+            parts.append([])
+        parts[-1].append(record)
+    return list(enumerate(parts))
+
+
+def export(records: list[dict], root: Path, kind: str, model_folder: Path, out: Path, processes: int) -> dict[str, str]:
+    """Encode `records` into `out` (`kind`: "codes" or "speakers"); returns the file's metadata."""
+    if not records:
+        raise DataError("no records to encode: check --manifest and --split")
+    ids = hashlib.sha256("\n".join(f"{r['id']} {r['path']} {r['start']} {r['duration']}" for r in records).encode()).hexdigest()
+    weights = Path(model_folder) / "model.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(f"no checkpoint {weights}: restore it with `git checkout` or train it")
+    metadata = {"kind": kind, "records_sha256": ids, "model_sha256": sha256(weights)}
+    if out.exists():
+        with safe_open(str(out), "pt") as file:
+            if file.metadata() == metadata:
+                return metadata
+    key = hashlib.sha256(repr(sorted(metadata.items())).encode()).hexdigest()[:12]
+    parts_folder = out.with_name(f"{out.name}.parts-{key}")
+    parts_folder.mkdir(parents=True, exist_ok=True)
+    parts, args = cut_parts(records), (kind, Path(model_folder), Path(root), parts_folder)
+    hours = sum(r["duration"] for r in records) / 3600
+    with tqdm(total=round(hours, 2), unit="h", desc=kind) as bar:
+        if processes == 1:
+            single = Worker(*args)
+            for part in parts:
+                bar.update(single.run(part) / 3600)
+        else:
+            with get_context("spawn").Pool(processes, start, args) as pool:
+                for seconds in pool.imap_unordered(run_part, reversed(parts)):
+                    bar.update(seconds / 3600)
+    merged: dict[str, Tensor] = {}
+    for number, _ in parts:
+        merged |= load_file(parts_folder / f"{number:06d}.safetensors")
+    write_tensors(out, merged, metadata)
+    shutil.rmtree(parts_folder)
+    return metadata
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", required=True, type=Path)
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--tokenizer", type=Path, help="tokenizer checkpoint folder: write codes")
+    model.add_argument("--speaker", type=Path, help="speaker encoder checkpoint folder: write speaker vectors")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--split", help="only this split")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    args = parser.parse_args(argv)
+    if args.processes < 1:
+        raise UserError("--processes must be at least 1")
+    records = [r for r in read_manifest(args.manifest) if args.split in (None, r["split"])]
+    kind = "codes" if args.tokenizer else "speakers"
+    export(records, args.manifest.parent, kind, args.tokenizer or args.speaker, args.out, args.processes)
+
+
+if __name__ == "__main__":
+    main()
