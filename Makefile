@@ -9,6 +9,7 @@ VENV ?= .venv
 PY ?= $(VENV)/bin/python
 SCALE ?= nano
 JOBS ?= 2
+DVC_FLAGS ?= --force
 STAMP := $(VENV)/.omnilib-ready
 # Where a machine without an NVIDIA GPU looks first for torch (the wheel on PyPI carries 3 GB of CUDA libraries).
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -50,10 +51,8 @@ test: env  ## every test (at most 30 minutes on 2 cores); TESTS="tests/test_cli.
 reproduce: env  ## re-evaluate the committed checkpoints, run every notebook, rebuild reports/ (at most 25 minutes)
 	$(PY) -m omnilib.cli reproduce --scale $(SCALE)
 
-retrain: env check-engines  ## rebuild the corpus and train every checkpoint (hours), then reproduce
-	$(PY) -m omnilib.cli data build-nano
-	$(PY) -m dvc repro
-	$(PY) -m omnilib.cli reproduce --scale nano
+retrain: env check-engines  ## rebuild the corpus, train every checkpoint, reproduce (hours; after a stop: DVC_FLAGS=)
+	PATH=$(abspath $(VENV))/bin:$$PATH $(PY) -m dvc repro $(DVC_FLAGS)
 
 check-engines: env
 	@$(PY) -m omnilib.environment apt

@@ -263,7 +263,7 @@ def run_notebook(notebook: Path, scale: str, reports: Path = REPORTS, parameters
             str(notebook), str(executed), values, cwd=str(ROOT), kernel_name="python3", progress_bar=False, execution_timeout=timeout
         )
     except Exception as problem:  # noqa: BLE001 - whatever stopped this notebook, the others go on
-        error = f"{type(problem).__name__}: {first_words(problem)}"
+        error = first_words(problem)
     seconds = time.time() - started
     if executed.exists():
         node = nbformat.read(executed, as_version=4)
@@ -277,12 +277,10 @@ def run_notebook(notebook: Path, scale: str, reports: Path = REPORTS, parameters
 
 
 def first_words(problem: Exception) -> str:
-    """The line of an exception that says what happened (papermill's message begins with dashes)."""
-    value = getattr(problem, "evalue", None)
-    if value is not None:
-        return f"{problem.ename}: {str(value).splitlines()[0] if value else ''}"
-    lines = [line for line in str(problem).splitlines() if line.strip(" -")]
-    return lines[0] if lines else ""
+    """One line: the error a cell raised, or what stopped the kernel."""
+    name = getattr(problem, "ename", type(problem).__name__)
+    lines = str(getattr(problem, "evalue", problem)).strip().splitlines()
+    return f"{name}: {lines[0] if lines else ''}"
 
 
 def run_notebooks(notebooks: list[Path], scale: str, reports: Path = REPORTS, parameters: dict | None = None) -> list[Outcome]:

@@ -22,7 +22,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from omnilib.errors import CheckpointError, DataError, UserError
-from omnilib.mouth.chunking import ChunkRules, Layout, is_blank_text, split_text
+from omnilib.mouth.chunking import ChunkRules, Layout, split_text
+from omnilib.spoken import clean_text, detect_language
+
+__all__ = ["clean_text", "detect_language", "load_tokenizer", "train_tokenizer", "prompt_rows", "training_rows"]
 
 IGNORE = -100
 SPEECH = -500  # stands for the reference recording in a list of text ids
@@ -128,16 +131,6 @@ def layout_of(config, tokenizer: PreTrainedTokenizerBase) -> Layout:
             f"the tokenizer has {text_size(tokenizer)} text ids, the speech model {config.tokenizer_text_size}: use the pair that was trained together"
         )
     return config.layout(text_pad=tokenizer.convert_tokens_to_ids(TEXT_PAD), text_eos=tokenizer.convert_tokens_to_ids(IM_END))
-
-
-def is_han(char: str) -> bool:
-    """CJK unified ideographs, the block the reference tests for."""
-    return "\u4e00" <= char <= "\u9fff"
-
-
-def detect_language(text: str) -> str:
-    """ "zh" when any Han character stands in it, else "en" (the reference's rule for choosing the pre-prompt)."""
-    return "zh" if any(map(is_han, text)) else "en"
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

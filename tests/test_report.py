@@ -143,11 +143,11 @@ def test_readme_table_is_drawn_from_summary_between_markers(tmp_path):
     summary = {"wer_en_tts": {"value": 0.1234, "n": 120, "ci95": [0.1, 0.15], "source": "reports/nano/wer.json"}, "extra_one": {"value": 7, "n": 1, "ci95": None, "source": "s"}}
     (tmp_path / "nano" / "summary.json").write_text(json.dumps(summary))
     readme = tmp_path / "nano" / "README.md"
-    readme.write_text("before\n<!-- results:begin (omni report) -->\nold\n<!-- results:end -->\nafter\n")
+    readme.write_text("before\n<!-- results:begin (omni report) -->\nstale\n<!-- results:end -->\nafter\n")
     report.build_index(tmp_path, "nano", readme)
     report.build_index(tmp_path, "nano", readme)  # drawing twice changes nothing
     text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
     assert "| English word error, text to speech | 12.3 % (10.0 to 15.0) | 120 | reports/nano/wer.json |" in text
     assert "| extra one | 7 | 1 | s |" in text
     assert "| real-time factor, whole chain | not measured | - | - |" in text

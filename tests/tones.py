@@ -18,7 +18,8 @@ def build(folder: Path, speakers: dict[str, float], splits: dict[str, int], time
         waves, position = [], 0
         for split, count in splits.items():
             for number in range(count):
-                phonemes = ["pau", *rng.choice(list(PHONEMES), size=int(rng.integers(6, 12))), "pau"]
+                steps = rng.integers(1, len(PHONEMES), size=int(rng.integers(6, 12)))  # never the same twice running
+                phonemes = ["pau", *np.array(list(PHONEMES))[steps.cumsum() % len(PHONEMES)], "pau"]
                 lengths = np.array([RATE * int(rng.integers(3, 6)) // 25 for _ in phonemes])
                 pieces = [tone(p, n, factor) for p, n in zip(phonemes, lengths, strict=True)]
                 samples = np.concatenate(pieces) + 0.003 * rng.standard_normal(lengths.sum())

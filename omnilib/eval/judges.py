@@ -6,8 +6,8 @@ A judge is never trained on, tuned on or used to filter what it scores. Both run
   - `SpeakerJudge`: the Resemblyzer network rebuilt here (26 lines), its weights read with `weights_only=True`. Importing the
     package itself would unpickle a checkpoint without that guard, so only its data file is used.
 
-Long audio is cut into 28 s pieces and the transcripts are joined, as in Long-TTS-Eval. Decoding is greedy-free beam search at
-temperature 0 without fallback sampling, so one wave always gets the same transcript.
+Long audio is cut into 28 s pieces and the transcripts are joined, as in Long-TTS-Eval. Decoding is beam search at
+temperature 0, never sampling, so one wave always gets the same transcript.
 
 Shape legend: T samples, F mel frames, N partial utterances, E embedding width (256).
 """
@@ -15,7 +15,7 @@ Shape legend: T samples, F mel frames, N partial utterances, E embedding width (
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from omnilib.errors import AudioError, MissingTool
+from omnilib.eval.normalize import check_language
 from omnilib.paths import DATA
 
 RATE = 16_000  # both judges listen at 16 kHz
@@ -111,32 +112,28 @@ class Whisper:
             from faster_whisper import WhisperModel
         except ImportError:
             raise MissingTool(f"faster-whisper is not installed: {INSTALL}") from None
-        source = source or os.environ.get("OMNILIB_WHISPER") or joined_base_folder()
-        self.workers = workers or os.cpu_count() or 1
-        self.beam = beam
-        self.model = WhisperModel(str(source), device="cpu", compute_type=compute, cpu_threads=1, num_workers=self.workers)
+        source = str(source or os.environ.get("OMNILIB_WHISPER") or joined_base_folder())
+        self.beam, workers = beam, workers or os.cpu_count() or 1
+        try:
+            self.model = WhisperModel(source, device="cpu", compute_type=compute, cpu_threads=1, num_workers=workers)
+        except Exception as error:  # the hub client and CTranslate2 raise many kinds for a folder that is not there or not a model
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise MissingTool(f"cannot load the Whisper judge '{source}': {reason}; give a faster-whisper folder or a hub id") from None
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="judge")
         weights = Path(source) / "model.bin"
         mark = file_sha256(weights)[:12] if weights.is_file() else "hub"
-        self.id = f"faster-whisper:{Path(source).name}@{mark} {compute} beam{beam} t0 {PIECE_SECONDS:g}s-pieces"
+        self.id = f"faster-whisper {Path(source).name}@{mark} {compute} beam {beam} temperature 0 pieces {PIECE_SECONDS:g} s"
+
+    def submit(self, wave: np.ndarray | torch.Tensor, rate: int, language: str) -> Callable[[], str]:
+        """Start listening in the background; call the result for the transcript. A wave may have any length."""
+        check_language(language)
+        waiting = [self.pool.submit(self.hear, piece, language) for piece in pieces(as_mono_16k(wave, rate))]
+        gap = "" if language == "zh" else " "  # Chinese is written without spaces
+        return lambda: gap.join(text for text in (piece.result() for piece in waiting) if text)
 
     def transcribe(self, wave: np.ndarray | torch.Tensor, rate: int, language: str) -> str:
-        """Transcript of one wave of any length."""
-        samples = as_mono_16k(wave, rate)
-        return self.join([self.hear(piece, language) for piece in pieces(samples)], language)
-
-    def transcribe_many(
-        self,
-        waves: Sequence[tuple[np.ndarray | torch.Tensor, int, str]],
-        progress: Callable[[int, int], None] | None = None,
-    ) -> list[str]:
-        """Transcripts of (wave, rate, language) triples, `workers` at a time, in the order given."""
-        texts = []
-        with ThreadPoolExecutor(self.workers) as pool:
-            for text in pool.map(lambda item: self.transcribe(*item), waves):
-                texts.append(text)
-                if progress:
-                    progress(len(texts), len(waves))
-        return texts
+        """Transcript of one wave."""
+        return self.submit(wave, rate, language)()
 
     def hear(self, samples: np.ndarray, language: str) -> str:
         """Transcript of at most 30 s at 16 kHz."""
@@ -150,11 +147,6 @@ class Whisper:
             vad_filter=False,
         )
         return " ".join(segment.text.strip() for segment in segments)
-
-    @staticmethod
-    def join(texts: list[str], language: str) -> str:
-        """Chinese is written without spaces."""
-        return ("" if language == "zh" else " ").join(text for text in texts if text)
 
 
 def pieces(samples: np.ndarray, seconds: float = PIECE_SECONDS) -> list[np.ndarray]:
@@ -208,7 +200,7 @@ class SpeakerJudge:
         self.network.load_state_dict({k: v for k, v in state.items() if k.split(".")[0] in ("lstm", "linear")})
         self.filters = librosa.filters.mel(sr=RATE, n_fft=400, n_mels=40)
         self.vad = webrtcvad.Vad
-        self.id = f"resemblyzer:0.1.4@{file_sha256(weights)[:12]}"
+        self.id = f"resemblyzer 0.1.4@{file_sha256(weights)[:12]}"
 
     def mel(self, samples: np.ndarray) -> np.ndarray:
         """Power mel, not logged: (F, 40)."""

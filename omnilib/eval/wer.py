@@ -8,13 +8,16 @@
 Toneless pinyin forgives homophones: at nano scale the judge often writes another character with the right sound.
 """
 
+import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
 from omnilib.errors import MissingTool
 from omnilib.eval.normalize import CJK, normalize
+from omnilib.spoken import integer_zh
 
 BOOTSTRAP = 2000
 
@@ -55,31 +58,36 @@ def rates(truth: str, hypothesis: str) -> Rates:
     )
 
 
-def words(text: str, language: str) -> str:
-    """Unit of `wer_*` and of zh CER: normalised words, or characters."""
-    return normalize(text, language)
+def simplified(text: str) -> str:
+    """Traditional characters folded to simplified ones: the judge mixes scripts, which is no error of the speaker.
+
+    Raises:
+        MissingTool: zhconv is not installed.
+    """
+    try:
+        import zhconv
+    except ImportError:
+        raise MissingTool("zhconv is not installed: pip install -e '.[judge]'") from None
+    return zhconv.convert(text, "zh-cn")
 
 
 def toneless_pinyin(text: str) -> str:
-    """Normalised text with each CJK character replaced by its syllable without tone."""
+    """Normalised text, digits read out, each CJK character replaced by its syllable without tone.
+
+    Raises:
+        MissingTool: pypinyin is not installed.
+    """
     try:
         from pypinyin import Style, lazy_pinyin
     except ImportError:
-        raise MissingTool("pypinyin is not installed: pip install -e .") from None
-    tokens = normalize(text, "zh").split()
+        raise MissingTool("pypinyin is not installed: pip install -e '.[judge]'") from None
+    read_out = re.sub(r"\d+", lambda run: integer_zh(run.group()), simplified(text))
+    tokens = normalize(read_out, "zh").split()
     # Syllables depend on neighbours (polyphones), so whole stretches of characters are converted together.
-    syllables: list[str] = []
-    run: list[str] = []
-    for token in [*tokens, ""]:
-        if CJK.fullmatch(token):
-            run.append(token)
-            continue
-        if run:
-            syllables += lazy_pinyin("".join(run), style=Style.NORMAL)
-            run = []
-        if token:
-            syllables.append(token)
-    return " ".join(syllables)
+    stretches = [(han, list(group)) for han, group in groupby(tokens, key=lambda t: bool(CJK.fullmatch(t)))]
+    return " ".join(
+        syllable for han, group in stretches for syllable in (lazy_pinyin("".join(group), style=Style.NORMAL) if han else group)
+    )
 
 
 def line_rates(truth: str, hypothesis: str, language: str) -> dict[str, Rates]:
@@ -87,25 +95,24 @@ def line_rates(truth: str, hypothesis: str, language: str) -> dict[str, Rates]:
     if language == "zh":
         return {
             "pinyin": rates(toneless_pinyin(truth), toneless_pinyin(hypothesis)),
-            "cer": rates(words(truth, "zh"), words(hypothesis, "zh")),
+            "cer": rates(normalize(simplified(truth), "zh"), normalize(simplified(hypothesis), "zh")),
         }
-    return {"wer": rates(words(truth, language), words(hypothesis, language))}
+    return {"wer": rates(normalize(truth, language), normalize(hypothesis, language))}
 
 
 def min_rule(text: str, text_norm: str, hypothesis: str, language: str) -> Rates:
     """Error against the text or against its spoken form, whichever is smaller; a tie takes the spoken form."""
-    raw = rates(words(text, language), words(hypothesis, language))
-    spoken = rates(words(text_norm, language), words(hypothesis, language))
+    raw = rates(normalize(text, language), normalize(hypothesis, language))
+    spoken = rates(normalize(text_norm, language), normalize(hypothesis, language))
     return raw if raw.error < spoken.error else spoken
 
 
-def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
-    """Mean of `values` (N,) weighted by `weights` (N,)."""
-    return float((values * weights).sum() / weights.sum())
-
-
 def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0) -> tuple[float, list[float]]:
-    """Weighted mean and its 95 % interval over resampled samples."""
+    """Weighted mean over samples and its 95 % interval.
+
+    Raises:
+        ValueError: no samples.
+    """
     x = np.asarray(values, dtype=float)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=float)
     if not len(x):
@@ -113,15 +120,19 @@ def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, s
     draws = np.random.default_rng(seed).integers(len(x), size=(BOOTSTRAP, len(x)))
     means = (x[draws] * w[draws]).sum(1) / w[draws].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return weighted_mean(x, w), [float(low), float(high)]
+    return float((x * w).sum() / w.sum()), [float(low), float(high)]
 
 
 def corpus(lines: Sequence[Rates], seed: int = 0) -> dict:
-    """Corpus error with its parts, n and ci95."""
-    value, interval = bootstrap([r.error for r in lines], [r.words for r in lines], seed)
-    weights = np.array([r.words for r in lines], dtype=float)
+    """Corpus error weighted by reference words, its three parts, n and ci95.
+
+    Raises:
+        ValueError: no lines.
+    """
+    weights = [line.words for line in lines]
+    value, interval = bootstrap([line.error for line in lines], weights, seed)
     parts = {
-        name: weighted_mean(np.array([asdict(r)[name] for r in lines]), weights)
+        name: float(np.average([getattr(line, name) for line in lines], weights=weights))
         for name in ("substitutions", "deletions", "insertions")
     }
-    return {"value": value, "n": len(lines), "ci95": interval, "words": int(weights.sum()), **parts}
+    return {"value": value, "n": len(lines), "ci95": interval, "words": sum(weights), **parts}

@@ -37,6 +37,18 @@ from omnilib.mouth.chunking import Layout
 
 IGNORE = -100
 ARCHITECTURE = "MGMTTSForCausalLM"  # the name in the published config.json
+PUBLISHED_SPEECH_SIZE = 6563  # CosyVoice2's 3^8 codes, eos, pad
+PUBLISHED_BLANK = 6486
+# fmt: off
+PUBLISHED_BLANK_CODES = (  # what CosyVoice2's tokenizer says about silence, from the authors' released constants
+    1707, 1788, 1950, 1951, 1959, 2031, 2040, 2112, 3894, 3903, 3975, 4056, 4137, 4138, 4143, 4146, 4164, 4173, 4218,
+    4219, 4227, 4299, 4300, 5520, 5523, 5547, 5760, 5763, 5766, 5790, 6009, 6081, 6082, 6087, 6090, 6091, 6092, 6117,
+    6162, 6163, 6165, 6168, 6171, 6172, 6198, 6243, 6244, 6249, 6252, 6253, 6261, 6276, 6279, 6296, 6299, 6321, 6324,
+    6325, 6330, 6331, 6333, 6334, 6335, 6339, 6342, 6351, 6357, 6360, 6361, 6378, 6387, 6399, 6402, 6405, 6406, 6408,
+    6411, 6412, 6413, 6414, 6415, 6416, 6432, 6433, 6435, 6436, 6438, 6439, 6441, 6459, 6460, 6461, 6466, 6468, 6469,
+    6480, 6483, 6486, 6487, 6489, 6492, 6493, 6495, 6496, 6511, 6513, 6514, 6519, 6522, 6523, 6540, 6541, 6549,
+)
+# fmt: on
 
 
 @strict
@@ -56,6 +68,8 @@ class SpeechLMConfig(Qwen3Config):
     speech_token_pre_pad: int = 4
     tts_adapter_type: str = "qwen3"
     tts_adapter_config: str = "[6,2048,16_2,6144]"
+    speech_blank: int | None = None  # the code put where an id is out of range; published: 6486
+    speech_blank_codes: list[int] | None = None  # codes that mean silence, for the decoder's guard
 
     def __post_init__(self, **kwargs):
         speech = self.speech_token_count * self.tokenizer_speech_size
@@ -66,6 +80,8 @@ class SpeechLMConfig(Qwen3Config):
                 f"vocab_size is {self.vocab_size} but {self.tokenizer_text_size} text + {self.speech_token_count} x "
                 f"{self.tokenizer_speech_size} speech ids need {self.tokenizer_text_size + speech}: correct config.json"
             )
+        if self.tokenizer_speech_size == PUBLISHED_SPEECH_SIZE and self.speech_blank is None:
+            self.speech_blank, self.speech_blank_codes = PUBLISHED_BLANK, list(PUBLISHED_BLANK_CODES)
         super().__post_init__(**kwargs)
 
     def adapter(self) -> "SpeechLMConfig":
@@ -156,10 +172,22 @@ class SpeechLM(Qwen3PreTrainedModel):
         self.model = Qwen3Model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tts_adapter = TTSAdapter(config)
-        starts = torch.arange(config.speech_token_count) * config.tokenizer_speech_size + config.tokenizer_text_size
-        offsets = torch.cat([torch.zeros(1, dtype=torch.long), starts])  # (1 + k,)
-        self.offsets = nn.Buffer(offsets, persistent=False)
+        self.offsets = nn.Buffer(torch.empty(1 + config.speech_token_count, dtype=torch.long), persistent=False)  # (1 + k,)
+        self.fill_offsets()
         self.post_init()
+
+    def fill_offsets(self) -> None:
+        """First id of each stream in the shared vocabulary."""
+        c = self.config
+        with torch.no_grad():
+            self.offsets[0] = 0
+            self.offsets[1:] = torch.arange(c.speech_token_count, device=self.offsets.device) * c.tokenizer_speech_size + c.tokenizer_text_size
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """`from_pretrained` builds on the meta device and leaves buffers that are not in the file uninitialised."""
+        super()._init_weights(module)
+        if module is self:
+            self.fill_offsets()
 
     @classmethod
     def from_backbone(cls, backbone: Qwen3ForCausalLM, config: SpeechLMConfig) -> "SpeechLM":

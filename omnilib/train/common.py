@@ -218,15 +218,16 @@ def run_meta(config: object, step: int, seconds: float, **more) -> dict:
     return {"config": asdict(config) if is_dataclass(config) else config, "step": step, "train_seconds": round(seconds, 1), **more}
 
 
-def export_pretrained(folder: Path, model, tokenizer, config: object, meta: dict) -> None:
+def export_pretrained(folder: Path, model, tokenizer, config: object, meta: dict, weights: dict | None = None) -> None:
     """Write a transformers model with its tokenizer in the published layout, plus config.yaml and meta.json.
 
-    Weights are stored in bfloat16, as published.
+    Weights (the model's own unless given) are stored in bfloat16, as published.
     """
     folder = Path(folder)
+    weights = {k: v for k, v in (weights or model.state_dict()).items() if k not in model.all_tied_weights_keys}
 
     def write(temporary: Path) -> None:
-        model.save_pretrained(temporary, state_dict={k: v.bfloat16().contiguous() for k, v in unique_tensors(model).items()})
+        model.save_pretrained(temporary, state_dict={k: v.bfloat16().contiguous() for k, v in weights.items()})
         tokenizer.save_pretrained(temporary)
         configs.save(config, temporary / "config.yaml")
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")

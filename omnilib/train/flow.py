@@ -40,9 +40,9 @@ SAMPLES = 960  # of 24 kHz audio in a token
 class Config:
     """One run. Files are paths, or names below the data folder."""
 
-    manifest: str = "nano/manifest.jsonl"
-    tokens: str = "nano/codec_train/tokens.safetensors"  # record id -> int16 (N,) speech tokens at 25 Hz
-    speakers: str = "nano/codec_train/speakers.safetensors"  # record id -> float (192,) speaker vector
+    manifest: str = "nano/codec.jsonl"
+    tokens: str = "nano/tokens.safetensors"  # record id -> int16 (N,) speech tokens at 25 Hz
+    speakers: str = "nano/speakers.safetensors"  # record id -> float (192,) speaker vector
     steps: int = 10_000
     batch_seconds: float = 60.0
     max_seconds: float = 16.0  # longer recordings are left out
@@ -54,6 +54,7 @@ class Config:
     clip: float = 1.0  # largest gradient norm
     average: float = 0.999  # decay of the weight average
     bf16: bool = True
+    half: bool = False  # export the weights in bfloat16
     eval_every: int = 500
     eval_items: int = 16
     save_every: int = 250
@@ -191,8 +192,8 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
 
     manifest = find_data(cfg.manifest)
     records = read_manifest(manifest)
-    tokens = load_vectors(find_data(cfg.tokens), "the trained speech tokenizer")
-    speakers = load_vectors(find_data(cfg.speakers), "the trained speaker encoder")
+    tokens = load_vectors(find_data(cfg.tokens), "`python -m omnilib.train.tokens --tokenizer ...`")
+    speakers = load_vectors(find_data(cfg.speakers), "`python -m omnilib.train.tokens --speaker ...`")
     split = {s: [r for r in records if r["split"] == s] for s in ("train", "dev")}
     data, dev = (Utterances(split[s], manifest.parent, tokens, speakers, cfg) for s in ("train", "dev"))
 
@@ -239,7 +240,7 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
     if log:
         seconds = spent + time.time() - started
         meta = common.run_meta(cfg, cfg.steps, seconds, metrics=metrics, manifest_sha256=sha256(manifest))
-        common.export_model(out, average, cfg.model, meta)
+        common.export_model(out, average, cfg.model, meta, half=cfg.half)
     return metrics
 
 

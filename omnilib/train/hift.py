@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from omnilib import config as configs
 from omnilib.audio import mel_80, save_wave
-from omnilib.data import Segments, load_segment, read_manifest
+from omnilib.data import Segments, load_segment, read_manifest, sha256
+from omnilib.paths import DATA
 from omnilib.train import common
 from omnilib.voice.discriminators import (
     DiscriminatorConfig,
@@ -38,7 +39,7 @@ from omnilib.voice.hift import HiFT, HiFTConfig
 class Config:
     """One vocoder run."""
 
-    manifest: str = "data/nano/manifest.jsonl"
+    manifest: str = "nano/codec.jsonl"  # below the data folder, or a path
     crop_seconds: float = 0.64
     batch_seconds: float = 5.12
     steps: int = 10_000
@@ -131,7 +132,7 @@ def train(cfg: Config, out: Path) -> dict:
     common.seed_everything(cfg.seed)
     accelerator = Accelerator()
     device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
-    manifest = Path(cfg.manifest)
+    manifest = DATA / cfg.manifest
     records = read_manifest(manifest)
     by_split = {s: [r for r in records if r["split"] == s and r["rate"] == cfg.model.sampling_rate] for s in ("train", "dev")}
     data = Segments(by_split["train"], manifest.parent, cfg.batch_seconds, cfg.crop_seconds, seed=cfg.seed)
@@ -212,7 +213,7 @@ def train(cfg: Config, out: Path) -> dict:
         if log and (done % cfg.save_every == 0 or last):
             common.save_state(out, nets, optimizers, done, {"seconds": seconds})
     if log:
-        meta = common.run_meta(cfg, cfg.steps, spent + time.time() - started, metrics=metrics, manifest=manifest.name)
+        meta = common.run_meta(cfg, cfg.steps, spent + time.time() - started, metrics=metrics, manifest_sha256=sha256(manifest))
         common.export_model(out, model, cfg.model, meta)
     return metrics
 

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
@@ -31,6 +30,7 @@ from omnilib.mouth.chunking import ChunkRules
 from omnilib.mouth.speechlm import IGNORE, SpeechLM, SpeechLMConfig
 from omnilib.paths import DATA, ROOT
 from omnilib.text import layout_of, load_tokenizer, text_size, training_rows
+from omnilib.train import zero
 from omnilib.train.common import (
     JsonlLog,
     autocast,
@@ -60,7 +60,7 @@ class SpeechLMTraining:
     # mouth
     adapter: str = "[2,256,4_2,768]"  # [layers, width, heads_gqa, mlp]
     streams: int = 4  # k
-    codes: int = 243  # 3 ** FSQ dimensions
+    codes: int = 729  # 3 ** FSQ dimensions
     pre_pad: int = 4  # rows of delay between text and speech
     chunk_min: int = 20  # a sentence end closes a chunk beyond so many text ids (paper: 50)
     chunk_max: int = 60  # any id closes it beyond so many (paper: 100)
@@ -165,6 +165,24 @@ class Conversations:
         return torch.where(hit, noise, rows)
 
 
+def silence_codes(manifest: Path, tokens: Path, size: int) -> list[int]:
+    """Codes that mostly (80 %) stand in pauses, the most frequent first: the decoder's guard counts them.
+
+    Known from records that tell when each phoneme ends (field `phoneme_ends`, pauses are called "pau").
+    """
+    codes, heard, silent = load_file(str(tokens)), np.zeros(size), np.zeros(size)
+    for record in read_manifest(manifest):
+        if record["split"] != "train" or not record.get("phoneme_ends") or record["id"] not in codes:
+            continue
+        row = codes[record["id"]].numpy()
+        spoken = np.searchsorted(record["phoneme_ends"], (np.arange(len(row)) + 0.5) / 25)
+        pause = np.array([p == "pau" for p in [*record["phonemes"], "pau"]])[spoken]
+        heard += np.bincount(row, minlength=size)
+        silent += np.bincount(row[pause], minlength=size)
+    found = np.flatnonzero(silent > 0.8 * np.maximum(heard, 1))
+    return [int(c) for c in found[np.argsort(-silent[found])] if silent[c] > 1e-4 * heard.sum()]
+
+
 def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
     """Stage 1: a text backbone plus fresh adapter and speech rows. Stage 2: the result of stage 1."""
     folder = ROOT / config.init
@@ -178,6 +196,7 @@ def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
     base = {k: v for k, v in Qwen3Config.from_pretrained(folder).to_dict().items() if k not in ("vocab_size", "architectures", "model_type")}
     text = text_size(tokenizer)
     speech = config.codes + 2
+    silence = silence_codes(DATA / config.manifest, DATA / config.tokens, config.codes)
     lm = SpeechLMConfig(
         **base,
         vocab_size=text + config.streams * speech,
@@ -186,6 +205,8 @@ def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
         speech_token_count=config.streams,
         speech_token_pre_pad=config.pre_pad,
         tts_adapter_config=config.adapter,
+        speech_blank=silence[0] if silence else None,
+        speech_blank_codes=silence,
     )
     return SpeechLM.from_backbone(backbone, lm)
 
@@ -229,7 +250,7 @@ def evaluate(model: torch.nn.Module, conversations: Conversations, device, bf16:
 def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_args(__doc__, argv)
     config = configs.load(SpeechLMTraining, args.config, args.overrides)
-    accelerator = Accelerator()
+    accelerator = zero.make_accelerator()
     seed_everything(config.seed)
     device = accelerator.device
 
@@ -246,16 +267,22 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         model.gradient_checkpointing_enable()
     model.train()
     optimizers = optimizers_of(model, config)
-    state = load_state(args.out, model, optimizers)
-    start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
+    sharded = zero.is_zero(accelerator)
+    if sharded:
+        zero.set_up(accelerator, len(optimizers), config.clip)
+    else:
+        state = load_state(args.out, model, optimizers)
+    count = count_parameters(model)
     wrapped, *prepared = accelerator.prepare(model, *optimizers.values())
+    if sharded:
+        state = zero.load_state(accelerator, wrapped, args.out)
+    start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
     main_process, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
     if main_process:
-        count = count_parameters(model)
         print(f"stage {config.stage}: {count['trainable']:,} of {count['total']:,} parameters learn, {conversations.hours:.1f} h, from step {start}")
         log = JsonlLog(args.out / "log.jsonl", start if state else None)
 
-    rows_seen, metrics = 0, {}
+    rows_seen, metrics, began = 0, {}, time.time()
     make = lambda step: conversations.batch(step * world + rank)  # noqa: E731  each process its own batch
     for step, batch in prefetch(make, start, config.steps, depth=6):
         rows, labels, mask = (x.to(device) for x in batch)
@@ -276,24 +303,30 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             speed = rows_seen / (time.time() - log.started)
             losses = {"loss": output.loss.item(), "text": output.text_loss.item(), "speech": output.speech_loss.item()}
             log.write(done, **{k: round(v, 6) for k, v in losses.items()}, norm=round(float(norm or 0), 3), rows_per_second=round(speed, 1))
-        if main_process and (done % config.eval_every == 0 or done == config.steps):
-            metrics = evaluate(model, dev, device, config.bf16)
-            log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
-        if main_process and (done % config.save_every == 0 or done == config.steps):
-            save_state(args.out, model, optimizers, done, {"seconds": seconds_before + time.time() - log.started})
+        if done % config.eval_every == 0 or done == config.steps:
+            metrics = evaluate(wrapped, dev, device, config.bf16)  # by all: under ZeRO-3 nobody holds the model alone
+            if main_process:
+                log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
+        if done % config.save_every == 0 or done == config.steps:
+            extra = {"seconds": seconds_before + time.time() - began}
+            if sharded:
+                zero.save_state(accelerator, wrapped, args.out, done, extra)
+            elif main_process:
+                save_state(args.out, model, optimizers, done, extra)
 
-    accelerator.wait_for_everyone()
+    weights = accelerator.get_state_dict(wrapped)  # by all: under ZeRO-3 every process holds a part
     if main_process:
         meta = run_meta(
             config,
             config.steps,
-            seconds_before + time.time() - log.started,
+            seconds_before + time.time() - began,
             metrics=metrics,
             manifest_sha256=sha256(DATA / config.manifest),
             tokens_sha256=sha256(DATA / config.tokens),
             chunk_rules={"min_tokens": config.chunk_min, "max_tokens": config.chunk_max},
         )
-        export_pretrained(args.out, model, tokenizer, config, meta)
+        export_pretrained(args.out, model, tokenizer, config, meta, weights)
+    accelerator.wait_for_everyone()
     return metrics
 
 

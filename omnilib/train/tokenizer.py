@@ -5,7 +5,8 @@
 
 wave -> log-mel -> tokenizer -> rounded values -> phoneme head -> losses: CTC on the phoneme sequence, cross-entropy on
 50 Hz frames where the corpus knows when each phoneme ends, and a coarse mel with the utterance mean taken out (so that codes
-keep pitch and loudness movement but not the voice). A fourth term keeps all codes in use. Nothing reaches a loss except through the codes.
+keep pitch and loudness movement but not the voice). A small term keeps all codes in use, and a second, discarded reader
+before the quantiser teaches the encoder early. The head sees nothing but the codes.
 
 Shapes: B batch, F mel frames (100 Hz), T codes (25 Hz), P phonemes.
 """
@@ -17,14 +18,15 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, ctc_loss, mse_loss, pad
 
 from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, log_mel_128, resample
 from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
-from omnilib.errors import DataError
-from omnilib.paths import DATA
+from omnilib.errors import CheckpointError, DataError
+from omnilib.paths import DATA, ROOT
 from omnilib.train.common import (
     JsonlLog,
     autocast,
@@ -32,6 +34,7 @@ from omnilib.train.common import (
     count_parameters,
     export_model,
     load_state,
+    load_weights,
     lr_at,
     parse_args,
     run_meta,
@@ -48,6 +51,7 @@ class TokenizerTraining:
     """One experiment; `tokenizer` and `head` are the sizes, the rest is how long and how hard."""
 
     manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
+    init: str = ""  # a folder of this script to take matching weights from (encoder, head), say one with fewer codes
     seed: int = 0
     steps: int = 6000
     batch_seconds: float = 120.0
@@ -59,7 +63,8 @@ class TokenizerTraining:
     speeds: list[float] = field(default_factory=lambda: [1.0])  # playing faster or slower makes new voices
     join: float = 0.0  # chance that a batch's utterances are joined in pairs, so that long recordings are known too
     band_mask: int = 0  # mel bands hidden at random
-    ctc_weight: float = 1.0
+    direct_weight: float = 0.5  # same losses before the quantiser: teaches the encoder while the codes still mean nothing
+    ctc_weight: float = 0.5
     frame_weight: float = 1.0
     mel_weight: float = 0.3
     spread_weight: float = 0.1  # without it the first hundred steps fall into one code and stay there
@@ -133,15 +138,16 @@ def collate(items: list[tuple], rate: int, head: PhonemeHead, speed: float = 1.0
 
 
 class Recogniser(nn.Module):
-    """Tokenizer and phoneme head, trained together."""
+    """Tokenizer and phoneme head, trained together; `direct` reads the encoder before the codes and is thrown away after."""
 
     def __init__(self, tokenizer: SpeechTokenizer, head: PhonemeHead):
         super().__init__()
         self.tokenizer, self.head = tokenizer, head
+        self.direct = nn.Sequential(nn.LayerNorm(tokenizer.config.width), nn.Linear(tokenizer.config.width, head.phoneme.out_features))
 
     def forward(self, mel: Tensor, frames: Tensor):
         coded = self.tokenizer(mel, frames)
-        return coded, self.head(coded.values, coded.lengths)
+        return coded, *self.head(coded.values, coded.lengths), self.direct(coded.hidden).unflatten(-1, (FRAMES, -1)).flatten(1, 2)
 
 
 def coarse_mel(mel: Tensor, frames: Tensor, values: int) -> Tensor:
@@ -162,22 +168,29 @@ def spread(latent: Tensor) -> Tensor:
     return ((covariance - torch.eye(len(mean), device=latent.device)).square().sum() + mean.square().sum()) / len(mean)
 
 
+def phoneme_losses(scores: Tensor, lengths: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """CTC per phoneme, and cross-entropy on the frames with a known label, of scores (B, 2T, P+1) in code counts (B,)."""
+    scores = scores.float()
+    log_probs = scores.log_softmax(-1).transpose(0, 1)  # (2T, B, P+1)
+    ctc = ctc_loss(log_probs, batch.phonemes, FRAMES * lengths, batch.phoneme_counts, reduction="sum", zero_infinity=True)
+    parts = {"ctc": ctc / batch.phoneme_counts.sum()}
+    known = batch.labels >= 0
+    if known.any():
+        parts["frame"] = cross_entropy(scores[known], batch.labels[known])
+    return parts
+
+
 def losses(model: nn.Module, batch: Batch, config: TokenizerTraining) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
     """Total loss, its parts, CTC scores (B, 2T, P+1) and codes with their lengths."""
     with autocast(batch.mel.device, config.bf16):
-        coded, (scores, frame_scores, mel) = model(batch.mel, batch.frames)
-    log_probs = scores.float().log_softmax(-1).transpose(0, 1)  # (2T, B, P+1)
-    ctc = ctc_loss(log_probs, batch.phonemes, FRAMES * coded.lengths, batch.phoneme_counts, reduction="sum", zero_infinity=True)
+        coded, scores, mel, direct = model(batch.mel, batch.frames)
     valid = valid_mask(coded.lengths, mel.shape[1])
-    parts = {
-        "ctc": ctc / batch.phoneme_counts.sum(),
-        "spread": spread(coded.latent[valid]),
-        "mel": mse_loss(mel.float()[valid], coarse_mel(batch.mel, batch.frames, mel.shape[-1])[valid]),
-    }
-    known = batch.labels >= 0
-    if known.any():
-        parts["frame"] = cross_entropy(frame_scores.float()[known], batch.labels[known])
+    parts = phoneme_losses(scores, coded.lengths, batch)
+    parts |= {f"direct_{k}": v for k, v in phoneme_losses(direct, coded.lengths, batch).items()}
+    parts["spread"] = spread(coded.latent[valid])
+    parts["mel"] = mse_loss(mel.float()[valid], coarse_mel(batch.mel, batch.frames, mel.shape[-1])[valid])
     weights = {"ctc": config.ctc_weight, "frame": config.frame_weight, "mel": config.mel_weight, "spread": config.spread_weight}
+    weights |= {f"direct_{k}": config.direct_weight * weights[k] for k in ("ctc", "frame")}
     return sum(weights[k] * v for k, v in parts.items()), parts, scores, coded.codes[valid]
 
 
@@ -208,6 +221,21 @@ def evaluate(model: Recogniser, records: list[dict], root: Path, config: Tokeniz
     return result
 
 
+def start_from(model: Recogniser, folder: Path) -> None:
+    """Copy the weights of an earlier run whose names and shapes match; the codebook's projection stays fresh.
+
+    Raises:
+        CheckpointError: there is no such run.
+    """
+    path = folder / "state" / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"no earlier run {path}: train it first (see `make retrain`) or leave `init` empty")
+    own = model.state_dict()
+    found = {k: v for k, v in load_file(str(path)).items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(found, strict=False)
+    print(f"started from {len(found)} of {len(own)} tensors of {folder.name}")
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """No decay on biases, norms and other vectors."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
@@ -231,6 +259,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config.head.phonemes, config.head.fsq_dims = phoneme_set(records), config.tokenizer.fsq_dims
 
     model = Recogniser(SpeechTokenizer(config.tokenizer), PhonemeHead(config.head)).to(accelerator.device)
+    if config.init:
+        start_from(model, ROOT / config.init)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.98))
     state = load_state(args.out, model, optimizer)
     start = state["step"] if state else 0

@@ -33,7 +33,7 @@ from omnilib.errors import AudioError
 from omnilib.train.common import load_weights
 from omnilib.voice.flow import RATIO, Cache, Flow, FlowConfig
 from omnilib.voice.hift import HiFT
-from omnilib.voice.speaker import SpeakerConfig, SpeakerEncoder
+from omnilib.voice.speaker import SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer
 
 TOKEN_SAMPLES = TOKENIZER_RATE // 25
@@ -114,12 +114,10 @@ class Codec:
             CheckpointError, ConfigError: a part is missing, truncated, or of another model.
         """
         folder = Path(folder)
-        speaker = SpeakerEncoder(configs.load(SpeakerConfig, folder / "speaker" / "config.yaml"))
+        tokenizer, speaker = SpeechTokenizer.load(folder / "tokenizer"), SpeakerEncoder.load(folder / "speaker")
         flow = Flow(configs.load(FlowConfig, folder / "flow" / "config.yaml"))
-        load_weights(speaker, folder / "speaker" / "model.safetensors")
         load_weights(flow, folder / "flow" / "model.safetensors")
-        hift = HiFT.load(folder / "hift").fold_weight_norm()
-        return cls(SpeechTokenizer.load(folder / "tokenizer"), speaker, flow, hift, settings)
+        return cls(tokenizer, speaker, flow, HiFT.load(folder / "hift").fold_weight_norm(), settings)
 
     def to(self, device: str | torch.device) -> "Codec":
         for module in (self.tokenizer, self.speaker, self.flow, self.hift):

@@ -305,9 +305,7 @@ class CausalBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         # The reference transposes at places 1 and 3; the numbering of the weights remembers it.
-        self.block = nn.Sequential(
-            CausalConv(inputs, outputs, 3), nn.Identity(), nn.LayerNorm(outputs), nn.Identity(), nn.Mish()
-        )
+        self.block = nn.Sequential(CausalConv(inputs, outputs, 3), nn.Identity(), nn.LayerNorm(outputs), nn.Identity(), nn.Mish())
 
     def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
         return self.block[1:](self.block[0](x, cache))
@@ -374,9 +372,7 @@ class Estimator(nn.Module):
         def blocks(width: int) -> nn.ModuleList:
             return nn.ModuleList(TransformerBlock(width, c.heads, c.head_dim) for _ in range(c.blocks))
 
-        self.time_mlp = nn.ModuleDict(
-            {"linear_1": nn.Linear(self.inputs, time_width), "linear_2": nn.Linear(time_width, time_width)}
-        )
+        self.time_mlp = nn.ModuleDict({"linear_1": nn.Linear(self.inputs, time_width), "linear_2": nn.Linear(time_width, time_width)})
         self.down_blocks, self.mid_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
             last = len(self.down_blocks) == len(c.channels) - 1

@@ -4,7 +4,8 @@ CosyVoice2 learns its codes inside a speech recogniser, so that they keep what i
 model. Our nano tokenizer does the same with this small head *behind* the quantiser: everything it learns passed through the
 codes. Once trained it reads any code sequence, also one that a SpeechLM made up, before a single sample of sound exists.
 Notable choices: two output frames a code (50 Hz), because fast speech has more than 25 phonemes a second; blank and pause
-share index 0.
+share index 0; one set of scores serves both CTC and the frame labels, because a frame-true reading is also a CTC reading,
+and CTC alone starts slowly.
 
 Shapes: B batch, T codes (25 Hz), D FSQ digits, W width, P phoneme set, M mel values a code.
 """
@@ -61,29 +62,26 @@ def edit_distance(got: list, want: list) -> int:
 
 
 class PhonemeHead(nn.Module):
-    """FSQ values -> phoneme scores at 50 Hz (one set for CTC, one for frame labels) and a coarse mel."""
+    """FSQ values -> phoneme scores at 50 Hz and a coarse mel."""
 
     def __init__(self, config: PhonemeHeadConfig):
         super().__init__()
         self.config = config
         self.index = {p: i + 1 for i, p in enumerate(config.phonemes)}
-        classes = len(config.phonemes) + 1
         self.embed = nn.Conv1d(config.fsq_dims, config.width, 3, padding=1)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.kernel) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.ctc = nn.Linear(config.width, FRAMES * classes)
-        self.frame = nn.Linear(config.width, FRAMES * classes)
+        self.phoneme = nn.Linear(config.width, FRAMES * (len(config.phonemes) + 1))
         self.mel = nn.Linear(config.width, config.mel_values)
 
-    def forward(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, D), code counts (B,) -> CTC scores (B, 2T, P+1), frame scores (B, 2T, P+1), mel (B, T, M)."""
+    def forward(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, D), code counts (B,) -> scores (B, 2T, P+1), mel (B, T, M)."""
         valid = valid_mask(lengths, values.shape[1])
         x = self.embed((values * valid[..., None]).transpose(1, 2)).transpose(1, 2)  # (B, T, W)
         for block in self.blocks:
             x = block(x, valid)
         x = self.norm(x)
-        halves = lambda y: y.unflatten(-1, (FRAMES, -1)).flatten(1, 2)  # noqa: E731  (B, T, 2P) -> (B, 2T, P)
-        return halves(self.ctc(x)), halves(self.frame(x)), self.mel(x)
+        return self.phoneme(x).unflatten(-1, (FRAMES, -1)).flatten(1, 2), self.mel(x)
 
     def targets(self, phonemes: list[str]) -> list[int]:
         """Phonemes -> indices, pauses dropped; an unknown phoneme gets -1 and never matches."""

@@ -1,0 +1,198 @@
+"""Small measurements that look inside the parts: what codes hold, which stream errs, what training moved, where errors fall.
+
+They need no judge: phonemes and timings come with the frozen recordings, and the tokenizer's own phoneme head reads tokens.
+The chapters 02, 04, 05, 06 and 07 show them.
+
+Shapes: N codes (25 a second), K codes in all, P phonemes, k streams.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from omnilib import scales
+from omnilib.audio import TOKENIZER_RATE, fbank_80, log_mel_128
+from omnilib.errors import CheckpointError
+from omnilib.mouth.chunking import ChunkRules, Layout
+from omnilib.mouth.decode import DecodeSettings, Request, Result, generate
+from omnilib.mouth.speechlm import IGNORE, SpeechLM
+from omnilib.text import training_rows
+from omnilib.voice.phonemes import PhonemeHead, intelligibility
+from omnilib.voice.speaker import SpeakerEncoder
+from omnilib.voice.tokenizer import SpeechTokenizer
+
+CODE_SECONDS = 0.04
+
+# ------------------------------------------------------------------------------------------------ what a code holds
+
+
+def codes_of(tokenizer: SpeechTokenizer, record: dict, skip_ms: float = 0.0) -> Tensor:
+    """Codes (N,) of a frozen recording, its first `skip_ms` milliseconds cut off."""
+    wave = scales.wave_of(record, TOKENIZER_RATE)[round(skip_ms * TOKENIZER_RATE / 1000) :]
+    return tokenizer.encode(log_mel_128(wave)[None])[0][0].clone()
+
+
+def phonemes_at_codes(record: dict, count: int) -> list[str]:
+    """The phoneme that sounds in the middle of each of `count` codes."""
+    middles = (np.arange(count) + 0.5) * CODE_SECONDS
+    places = np.searchsorted(record["phoneme_ends"], middles)
+    return [[*record["phonemes"], "pau"][i] for i in places]
+
+
+def read_by_table(train: list[tuple[Tensor, list[str]]], test: list[tuple[Tensor, list[str]]]) -> tuple[float, float]:
+    """How often the phoneme a code meant most often in `train` is right in `test`, and how often the commonest phoneme is."""
+    counts: dict[int, dict[str, int]] = {}
+    totals: dict[str, int] = {}
+    for codes, names in train:
+        for code, name in zip(codes.tolist(), names, strict=True):
+            counts.setdefault(code, {})[name] = counts.get(code, {}).get(name, 0) + 1
+            totals[name] = totals.get(name, 0) + 1
+    common = max(totals, key=totals.get)
+    table = {code: max(found, key=found.get) for code, found in counts.items()}
+    pairs = [(table.get(code, common), name) for codes, names in test for code, name in zip(codes.tolist(), names, strict=True)]
+    return float(np.mean([guess == name for guess, name in pairs])), float(np.mean([common == name for _, name in pairs]))
+
+
+def speaker_accuracy(features: Sequence[np.ndarray], speakers: Sequence[str]) -> float:
+    """Nearest-centroid speaker recognition, centroids from every other recording of a speaker, tested on the rest."""
+    unit = np.stack([f / (np.linalg.norm(f) + 1e-9) for f in features])
+    order: dict[str, int] = {}
+    is_train = []
+    for speaker in speakers:
+        order[speaker] = order.get(speaker, -1) + 1
+        is_train.append(order[speaker] % 2 == 0)
+    names, mask = np.array(speakers), np.array(is_train)
+    known = sorted(set(names[mask]))
+    centroids = np.stack([unit[mask & (names == s)].mean(0) for s in known])
+    guesses = np.array(known)[(unit[~mask] @ centroids.T).argmax(1)]
+    return float((guesses == names[~mask]).mean())
+
+
+def code_histogram(codes: Tensor, size: int) -> np.ndarray:
+    """How often each code occurs, square root taken so that the common ones do not drown the rest: (K,)."""
+    return torch.bincount(codes, minlength=size).double().sqrt().numpy()
+
+
+@torch.no_grad()
+def speaker_vector(encoder: SpeakerEncoder, record: dict) -> np.ndarray:
+    """Speaker vector (E,) of a frozen recording."""
+    return encoder(fbank_80(scales.wave_of(record, TOKENIZER_RATE))[None])[0].numpy()
+
+
+# ------------------------------------------------------------------------------------------------ the mouth
+
+
+def references() -> dict[str, dict]:
+    """speaker -> its frozen reference recording."""
+    return {r["speaker"]: r for r in scales.recordings("reference")}
+
+
+def samples(tokenizer, layout: Layout, speech: SpeechTokenizer, records: list[dict], rules: ChunkRules) -> list[tuple[Tensor, Tensor]]:
+    """Rows and labels of one conversation a record, cloned from its speaker's reference."""
+    reference = references()
+    heard = {s: codes_of(speech, reference[s]) for s in {r["speaker"] for r in records}}
+    return [
+        training_rows(tokenizer, layout, reference[r["speaker"]]["text"], heard[r["speaker"]], [(r["text"], codes_of(speech, r))], rules)
+        for r in records
+    ]
+
+
+@torch.no_grad()
+def stream_errors(model: SpeechLM, pairs: list[tuple[Tensor, Tensor]]) -> tuple[np.ndarray, float, float, int]:
+    """Teacher-forced share of wrong ids in each stream (k,), mean speech and text loss, labelled rows."""
+    wrong, rows, speech, text = 0.0, 0, 0.0, 0.0
+    for ids, labels in pairs:
+        output = model(ids[None], labels=labels[None], return_logits=True)
+        target = labels[1:, 1:]
+        known = (target != IGNORE).all(-1)
+        miss = output.speech_logits[0, :-1].argmax(-1)[known] != target[known]  # (n, k)
+        wrong = wrong + miss.sum(0).double().numpy()
+        rows += int(known.sum())
+        speech, text = speech + output.speech_loss.item() / len(pairs), text + output.text_loss.item() / len(pairs)
+    return wrong / rows, speech, text, rows
+
+
+def speak_records(
+    model: SpeechLM, tokenizer, speech: SpeechTokenizer, records: list[dict], settings: DecodeSettings
+) -> list[Result]:
+    """Decode the text of each record in the voice of its speaker's reference."""
+    reference = references()
+    heard = {s: codes_of(speech, reference[s]) for s in {r["speaker"] for r in records}}
+    requests = [Request(r["text"], reference[r["speaker"]]["text"], heard[r["speaker"]]) for r in records]
+    return generate(model.eval(), tokenizer, requests, settings)
+
+
+def phoneme_errors(head: PhonemeHead, tokens: list[Tensor], records: list[dict]) -> tuple[float, list[float]]:
+    """Phoneme error of spoken tokens against what the records say: over all, and of each."""
+    wanted = [r["phonemes"] for r in records]
+    return intelligibility(head, tokens, wanted), [intelligibility(head, [t], [w]) for t, w in zip(tokens, wanted, strict=True)]
+
+
+# ------------------------------------------------------------------------------------------------ what training moved
+
+
+def group_of(name: str) -> str:
+    """The part of the mouth a parameter belongs to."""
+    if name.startswith("tts_adapter."):
+        return "adapter"
+    if "embed_tokens" in name or "lm_head" in name:
+        return "table"
+    return "backbone"
+
+
+def weight_change(before: Path, after: Path, text_rows: int) -> dict[str, float]:
+    """Relative change |after - before| / |before| of backbone, adapter, and the text and speech rows of the table.
+
+    Args:
+        before, after: checkpoint folders; parts that only `after` has are left out.
+        text_rows: rows of the embedding that belong to old text ids.
+    """
+    moved: dict[str, list[float]] = {}
+    try:
+        with safe_open(str(before / "model.safetensors"), "pt") as old, safe_open(str(after / "model.safetensors"), "pt") as new:
+            for name in sorted(set(old.keys()) & set(new.keys())):
+                a, b = old.get_tensor(name).double(), new.get_tensor(name).double()
+                group = group_of(name)
+                pieces = {group: (a, b)}
+                if group == "table":
+                    size = min(len(a), len(b))
+                    pieces = {"text rows": (a[:text_rows], b[:text_rows]), "speech rows": (a[text_rows:size], b[text_rows:size])}
+                for key, (x, y) in pieces.items():
+                    if x.shape == y.shape and x.numel():
+                        total = moved.setdefault(key, [0.0, 0.0])
+                        total[0] += float((y - x).square().sum())
+                        total[1] += float(x.square().sum())
+    except OSError as error:
+        raise CheckpointError(f"cannot compare {before.name} with {after.name}: {error}; restore them with `git checkout`") from error
+    return {key: (change / norm) ** 0.5 for key, (change, norm) in moved.items()}
+
+
+# ------------------------------------------------------------------------------------------------ where errors fall
+
+
+def errors_along(pairs: list[tuple[str, str]], bins: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Word errors by place in the text: (truth, hypothesis) normalised -> error share (bins,), reference words (bins,).
+
+    An inserted word counts at the reference word it stands before.
+    """
+    import jiwer
+
+    errors, words = np.zeros(bins), np.zeros(bins)
+    for truth, hypothesis in pairs:
+        size = len(truth.split())
+        words += np.bincount(np.arange(size) * bins // size, minlength=bins)
+        for piece in jiwer.process_words(truth, hypothesis or " ").alignments[0] if hypothesis.strip() else []:
+            if piece.type == "equal":
+                continue
+            if piece.type == "insert":
+                errors[min(piece.ref_start_idx, size - 1) * bins // size] += piece.hyp_end_idx - piece.hyp_start_idx
+            else:
+                places = np.arange(piece.ref_start_idx, piece.ref_end_idx) * bins // size
+                errors += np.bincount(places, minlength=bins)
+        if not hypothesis.strip():
+            errors += np.bincount(np.arange(size) * bins // size, minlength=bins)
+    return errors / np.maximum(words, 1), words

@@ -1,0 +1,129 @@
+"""Are the committed figures true? What `omni verify` asks of the evaluation.
+
+Three questions, cheapest first:
+  1. do the headline error rates follow from the committed transcripts (arithmetic, exact)?
+  2. does the judge still hear in a few frozen recordings what was written down?
+  3. do the checkpoints still speak a few sentences as intelligibly and in as similar a voice as recorded?
+The third has a tolerance: another CPU may round a sampling near-tie the other way, and then a sentence comes out differently.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from omnilib.errors import DataError
+from omnilib.eval.frozen import Frozen
+from omnilib.eval.judges import SpeakerJudge, Whisper
+from omnilib.eval.nano import MEASURES, Bench, corpus_figure, judge_wave, pick, speak_lines
+from omnilib.eval.wer import line_rates
+from omnilib.paths import REPORTS
+from omnilib.speak import Speaker
+
+EXACT = 1e-9
+HEARD_TOLERANCE = 0.02  # error of a fresh transcript against the committed one, all sampled lines together
+ERROR_TOLERANCE = 0.15  # corpus error of a few re-spoken sentences
+VOICE_TOLERANCE = 0.05  # their mean similarity
+
+
+@dataclass(frozen=True)
+class Check:
+    """One compared number."""
+
+    name: str
+    committed: float
+    measured: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        return abs(self.committed - self.measured) <= self.tolerance
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """Rows of a JSONL file.
+
+    Raises:
+        DataError: it is not there.
+    """
+    if not path.is_file():
+        raise DataError(f"no {path.name} in {path.parent}: run `python -m omnilib.eval.nano` first")
+    return [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
+
+
+def check_arithmetic(records: list[dict], summary: dict) -> list[Check]:
+    """Headline error rates recomputed from texts and transcripts."""
+    scored = [r | {k: vars(v) for k, v in line_rates(r["text"], r["transcript"], r["language"]).items()} for r in records]
+    checks = []
+    for language, measures in MEASURES.items():
+        for measure, name in measures.items():
+            for system in ("gt", "codec", "tts"):
+                found = pick(scored, system, language)
+                if found and f"{name}_{system}" in summary:
+                    checks.append(
+                        Check(f"{name}_{system}", summary[f"{name}_{system}"]["value"], corpus_figure(found, measure)["value"], EXACT)
+                    )
+    return checks
+
+
+def check_ears(frozen: Frozen, records: list[dict], judge: Whisper, count: int) -> Check:
+    """Fresh transcripts of a few recordings against the committed ones."""
+    known = {r["id"]: r["transcript"] for r in records if r["system"] == "gt"}
+    lines = [x for x in frozen.of("eval") if known.get(x.id, "").strip()]
+    lines = lines[:: max(1, len(lines) // count)][:count]
+    fresh = [wait() for wait in [judge.submit(x.wave(16_000), 16_000, x.language) for x in lines]]
+    errors = [next(iter(line_rates(known[x.id], text, x.language).values())) for x, text in zip(lines, fresh, strict=True)]
+    return Check(
+        f"judge re-heard {len(lines)} recordings: difference",
+        0.0,
+        sum(e.error * e.words for e in errors) / max(1, sum(e.words for e in errors)),
+        HEARD_TOLERANCE,
+    )
+
+
+def check_speech(bench: Bench, records: list[dict], count: int) -> list[Check]:
+    """A few sentences spoken and judged again, against their committed records."""
+    known = {r["id"]: r for r in records if r["system"] == "tts" and r["role"] == "eval"}
+    checks = []
+    for language, measures in MEASURES.items():
+        lines = [x for x in bench.frozen.of("eval", language=language) if x.id in known]
+        lines = lines[:: max(1, len(lines) // count)][:count]
+        if not lines:
+            continue
+        waiting = []
+        for line, result in zip(lines, speak_lines(bench, lines, bench.settings), strict=True):
+            wave = bench.speaker.codec.decode(result.tokens, bench.reference(line).voice) if len(result.tokens) else None
+            waiting.append(judge_wave(bench, line, "tts", wave, flags=[]))
+        fresh, old = [record() for record in waiting], [known[x.id] for x in lines]
+        measure, name = next(iter(measures.items()))
+        errors = [corpus_figure(group, measure)["value"] for group in (old, fresh)]
+        voices = [sum(r["similarity"] for r in group) / len(group) for group in (old, fresh)]
+        checks.append(Check(f"{name}_tts of {len(lines)} sentences spoken again", *errors, ERROR_TOLERANCE))
+        checks.append(Check(f"similarity of the same {len(lines)}", *voices, VOICE_TOLERANCE))
+    return checks
+
+
+def recheck(
+    scale: str = "nano",
+    reports: Path = REPORTS,
+    count: int = 8,
+    frozen: Frozen | None = None,
+    judge: Callable[[], Whisper] = Whisper,
+    voices: Callable[[], SpeakerJudge] = SpeakerJudge,
+    speaker: Speaker | None = None,
+) -> list[Check]:
+    """All checks of a scale's committed evaluation, about two minutes on 2 cores.
+
+    Raises:
+        DataError: nothing committed to check.
+    """
+    records = read_jsonl(reports / scale / "eval" / "utterances.jsonl")
+    summary = json.loads((reports / scale / "summary.json").read_text(encoding="utf-8"))
+    metrics = json.loads((reports / scale / "eval" / "metrics.json").read_text(encoding="utf-8"))
+    bench = Bench(speaker or Speaker.load(scale), frozen or Frozen(), seed=metrics["settings"]["decode"]["seed"])
+    bench.listen(judge(), voices())
+    return [
+        *check_arithmetic(records, summary),
+        check_ears(bench.frozen, records, bench.judge, count),
+        *check_speech(bench, records, count),
+    ]

@@ -1,0 +1,134 @@
+"""What an evaluation leaves behind: facts about the checkpoints, metrics.json, records, a page, the flat summary.
+
+reports/<scale>/eval/{metrics.json, utterances.jsonl, long.jsonl, audio/*.mp3, report.html, provenance.json}
+reports/<scale>/summary.json    headline figures, each {"value", "n", "ci95", "source"}; other issues add theirs
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+
+from omnilib import report
+from omnilib.errors import CheckpointError
+from omnilib.provenance import stamp, write_json
+
+SUMMARY = (
+    *("wer_en_gt", "wer_en_codec", "wer_en_tts", "zh_gt", "zh_codec", "zh_tts", "zh_cer_gt", "zh_cer_tts"),
+    *("long_wer_en", "long_similarity_first_last", "long_flagged_texts", "sim_seen", "sim_unseen", "sim_gt_pair", "sim_threshold"),
+    *("rtf_total", "rtf_mouth", "rtf_flow", "rtf_hift", "ttfs_stream_s", "retrain_hours", "params_total"),
+)
+MODULES = ("tokenizer", "speaker", "flow", "hift", "speechlm")
+WORST = 20  # sentences shown on the page
+
+
+def count_parameters(folder: Path) -> int:
+    """Parameters of a checkpoint, read from the header of its safetensors file.
+
+    Raises:
+        CheckpointError: missing or truncated file.
+    """
+    try:
+        with safe_open(str(folder / "model.safetensors"), "pt") as file:
+            names = list(file.keys())
+            return sum(int(np.prod(file.get_slice(name).get_shape())) for name in names)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot read {folder.name}/model.safetensors: {error}; restore it with `git checkout`") from None
+
+
+def parameters_of(folder: Path) -> dict:
+    """Parameters of the five modules that speak."""
+    counts = {name: count_parameters(folder / name) for name in MODULES}
+    return {"value": sum(counts.values()), "n": len(counts), "ci95": None, "modules": counts}
+
+
+def training_hours(folder: Path) -> dict:
+    """Wall time of every stage that made the checkpoints, from each meta.json.
+
+    Stages that leave no checkpoint (corpus, speech tokens) are in wall_times.json: {"corpus": seconds, ...}.
+    """
+    stages = {}
+    for path in sorted(folder.glob("*/meta.json")):
+        seconds = json.loads(path.read_text(encoding="utf-8")).get("train_seconds")
+        if seconds is not None:
+            stages[path.parent.name] = seconds
+    times = folder / "wall_times.json"
+    if times.is_file():
+        stages |= json.loads(times.read_text(encoding="utf-8"))
+    return {"value": sum(stages.values()) / 3600 if stages else None, "n": len(stages), "ci95": None, "stages_seconds": stages}
+
+
+def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
+    """One JSON object a line, under a temporary name, then renamed."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    temporary.replace(path)
+
+
+def write_summary(path: Path, metrics: dict[str, dict], source: str) -> None:
+    """The flat headline figures; keys of other evaluations in the file stay, what was not measured now reads null."""
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    nothing = {"value": None, "n": 0, "ci95": None}
+    flat = {name: {k: metrics.get(name, nothing)[k] for k in ("value", "n", "ci95")} | {"source": source} for name in SUMMARY}
+    write_json(path, flat | {name: entry for name, entry in old.items() if name not in flat})
+
+
+def unit_of(entry: dict) -> str:
+    """Rates are shown in percent."""
+    return "%" if entry["unit"] == "rate" else entry["unit"]
+
+
+def write_page(path: Path, metrics: dict[str, dict], records: Sequence[dict]) -> None:
+    """report.html: every figure with its conditions, and the sentences that went worst."""
+    rows = [
+        (name, report.number(m, unit_of(m)), m["n"], "-" if m["temperature"] is None else m["temperature"], m["judge"] or "-")
+        for name, m in metrics.items()
+    ]
+    spoken = [r for r in records if r["system"] == "tts" and r["role"] == "eval"]
+    worst = sorted(spoken, key=lambda r: -r["wer" if r["language"] == "en" else "pinyin"]["error"])[:WORST]
+    cells = [(r["speaker"], r["text"], r["transcript"], f"{r['similarity']:.2f}", ", ".join(r["flags"]) or "-") for r in worst]
+    body = (
+        "<h1>Evaluation</h1>"
+        + report.html_table(("measure", "value (95 % interval)", "n", "temperature", "judge"), rows)
+        + f"<h2>The {len(cells)} sentences that went worst</h2>"
+        + report.html_table(("speaker", "text", "heard", "similarity", "flags"), cells)
+    )
+    path.write_text(report.page("Evaluation", body), encoding="utf-8")
+
+
+def write_sounds(folder: Path, demos: Sequence[tuple[str, str, torch.Tensor, int]]) -> list[dict]:
+    """MP3 of each (name, caption, wave, rate); returns the entries of metrics.json."""
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    entries = []
+    for name, caption, wave, rate in demos:
+        (folder / "audio" / f"{name}.mp3").write_bytes(report.encode_mp3(wave, rate))
+        entries.append({"file": f"audio/{name}.mp3", "caption": caption, "demo": name.endswith("-tts") or name == "long-start"})
+    return entries
+
+
+def write(
+    reports: Path,
+    scale: str,
+    metrics: dict[str, dict],
+    settings: dict,
+    parameters: dict,
+    manifest: Path,
+    records: Sequence[dict] = (),
+    long_records: Sequence[dict] = (),
+    demos: Sequence[tuple[str, str, torch.Tensor, int]] = (),
+    seconds: float = 0.0,
+) -> None:
+    """Everything, under `reports`/`scale`."""
+    folder = reports / scale / "eval"
+    sounds = write_sounds(folder, demos)
+    whole = {"name": "eval", "scale": scale, "settings": settings, "metrics": metrics, "figures": [], "sounds": sounds, "paper": []}
+    write_json(folder / "metrics.json", whole)
+    write_jsonl(folder / "utterances.jsonl", records)
+    write_jsonl(folder / "long.jsonl", long_records)
+    write_page(folder / "report.html", metrics, records)
+    stamped = stamp(scale, parameters, settings, {"frozen": manifest}, seconds)
+    write_json(folder / "provenance.json", {"status": "ok", "error": "", **stamped})
+    write_summary(reports / scale / "summary.json", metrics, f"reports/{scale}/eval/metrics.json")

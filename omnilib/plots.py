@@ -1,0 +1,174 @@
+"""Every figure: small functions that take numbers and return a matplotlib Figure (nothing is measured here).
+
+Colours mean the same everywhere: recordings grey, codec blue, text to speech orange.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg", force=False)
+import numpy as np  # noqa: E402
+import seaborn as sns  # noqa: E402
+from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib.colors import ListedColormap  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+COLOURS = {"recording": "#8a94a3", "codec": "#2f7fb8", "speech": "#e07b39"}
+CELLS = {"code": "#f3d9c4", "pad": "#eef1f4", "silence": "#cfd6de", "eos": "#c0392b", "separator": "#0b6e6e"}
+
+sns.set_theme(style="whitegrid", context="notebook", font_scale=0.9, rc={"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100})
+
+
+def new(width: float = 8.0, height: float = 3.2, rows: int = 1, columns: int = 1, **more) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes, always as a flat array."""
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **more)
+    return figure, axes.reshape(-1)
+
+
+def read_log(path: Path) -> list[dict]:
+    """The rows of a training run's log.jsonl."""
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def loss_curves(runs: dict[str, Path | list[dict]], keys: Sequence[str] = ("loss",), smooth: int = 5, log: bool = False) -> Figure:
+    """One panel a key, one line a run; the pale line is what was logged, the strong one its running mean."""
+    figure, axes = new(4.2 * len(keys) + 0.6, 3.2, columns=len(keys))
+    for axis, key in zip(axes, keys, strict=True):
+        for number, (name, run) in enumerate(runs.items()):
+            rows = [r for r in (run if isinstance(run, list) else read_log(run)) if r.get(key) is not None]
+            if not rows:
+                continue
+            steps, values = np.array([r["step"] for r in rows]), np.array([r[key] for r in rows], dtype=float)
+            colour = sns.color_palette()[number]
+            width = min(smooth, len(values))
+            axis.plot(steps, values, color=colour, alpha=0.25, lw=1)
+            axis.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"), color=colour, label=name)
+        axis.set(xlabel="step", title=key.replace("_", " "), yscale="log" if log else "linear")
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def waveform(wave: np.ndarray, rate: int, marks: Sequence[float] = (), title: str = "") -> Figure:
+    """Samples (T,) over time, with vertical marks in seconds."""
+    figure, (axis,) = new(8, 1.8)
+    axis.plot(np.arange(len(wave)) / rate, wave, lw=0.4, color=COLOURS["speech"])
+    for second in marks:
+        axis.axvline(second, color=CELLS["separator"], lw=1)
+    axis.set(xlabel="seconds", xlim=(0, len(wave) / rate), yticks=[], title=title)
+    return figure
+
+
+def spectrograms(mels: dict[str, np.ndarray], frames_per_second: float | Sequence[float], shared: bool = False) -> Figure:
+    """Spectra (bins, frames) under one another on one time axis; `shared` uses one colour range for all."""
+    rates = frames_per_second if isinstance(frames_per_second, Sequence) else [frames_per_second] * len(mels)
+    figure, axes = new(8, 1.9 * len(mels) + 0.4, rows=len(mels), sharex=True)
+    arrays = [np.asarray(m, dtype=float) for m in mels.values()]
+    low, high = (min(a.min() for a in arrays), max(a.max() for a in arrays)) if shared else (None, None)
+    for axis, name, array, rate in zip(axes, mels, arrays, rates, strict=True):
+        axis.imshow(array, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, array.shape[1] / rate, 0, array.shape[0]))
+        axis.set(title=name, ylabel="bin")
+        axis.grid(False)
+    axes[-1].set_xlabel("seconds")
+    return figure
+
+
+def token_grid(
+    text: Sequence[str], speech: np.ndarray, eos: int, pad: int, separators: Sequence[int] = (), blanks: Sequence[int] = (), numbers: bool = True
+) -> Figure:
+    """The rows the mouth writes, time going right: the text stream on top, k speech streams below.
+
+    Args:
+        text: what each row's text id reads as ("" for padding).
+        speech: ids (rows, k) of the streams.
+        separators: rows that hold audio_sep or audio_end.
+        blanks: codes that mean silence.
+    """
+    speech = np.asarray(speech)
+    rows, streams = speech.shape
+    kinds = np.select([speech == eos, speech == pad, np.isin(speech, list(blanks))], [3, 1, 2], default=0).T  # (k, rows)
+    kinds[:, list(separators)] = 4
+    figure, (axis,) = new(max(6.0, 0.42 * rows + 1), 0.42 * (streams + 2) + 0.6)
+    axis.imshow(kinds, cmap=ListedColormap(list(CELLS.values())), vmin=0, vmax=4, aspect="auto", extent=(0, rows, streams, 0))
+    for row in range(rows):
+        axis.text(row + 0.5, -0.15, text[row], ha="center", va="bottom", rotation=60 if len(text[row]) > 3 else 0, fontsize=8)
+        if numbers:
+            for stream in range(streams):
+                if kinds[stream, row] in (0, 2):
+                    axis.text(row + 0.5, stream + 0.5, int(speech[row, stream]), ha="center", va="center", fontsize=6.5)
+    axis.set(yticks=np.arange(streams) + 0.5, yticklabels=[f"stream {i + 1}" for i in range(streams)], xlabel="row (6.25 a second)")
+    axis.set_xticks(np.arange(rows + 1), minor=True)
+    axis.grid(which="minor", color="white", lw=1)
+    axis.grid(False, which="major")
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in CELLS.values()]
+    axis.legend(handles, CELLS, ncol=len(CELLS), frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.35))
+    return figure
+
+
+def bars(values: dict[str, tuple[float, float, float]], ylabel: str, percent: bool = True, line: float | None = None, line_label: str = "") -> Figure:
+    """Bars with 95 % intervals: name -> (value, low, high); `line` is a level to compare with."""
+    figure, (axis,) = new(1.4 * len(values) + 2, 3.2)
+    factor = 100 if percent else 1
+    palette = {"gt": "recording", "recording": "recording", "codec": "codec"}
+    for place, (name, (value, low, high)) in enumerate(values.items()):
+        colour = COLOURS[next((c for word, c in palette.items() if word in name.lower()), "speech")]
+        axis.bar(place, value * factor, color=colour, width=0.62)
+        axis.errorbar(place, value * factor, [[(value - low) * factor], [(high - value) * factor]], color="#333", capsize=4)
+        axis.text(place, high * factor, f" {value * factor:.3g}", ha="center", va="bottom", fontsize=9)
+    if line is not None:
+        axis.axhline(line * factor, color=CELLS["separator"], ls="--", lw=1, label=line_label)
+        axis.legend(frameon=False)
+    axis.set(xticks=range(len(values)), xticklabels=list(values), ylabel=ylabel + (" (%)" if percent else ""))
+    axis.grid(axis="x", visible=False)
+    return figure
+
+
+def shares(seconds: dict[str, float], total: float, title: str = "") -> Figure:
+    """How one second of speech is paid for: real-time factor by module, stacked."""
+    figure, (axis,) = new(8, 1.6)
+    left = 0.0
+    for colour, (name, value) in zip(sns.color_palette("crest", len(seconds)), seconds.items(), strict=True):
+        axis.barh(0, value / total, left=left, color=colour, label=f"{name} {value / total:.3f}")
+        left += value / total
+    axis.set(yticks=[], xlabel="seconds of work per second of speech", title=title)
+    axis.legend(frameon=False, ncol=len(seconds), loc="upper left", bbox_to_anchor=(0, -0.6))
+    return figure
+
+
+def histogram(groups: dict[str, Sequence[float]], xlabel: str, line: float | None = None, line_label: str = "") -> Figure:
+    """Overlaid distributions, for example similarity of same and different speakers, with a threshold."""
+    figure, (axis,) = new(7, 3)
+    bins = np.histogram_bin_edges(np.concatenate([np.asarray(v, dtype=float) for v in groups.values()]), 30)
+    for name, values in groups.items():
+        axis.hist(values, bins=bins, alpha=0.55, density=True, label=f"{name} (n = {len(values)})")
+    if line is not None:
+        axis.axvline(line, color="#333", ls="--", lw=1, label=line_label)
+    axis.set(xlabel=xlabel, yticks=[])
+    axis.legend(frameon=False)
+    return figure
+
+
+def series(lines: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str, **style) -> Figure:
+    """Plain lines with markers: name -> (x, y)."""
+    figure, (axis,) = new(7, 3)
+    for name, (x, y) in lines.items():
+        axis.plot(x, y, label=name, **{"marker": "o", "ms": 4, **style})
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    if len(lines) > 1:
+        axis.legend(frameon=False)
+    return figure
+
+
+def funnel(steps: Sequence[tuple[str, float]], unit: str = "hours") -> Figure:
+    """What is left after each filter: (name, amount), widest first."""
+    figure, (axis,) = new(7, 0.42 * len(steps) + 0.8)
+    first = steps[0][1]
+    for place, (_, amount) in enumerate(steps):
+        axis.barh(place, amount, color=sns.color_palette("crest", len(steps))[place])
+        axis.text(amount, place, f" {amount:,.4g} {unit} ({100 * amount / first:.0f} %)", va="center", fontsize=8.5)
+    axis.set(yticks=range(len(steps)), yticklabels=[name for name, _ in steps], xlim=(0, first * 1.35), xticks=[])
+    axis.invert_yaxis()
+    axis.grid(False)
+    return figure

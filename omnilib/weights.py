@@ -1,0 +1,457 @@
+"""Published weights -> our classes, and the published sizes (paper sections 3.1, 3.2).
+
+A folder as MGM-Omni-TTS is published:
+
+    config.json  model-0000i-of-0000n.safetensors  model.safetensors.index.json     the mouth (or one model.safetensors)
+    tokenizer_config.json  vocab.json  merges.txt  added_tokens.json  ...           its text tokenizer
+    cosyvoice2/  flow.pt  hift.pt  campplus.onnx  speech_tokenizer_v2.onnx          the voice (a CosyVoice2-0.5B folder has the same four)
+
+Notable choices
+- Nothing in a folder is executed: safetensors; `.pt` through `weights_only=True`; ONNX graphs; no remote code.
+- Names and shapes of *all* parts are compared first, from file headers, so that one report tells everything that does not
+  fit before gigabytes are read. Names must fit strictly.
+- `hift.pt` comes in four spellings: with or without `generator.` before each name, weight norm as `weight_g / weight_v`
+  or as `parametrizations.weight.original0 / original1`. All load.
+- Hub ids are pinned to a commit, and nothing is fetched unless `download` is called.
+
+Shapes: B batch, F frames, T codes (25 Hz).
+"""
+
+import json
+import os
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from omnilib.errors import CheckpointError, ConfigError, MissingTool, UserError
+from omnilib.mouth.chunking import Layout
+from omnilib.mouth.speechlm import SpeechLM, SpeechLMConfig
+from omnilib.text import layout_of, load_tokenizer
+from omnilib.voice.codec import Codec, CodecSettings
+from omnilib.voice.flow import Flow, FlowConfig
+from omnilib.voice.hift import HiFT, HiFTConfig, published_keys
+
+# ---------------------------------------------------------------- published sizes
+
+QWEN3_TEXT = 151_669  # pieces of the Qwen3 tokenizer, special ones included; three audio control tokens come behind them
+SPEECH_IDS, STREAMS, ADAPTER_LAYERS = 6563, 4, 6  # paper section 3.2
+BACKBONES = {  # Qwen3 technical report, table 1: width, layers, heads, mlp width (8 key-value heads of 128 in all three)
+    "0.6B": (1024, 28, 16, 3072),
+    "2B": (2048, 28, 16, 6144),  # Qwen3-1.7B; the adapter makes it 2B
+    "4B": (2560, 36, 32, 9728),
+}
+
+
+def speechlm_preset(name: str) -> SpeechLMConfig:
+    """The mouth at a published size: "0.6B", "2B" or "4B".
+
+    The paper gives the adapter's depth (6) but not its other sizes; its blocks are taken to be those of the backbone.
+
+    Raises:
+        ConfigError: no such size.
+    """
+    if name not in BACKBONES:
+        raise ConfigError(f"no SpeechLM size '{name}': choose one of {', '.join(BACKBONES)}")
+    width, layers, heads, mlp = BACKBONES[name]
+    text = QWEN3_TEXT + 3
+    return SpeechLMConfig(
+        vocab_size=text + STREAMS * SPEECH_IDS,
+        tokenizer_text_size=text,
+        tokenizer_speech_size=SPEECH_IDS,
+        speech_token_count=STREAMS,
+        tts_adapter_config=f"[{ADAPTER_LAYERS},{width},{heads}_{heads // 8},{mlp}]",
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=8,
+        head_dim=128,
+        intermediate_size=mlp,
+        max_position_embeddings=40_960,
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
+        tie_word_embeddings=True,
+        pad_token_id=151_643,
+        eos_token_id=151_645,
+    )
+
+
+def on_meta(model: type[nn.Module], config) -> nn.Module:
+    """A model without memory: to count or to compare."""
+    with torch.device("meta"):
+        return model(config)
+
+
+# ---------------------------------------------------------------- comparing
+
+
+@dataclass
+class Fit:
+    """How the tensors of a file (or set of shards) fit a module; empty lists: exactly."""
+
+    part: str
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    shapes: list[str] = field(default_factory=list)  # "name is (3, 4), needs (4, 4)"
+    tensors: int = 0  # in the file
+
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.unexpected or self.shapes)
+
+    def line(self, show: int = 3) -> str:
+        """One line; names beyond the first `show` of a kind are counted."""
+        if self.fits:
+            return f"{self.part}: {self.tensors} tensors fit"
+        parts = []
+        for words, names in (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.shapes)):
+            if names:
+                more = f", and {len(names) - show} more" if len(names) > show else ""
+                parts.append(f"{len(names)} {words} ({', '.join(names[:show])}{more})")
+        return f"{self.part}: {', '.join(parts)}"
+
+
+def compare(part: str, module: nn.Module, found: dict[str, tuple[int, ...]], may_lack: set[str] | None = None) -> Fit:
+    """Names and shapes in a file against those a module has; `may_lack` names are tied to others."""
+    needed = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+    return Fit(
+        part,
+        missing=sorted(needed.keys() - found.keys() - (may_lack or set())),
+        unexpected=sorted(found.keys() - needed.keys()),
+        shapes=[f"{k} is {found[k]}, needs {needed[k]}" for k in sorted(needed.keys() & found.keys()) if found[k] != needed[k]],
+        tensors=len(found),
+    )
+
+
+def report(fits: list[Fit]) -> str:
+    """Every name, a line each: for people."""
+    lines = []
+    for fit in fits:
+        lines.append(fit.line(0) if fit.fits else f"{fit.part}: does not fit")
+        for words, names in (("missing", fit.missing), ("unexpected", fit.unexpected), ("shape", fit.shapes)):
+            lines += [f"    {words:<10} {name}" for name in names]
+    return "\n".join(lines)
+
+
+def demand(fits: list[Fit]) -> None:
+    """Raise unless everything fits.
+
+    Raises:
+        CheckpointError: one line with the first names of each part that does not.
+    """
+    wrong = [fit.line() for fit in fits if not fit.fits]
+    if wrong:
+        raise CheckpointError(f"weights do not fit: {'; '.join(wrong)}; get the files again, or a config of the same size")
+
+
+# ---------------------------------------------------------------- reading files
+
+
+def existing(path: Path) -> Path:
+    """The path, if there is such a file.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no {path.name} in {path.parent}: get it with `omnilib.weights.download`, or correct the folder")
+    return path
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    try:
+        value = json.loads(existing(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}): get it again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is damaged (not an object): get it again")
+    return value
+
+
+def shard_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of all tensors of a sharded or single safetensors model; only headers are read.
+
+    Raises:
+        CheckpointError: a shard is missing, truncated, lies outside the folder, or lacks what the index promises.
+    """
+    index, shapes = folder / "model.safetensors.index.json", {}
+    places = read_json(index).get("weight_map") if index.is_file() else None
+    if index.is_file() and not isinstance(places, dict):
+        raise CheckpointError(f"{index} is damaged (no weight_map): get it again")
+    names = sorted(set(places.values())) if places else ["model.safetensors"]
+    for name in names:
+        if Path(name).name != name:
+            raise CheckpointError(f"{index} names '{name}', a path outside the folder: refused")
+        try:
+            with safe_open(str(existing(folder / name)), "pt") as file:
+                shapes |= {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  not a dict
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder / name} is damaged ({error}): get it again") from None
+    lost = sorted(set(places or ()) - set(shapes))
+    if lost:
+        raise CheckpointError(f"{index} promises {', '.join(lost[:3])}, which no shard holds: get the shards again")
+    return shapes
+
+
+def read_pt(path: Path) -> dict[str, Tensor]:
+    """A `.pt` state dict, memory-mapped where its format allows; objects other than tensors are never built.
+
+    Raises:
+        CheckpointError: missing, damaged, or with anything but tensors in it.
+    """
+    try:
+        state = torch.load(existing(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = next((line for line in lines if "GLOBAL" in line or "invalid load key" in line), lines[0])
+        raise CheckpointError(f"{path} is refused, as it is damaged or holds more than tensors ({reason}): get it from its source") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{path} is damaged ({reason}): get it again") from None
+    if isinstance(state, dict):
+        state = {k: v for k, v in state.items() if k not in ("epoch", "step")}  # CosyVoice's trainer leaves these in
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        raise CheckpointError(f"{path} is no plain state dict (name -> tensor): get it from its source")
+    return state
+
+
+WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}  # gain, direction
+
+
+def hift_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Any spelling of `hift.pt` -> the names of `voice/hift.py`."""
+    result = {}
+    for key, value in published_keys(state).items():
+        head, _, last = key.rpartition(".")
+        result[f"{head}.{WEIGHT_NORM[last]}" if last in WEIGHT_NORM else key] = value
+    return result
+
+
+# ---------------------------------------------------------------- ONNX front ends
+
+
+def onnx_session(path: Path, inputs: int, threads: int = 1):
+    """An onnxruntime session on the GPU if there is one, else on the CPU.
+
+    Raises:
+        MissingTool: onnxruntime is not installed.
+        CheckpointError: missing or damaged file, or another number of inputs.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise MissingTool("onnxruntime is not installed: `pip install onnxruntime`, or `pip install .[onnx]`") from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    providers = [p for p in wanted if p in onnxruntime.get_available_providers()]
+    try:
+        session = onnxruntime.InferenceSession(str(existing(path)), options, providers=providers)
+    except CheckpointError:
+        raise
+    except Exception as error:  # onnxruntime's own exceptions have no common public base
+        raise CheckpointError(f"{path} is damaged ({str(error).splitlines()[0]}): get it again") from None
+    if len(session.get_inputs()) != inputs:
+        raise CheckpointError(f"{path} takes {len(session.get_inputs())} inputs, not {inputs}: it is another model; get it again")
+    return session
+
+
+class OnnxTokenizer(nn.Module):
+    """`speech_tokenizer_v2.onnx` behind the interface of `SpeechTokenizer.encode`."""
+
+    def __init__(self, path: str | Path):
+        super().__init__()
+        self.session = onnx_session(Path(path), inputs=2)
+        self.names = [i.name for i in self.session.get_inputs()]  # log-mel (1, 128, F) and its length (1,)
+
+    @torch.inference_mode()
+    def encode(self, mel: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Log-mel (B, 128, F) -> codes (B, T) and their lengths (B,); one item at a time, as the published graph wants."""
+        frames = [mel.shape[-1]] * len(mel) if lengths is None else lengths.tolist()
+        codes = []
+        for item, count in zip(mel.float().cpu(), frames, strict=True):
+            feed = {self.names[0]: item[None, :, :count].numpy(), self.names[1]: torch.tensor([count], dtype=torch.int32).numpy()}
+            codes.append(torch.from_numpy(self.session.run(None, feed)[0]).flatten().long())  # (T,)
+        padded = nn.utils.rnn.pad_sequence(codes, batch_first=True)  # (B, T)
+        return padded.to(mel.device), torch.tensor([len(c) for c in codes], device=mel.device)
+
+
+class OnnxSpeaker(nn.Module):
+    """`campplus.onnx` behind the interface of `SpeakerEncoder`."""
+
+    def __init__(self, path: str | Path):
+        super().__init__()
+        self.session = onnx_session(Path(path), inputs=1)
+        self.name = self.session.get_inputs()[0].name
+
+    @torch.inference_mode()
+    def forward(self, fbank: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """(B, F, 80), lengths (B,) in frames -> (B, 192); the mean of each recording is taken off first."""
+        frames = [fbank.shape[1]] * len(fbank) if lengths is None else lengths.tolist()
+        vectors = []
+        for item, count in zip(fbank.float().cpu(), frames, strict=True):
+            item = item[:count] - item[:count].mean(0)  # (F, 80)
+            vectors.append(torch.from_numpy(self.session.run(None, {self.name: item[None].numpy()})[0]).flatten())
+        return torch.stack(vectors).to(fbank.device)
+
+
+# ---------------------------------------------------------------- the parts
+
+
+def tts_config(folder: Path) -> SpeechLMConfig:
+    """config.json of the mouth.
+
+    Raises:
+        CheckpointError: missing, damaged, or of another kind of model.
+    """
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind != SpeechLMConfig.model_type:
+        raise CheckpointError(f"{folder}/config.json is of a '{kind}' model, not '{SpeechLMConfig.model_type}': give an MGM-Omni-TTS folder")
+    try:
+        return SpeechLMConfig.from_pretrained(str(folder), local_files_only=True)
+    except UserError:
+        raise
+    except Exception as error:  # transformers checks values in its own ways
+        raise CheckpointError(f"{folder}/config.json cannot be used ({str(error).splitlines()[0]}): get it again") from None
+
+
+def check_speechlm(folder: str | Path) -> Fit:
+    """Whether the shards of a mouth fit its config."""
+    model = on_meta(SpeechLM, tts_config(Path(folder)))
+    return compare("speech model", model, shard_shapes(Path(folder)), set(model.all_tied_weights_keys))
+
+
+def read_voice_part(path: Path, module: nn.Module) -> tuple[dict[str, Tensor], Fit]:
+    """A `.pt` under our names, and whether it fits `module`."""
+    state = read_pt(path)
+    if isinstance(module, HiFT):
+        state = hift_keys(state)
+    return state, compare(path.name, module, {k: tuple(v.shape) for k, v in state.items()})
+
+
+def check(folder: str | Path, flow: FlowConfig | None = None, hift: HiFTConfig | None = None) -> list[Fit]:
+    """Compare a whole published folder with our classes, without building them; print `report(...)` of it.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or refused.
+    """
+    voice = Path(folder) / "cosyvoice2"
+    modules = {"flow.pt": on_meta(Flow, flow or FlowConfig()), "hift.pt": on_meta(HiFT, hift or HiFTConfig())}
+    return [check_speechlm(folder), *(read_voice_part(voice / name, module)[1] for name, module in modules.items())]
+
+
+def load_voice(
+    folder: str | Path, flow: FlowConfig | None = None, hift: HiFTConfig | None = None, settings: CodecSettings | None = None
+) -> Codec:
+    """flow.pt, hift.pt, campplus.onnx and speech_tokenizer_v2.onnx of a folder -> codec; sizes are the published ones unless given.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or refused, or its names or shapes do not fit.
+        MissingTool: onnxruntime is not installed.
+    """
+    folder = Path(folder)
+    modules = {"flow.pt": Flow(flow or FlowConfig()), "hift.pt": HiFT(hift or HiFTConfig())}
+    read = {name: read_voice_part(folder / name, module) for name, module in modules.items()}
+    demand([fit for _, fit in read.values()])
+    for name, module in modules.items():
+        module.load_state_dict(read[name][0])
+    tokenizer, speaker = OnnxTokenizer(folder / "speech_tokenizer_v2.onnx"), OnnxSpeaker(folder / "campplus.onnx")
+    return Codec(tokenizer, speaker, modules["flow.pt"], modules["hift.pt"].eval().fold_weight_norm(), settings)
+
+
+def load_speechlm(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> SpeechLM:
+    """The mouth of a published folder.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or of another model, or names or shapes do not fit.
+    """
+    demand([check_speechlm(folder)])
+    return SpeechLM.load(folder, dtype, device)
+
+
+@dataclass
+class Published:
+    """Everything that is needed to speak."""
+
+    mouth: SpeechLM
+    tokenizer: object  # of transformers
+    layout: Layout
+    codec: Codec
+
+
+def load(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    flow: FlowConfig | None = None,
+    hift: HiFTConfig | None = None,
+) -> Published:
+    """A published MGM-Omni-TTS folder -> mouth, text tokenizer and codec.
+
+    Raises:
+        CheckpointError: any part is missing, damaged, refused or does not fit; one line tells of all parts.
+        MissingTool: onnxruntime is not installed.
+    """
+    demand(check(folder, flow, hift))
+    mouth, tokenizer = load_speechlm(folder, dtype, device), load_tokenizer(folder)
+    return Published(mouth, tokenizer, layout_of(mouth.config, tokenizer), load_voice(Path(folder) / "cosyvoice2", flow, hift).to(device))
+
+
+# ---------------------------------------------------------------- download
+
+WANTED = ["*.json", "merges.txt", "*.safetensors", "*flow.pt", "*hift.pt", "*campplus.onnx", "*speech_tokenizer_v2.onnx"]  # no code
+REPOSITORIES = {"2B": "wcy1122/MGM-Omni-TTS-2B-0927"}  # named by the authors' README; other sizes: see their collection
+
+
+def split_pin(pin: str) -> tuple[str, str]:
+    """"owner/name@revision" -> both.
+
+    Raises:
+        ConfigError: not of that form.
+    """
+    repository, _, revision = pin.partition("@")
+    if repository.count("/") != 1 or not all(repository.split("/")) or not revision:
+        raise ConfigError(f"'{pin}' is not 'owner/name@revision': for example {REPOSITORIES['2B']}@main")
+    return repository, revision
+
+
+def download(pin: str, folder: str | Path, endpoint: str | None = None) -> Path:
+    """Fetch a published folder from the hub, pinned: "owner/name@<40 hex digits>". Goes on where it was cut off.
+
+    Args:
+        endpoint: another hub than huggingface.co.
+
+    Raises:
+        ConfigError: not pinned to a commit; tells the commit that a branch stands at now.
+        CheckpointError: hub not reachable, or no such repository or revision.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    repository, revision = split_pin(pin)
+    pinned = len(revision) == 40 and set(revision) <= set("0123456789abcdef")
+    try:
+        if pinned:
+            snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=WANTED, endpoint=endpoint)
+        else:
+            commit = HfApi(endpoint=endpoint).model_info(repository, revision=revision).sha
+            raise ConfigError(f"'{pin}' may change: '{revision}' is now at {commit}; ask for {repository}@{commit}")
+    except ConfigError:
+        raise
+    except Exception as error:  # the hub client raises errors of its own, of its HTTP library, and OSError
+        raise CheckpointError(
+            f"cannot fetch {pin} ({type(error).__name__}: {(str(error).splitlines() or [''])[0]}): check the name and the network, or copy the folder here by hand"
+        ) from None
+    source = {"repository": repository, "revision": revision}
+    temporary = Path(folder) / "source.json.tmp"
+    temporary.write_text(json.dumps(source, indent=1) + "\n")
+    os.replace(temporary, Path(folder) / "source.json")
+    return Path(folder)
