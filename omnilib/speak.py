@@ -108,7 +108,9 @@ class Speaker:
         """
         folder = Path(scale) if Path(scale).is_dir() else CHECKPOINTS / scale
         if not folder.is_dir():
-            raise CheckpointError(f"no checkpoints '{scale}': there are {', '.join(sorted(p.name for p in CHECKPOINTS.glob('*/'))) or 'none'}")
+            raise CheckpointError(
+                f"no checkpoints '{scale}': there are {', '.join(sorted(p.name for p in CHECKPOINTS.glob('*/'))) or 'none'}"
+            )
         settings = folder / "decode.yaml"
         return cls(
             SpeechLM.load(folder / "speechlm"),
@@ -144,11 +146,15 @@ class Speaker:
         if key not in self.heard:
             wave = load_wave(path, TOKENIZER_RATE)
             if len(wave) > LONGEST_REFERENCE * TOKENIZER_RATE:
-                raise AudioError(f"{path} lasts {len(wave) / TOKENIZER_RATE:.0f} s: cut out 3 to {LONGEST_REFERENCE:.0f} s and give their text")
+                raise AudioError(
+                    f"{path} lasts {len(wave) / TOKENIZER_RATE:.0f} s: cut out 3 to {LONGEST_REFERENCE:.0f} s and give their text"
+                )
             self.heard[key] = Reference(self.codec.voice(wave, TOKENIZER_RATE), text)
         return self.heard[key]
 
-    def prepare(self, text: str, voice, voice_text, language, seed: int, temperature: float | None) -> tuple[Reference, Request, DecodeSettings]:
+    def prepare(
+        self, text: str, voice, voice_text, language, seed: int, temperature: float | None
+    ) -> tuple[Reference, Request, DecodeSettings]:
         """What both ways of speaking need; every mistake of the caller is found here."""
         language = check_text(text, language)
         reference = self.reference(voice, voice_text, language)

@@ -15,15 +15,17 @@ from num2words import num2words
 from omnilib.errors import UserError
 
 LANGUAGES = ("en", "zh")
-HAN = "\u3400-\u4dbf\u4e00-\u9fff"
+HAN = "\u4e00-\u9fff"
 DIGITS_ZH = "零一二三四五六七八九"
 DIGITS_EN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LONGEST_NUMBER = 15  # digits; longer ones are read digit by digit
 
 ABBREVIATIONS = {
     "mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "prof": "professor", "st": "saint", "vs": "versus",
-    "etc": "et cetera", "e.g": "for example", "i.e": "that is", "jr": "junior", "sr": "senior", "no": "number",
+    "e.g": "for example", "i.e": "that is", "etc": "et cetera", "jr": "junior", "sr": "senior", "no": "number",
 }  # fmt: skip
+MAY_END = ("etc", "jr", "sr")  # before a capital the dot of these also ends the sentence
+FRACTIONS = {"1/2": "one half", "1/3": "one third", "2/3": "two thirds", "1/4": "one quarter", "3/4": "three quarters"}
 CURRENCIES = {"$": ("dollar", "美元"), "£": ("pound", "英镑"), "€": ("euro", "欧元"), "¥": ("yuan", "元")}
 SYMBOLS = {
     "en": {"&": "and", "@": "at", "%": "percent", "+": "plus", "=": "equals", "°": "degrees", "×": "times", "÷": "divided by"},
@@ -34,7 +36,7 @@ WIDE = str.maketrans(",?!;:.", "，？！；：。")
 
 def detect_language(text: str) -> str:
     """ "zh" when any Han character stands in it, else "en" (the reference's rule for choosing the pre-prompt)."""
-    return "zh" if re.search("[\u4e00-\u9fff]", text) else "en"
+    return "zh" if re.search(f"[{HAN}]", text) else "en"
 
 
 def clean_text(text: str, language: str | None = None) -> str:
@@ -48,7 +50,8 @@ def clean_text(text: str, language: str | None = None) -> str:
     """
     if language is not None and language not in LANGUAGES:
         raise UserError(f"language '{language}' is unknown: use one of {', '.join(LANGUAGES)}")
-    text = strip_markup(unicode_basics(text))
+    lines = (" ".join(line.split()) for line in unicode_basics(text).splitlines())
+    text = strip_markup("\n".join(filter(None, lines)))  # no runs of blanks from here on
     language = language or detect_language(text)
     text = spell_web(text, language)
     text = numbers_zh(text) if language == "zh" else numbers_en(text)
@@ -73,7 +76,7 @@ def strip_markup(text: str) -> str:
     text = re.sub(r"<[^<>]{0,200}>", " ", text)
     text = re.sub(r"!?\[([^\[\]]*)\]\([^()\s]*\)", r"\1", text)  # [text](address)
     text = re.sub(r"(?m)^[ \t]{0,8}(?:#{1,6}|[-*+>])[ \t]+", "", text)  # headings, bullets, quotations
-    text = re.sub(r"(?m)([^\s.?!;:,，。！？；：、])[ \t]*$", r"\1.", text) if "\n" in text.strip() else text  # a line is a sentence
+    text = re.sub(r"([^\s.?!;:,，。！？；：、])\n", r"\1.\n", text)  # a line is a sentence
     return re.sub(r"[*_`~#|\\]+", " ", text)
 
 
@@ -105,10 +108,10 @@ def tidy(text: str, language: str) -> str:
     text = re.sub(r"([.?!。！？] )(?:[,.?!;:，。！？；：、] )+", r"\1", text)
     text = re.sub(r"^[\s,.?!;:，。！？；：、]+", "", text)
     text = re.sub(rf"([{HAN}，。！？；：、])([,?!;:.])(?= |$)", lambda m: m[1] + m[2].translate(WIDE), text)
-    text = re.sub(rf"([，。！？；：、]) | (?=[{HAN}])|(?<=[{HAN}]) ", r"\1", text)  # no spaces around Han script
-    text = re.sub(r"[\s,;:，；：、]+$", "", text)
+    text = re.sub(rf"([，。！？；：、]) |(?<=[{HAN}]) (?=[{HAN}])", r"\1", text)  # Han script has no spaces
+    text = text.rstrip(" ,;:，；：、")
     if text and text[-1] not in ".?!。！？":
-        text += "。" if re.search(f"[{HAN}]$", text) else "."
+        text += "。" if language == "zh" else "."
     return text
 
 
@@ -146,20 +149,31 @@ def money(match: re.Match) -> str:
 def clock(match: re.Match) -> str:
     hour, minute = match[1], match[2]
     if minute == "00":
-        return f"{words(hour.lstrip('0') or '0')} o'clock"
+        return words(hour.lstrip("0") or "0") + ("" if match[3] else " o'clock")
     return f"{words(hour.lstrip('0') or '0')} {'oh ' + words(minute[1]) if minute[0] == '0' else words(minute)}"
+
+
+def abbreviation(match: re.Match) -> str:
+    name, following = match[1].lower(), match[2]
+    if name == "no" and not following.isdigit():  # the answer
+        return match[0]
+    dot = "." if name in MAY_END and following.isupper() else ""
+    return f"{ABBREVIATIONS[name]}{dot} "
 
 
 def numbers_en(text: str) -> str:
     """Digits, abbreviations and units as English words."""
     names = "|".join(map(re.escape, ABBREVIATIONS))
-    text = re.sub(rf"\b({names})\.(?=[\s\d])", lambda m: ABBREVIATIONS[m[1].lower()], text, flags=re.I)
+    text = re.sub(rf"\b({names})\. ?(?=(\w))", abbreviation, text, flags=re.I)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"([$£€¥]) ?(\d+(?:\.\d+)?)(?: (thousand|million|billion|trillion)\b)?", money, text)
-    text = re.sub(r"(?<!\d)(\d{1,2}):([0-5]\d)(?!\d)", clock, text)
+    text = re.sub(r"(?<!\d)(\d{1,2}):([0-5]\d)(?!\d)(?=( ?[ap]\.?m\b)?)", clock, text, flags=re.I)
     text = re.sub(r"\b(?:\d{3}-)?\d{3}-\d{4}\b", lambda m: " ".join(DIGITS_EN[int(d)] for d in m[0] if d != "-"), text)
     text = re.sub(r"(?<=\d) ?[-–] ?(?=\d)", " to ", text)
     text = re.sub(r"(?<![\w.])[-−](?=\d)", "minus ", text)
+    text = re.sub(r"(?<![\d/])\d{1,15}/\d{1,15}(?![\d/])", lambda m: f" {FRACTIONS.get(m[0], m[0].replace('/', ' over '))} ", text)
+    text = re.sub(r"(?<![\d.])(1[1-9]\d|20\d)0s\b", lambda m: f" {words(m[1] + '0', 'year')}s ".replace("ys ", "ies "), text)
+    text = re.sub(r"(?<![\d.])\d{1,15}(?:\.\d{1,15}){2,9}(?![\d.])", lambda m: " point ".join(m[0].split(".")), text)  # versions
     text = re.sub(r"\b(\d{1,15})(?:st|nd|rd|th)\b", lambda m: f" {words(m[1].lstrip('0') or '0', 'ordinal')} ", text, flags=re.I)
     text = re.sub(r"(?<![\d.])(1[1-9]\d\d|20\d\d)(?![\d.%])", lambda m: f" {words(m[1], 'year')} ", text)
     text = re.sub(r"(?<!\d)(\d{1,15}\.\d{1,15})(?!\d)", lambda m: f" {decimal(m[1])} ", text)
@@ -227,8 +241,9 @@ def numbers_zh(text: str) -> str:
         text,
     )
     text = re.sub(r"(?<=\d) ?[-–~] ?(?=\d)", "到", text)
-    text = re.sub(r"(?<![\w.])[-−](?=\d)", "负", text)
+    text = re.sub(r"(?<![A-Za-z0-9.])[-−](?=\d)", "负", text)
+    text = re.sub(r"(?<![\d/])(\d{1,15})/(\d{1,15})(?![\d/])", lambda m: f"{integer_zh(m[2])}分之{integer_zh(m[1])}", text)
     text = re.sub(r"(?<!\d)(1\d{10}|0\d{9,11})(?!\d)", lambda m: digits_zh(m[1]), text)  # telephone numbers
-    text = re.sub(r"(?<![\d.])2(?=[个只条张位本次种天件名座间辆台部])", "两", text)
+    text = re.sub(r"(?<![\d.第])2(?=[个只条张位本次种天件名座间辆台部])", "两", text)
     text = re.sub(rf"(?<!\d){number}(?!\d)", lambda m: number_zh(m[0]), text)
     return re.sub(r"\d+", lambda m: integer_zh(m[0]), text)

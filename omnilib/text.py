@@ -12,6 +12,8 @@ A conversation as the mouth sees it (paper section 3.2; `streams` speech ids bes
 Shapes: R rows, k streams.
 """
 
+import json
+import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -101,7 +103,9 @@ def train_tokenizer(texts: Iterable[str], size: int = 4096, alphabet: int = 2500
     )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(list(AUDIO_TOKENS))
-    return wrap(tokenizer)
+    state = json.loads(tokenizer.to_str())  # the trainer needed the bytes as special tokens; they are ordinary ones
+    state["added_tokens"] = [t for t in state["added_tokens"] if not re.fullmatch("<0x..>", t["content"])]
+    return wrap(Tokenizer.from_str(json.dumps(state)))
 
 
 @lru_cache(maxsize=8)

@@ -84,7 +84,16 @@ def make_bad(kind: str, path) -> None:
         path.write_text("this is a shopping list, not a recording\n" * 20)
 
 
-@pytest.mark.parametrize("kind,says", [("missing", "no audio file"), ("empty file", "not readable"), ("no samples", "no sound"), ("NaN", "NaN"), ("not audio", "not readable")])
+@pytest.mark.parametrize(
+    "kind,says",
+    [
+        ("missing", "no audio file"),
+        ("empty file", "not readable"),
+        ("no samples", "no sound"),
+        ("NaN", "NaN"),
+        ("not audio", "not readable"),
+    ],
+)
 def test_bad_recording_gives_one_clear_line(tmp_path, kind, says):
     path = tmp_path / "bad.wav"
     make_bad(kind, path)

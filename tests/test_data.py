@@ -12,7 +12,17 @@ from omnilib.errors import DataError
 
 def record(**changes) -> dict:
     values = dict(
-        id="a", path="shard.wav", start=0.0, duration=1.0, rate=24000, text="hello", language="en", speaker="s", source="x", licence="CC0", split="train"
+        id="a",
+        path="shard.wav",
+        start=0.0,
+        duration=1.0,
+        rate=24000,
+        text="hello",
+        language="en",
+        speaker="s",
+        source="x",
+        licence="CC0",
+        split="train",
     )
     return {**values, **changes}
 

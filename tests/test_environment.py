@@ -1,5 +1,7 @@
 """One list of packages: pyproject names them, the lock pins them, conda delegates to the lock."""
 
+import ast
+import importlib.metadata as metadata
 import re
 import sys
 import tomllib
@@ -43,6 +45,20 @@ def test_lock_is_what_make_lock_would_write():
         assert set(found) == set(locked)
 
 
+def test_every_import_is_declared():
+    modules = metadata.packages_distributions()
+    declared_names = {canonical(Requirement(n).name) for group in declared().values() for n in group}
+    own = {"omnilib", "data_prep", "tests", *sys.stdlib_module_names}
+    for path in [*ROOT.glob("omnilib/**/*.py"), *ROOT.glob("data_prep/*.py"), *ROOT.glob("tests/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            for name in {n.split(".")[0] for n in names} - own:
+                assert {canonical(d) for d in modules.get(name, [])} & declared_names, (
+                    f"{path.name} imports {name}: name its package in pyproject.toml"
+                )
+
+
 def test_torch_pair_is_pinned_with_a_reason():
     text = LOCK.read_text()
     assert re.search(r"^torch==2\.13\.0  # \w+", text, re.M)
@@ -66,7 +82,12 @@ def test_conda_environment_delegates_to_the_lock():
 
 def test_make_env_installs_both_locks_and_the_project():
     makefile = (ROOT / "Makefile").read_text()
-    for part in ("--requirement requirements.lock", "--no-deps --requirement requirements-nodeps.lock", "--editable .", "omnilib.environment torchaudio"):
+    for part in (
+        "--requirement requirements.lock",
+        "--no-deps --requirement requirements-nodeps.lock",
+        "--editable .",
+        "omnilib.environment torchaudio",
+    ):
         assert part in makefile
 
 

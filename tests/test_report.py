@@ -73,7 +73,16 @@ def test_good_failing_and_killed_notebooks_in_one_run(tmp_path):
     provenance = json.loads((good / "provenance.json").read_text())
     assert provenance["status"] == "ok"
     assert provenance["settings"] == {"temperature": 0.2, "retries": 0}
-    assert set(provenance) >= {"commit", "dirty", "notebook_sha256", "parameters", "versions", "device", "wall_seconds", "checkpoint_sha256"}
+    assert set(provenance) >= {
+        "commit",
+        "dirty",
+        "notebook_sha256",
+        "parameters",
+        "versions",
+        "device",
+        "wall_seconds",
+        "checkpoint_sha256",
+    }
     page = (good / "report.html").read_text()
     assert "<math" in page and "$PATH" in page and "<script" not in page and "http://" not in page.replace("http://www.w3.org", "")
     assert str(ROOT) not in page + json.dumps(provenance)
@@ -140,7 +149,10 @@ def test_mp3_keeps_the_length_and_the_tone():
 
 def test_readme_table_is_drawn_from_summary_between_markers(tmp_path):
     (tmp_path / "nano").mkdir()
-    summary = {"wer_en_tts": {"value": 0.1234, "n": 120, "ci95": [0.1, 0.15], "source": "reports/nano/wer.json"}, "extra_one": {"value": 7, "n": 1, "ci95": None, "source": "s"}}
+    summary = {
+        "wer_en_tts": {"value": 0.1234, "n": 120, "ci95": [0.1, 0.15], "source": "reports/nano/wer.json"},
+        "extra_one": {"value": 7, "n": 1, "ci95": None, "source": "s"},
+    }
     (tmp_path / "nano" / "summary.json").write_text(json.dumps(summary))
     readme = tmp_path / "nano" / "README.md"
     readme.write_text("before\n<!-- results:begin (omni report) -->\nstale\n<!-- results:end -->\nafter\n")

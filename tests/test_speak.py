@@ -160,7 +160,13 @@ def test_unknown_scale_lists_what_there_is():
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"a": {"file": "../../secret.wav", "text": "t", "language": "en"}}', '{"a": {"file": "gone.wav", "text": "t", "language": "en"}}']
+    "content",
+    [
+        "{",
+        "[]",
+        '{"a": {"file": "../../secret.wav", "text": "t", "language": "en"}}',
+        '{"a": {"file": "gone.wav", "text": "t", "language": "en"}}',
+    ],
 )
 def test_damaged_voice_list_is_refused(copy, content):
     (copy / "voices" / "voices.json").write_text(content)
@@ -174,4 +180,3 @@ def test_settings_beside_the_checkpoints_are_used_and_checked(copy):
     (copy / "decode.yaml").write_text("temprature: 0.7\n")
     with pytest.raises(UserError, match="temprature"):
         Speaker.load(copy)
-

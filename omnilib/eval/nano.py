@@ -291,7 +291,7 @@ def figures_of_language(bench: Bench, language: str) -> None:
 
 def figures_of_voice(bench: Bench) -> None:
     """Similarity of output to the reference, by system and by whether the speaker was heard in training."""
-    threshold = bench.metrics.get("sim_threshold", {}).get("value", 1.0)
+    threshold = bench.metrics.get("sim_threshold", {}).get("value")
     for system, suffix in (("tts", ""), ("codec", "_codec")):
         for seen, name in ((True, "sim_seen"), (False, "sim_unseen")):
             scores = [r["similarity"] for r in bench.records if r["role"] == "eval" and r["system"] == system and r["seen"] is seen]
@@ -345,7 +345,7 @@ def figures_of_long(bench: Bench) -> None:
     bench.note(
         "long_wer_en", entry | {"speech_minutes": round(sum(r["seconds"] for r in rows) / 60, 2)}, "rate", True, True, normaliser_of("en")
     )
-    threshold = bench.metrics.get("sim_threshold", {}).get("value", 1.0)
+    threshold = bench.metrics.get("sim_threshold", {}).get("value")
     for name, key in (("long_similarity_first_last", "first_last"), ("long_similarity_first", "first"), ("long_similarity_last", "last")):
         bench.note(name, similarity.summary([r[key] for r in rows], threshold), judged=True, decoded=True)
     flagged = [float(any(r["flags"])) for r in rows]

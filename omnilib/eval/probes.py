@@ -1,7 +1,7 @@
-"""Small measurements that look inside the parts: what codes hold, which stream errs, what training moved, where errors fall.
+"""Small measurements that look inside the parts: what codes hold, which stream errs, what training moved.
 
 They need no judge: phonemes and timings come with the frozen recordings, and the tokenizer's own phoneme head reads tokens.
-The chapters 02, 04, 05, 06 and 07 show them.
+Chapters 02 and 04 to 07 show them; where errors fall along a text is in `long_tts_eval.py`.
 
 Shapes: N codes (25 a second), K codes in all, P phonemes, k streams.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from rapidfuzz.distance import Levenshtein
 from safetensors import safe_open
 from torch import Tensor
 
@@ -132,6 +133,17 @@ def phoneme_errors(head: PhonemeHead, tokens: list[Tensor], records: list[dict])
     return intelligibility(head, tokens, wanted), [intelligibility(head, [t], [w]) for t, w in zip(tokens, wanted, strict=True)]
 
 
+def phoneme_errors_along(head: PhonemeHead, tokens: list[Tensor], wanted: list[list[str]], parts: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Errors by place in the text: share of wrong phonemes (parts,) and how many there are (parts,), over all texts."""
+    errors, totals = np.zeros(parts), np.zeros(parts)
+    for got, names in zip(head.read(tokens), wanted, strict=True):
+        want = head.targets(names)
+        totals += np.bincount(np.arange(len(want)) * parts // len(want), minlength=parts)
+        for edit in Levenshtein.editops(want, got):
+            errors[min(parts - 1, edit.src_pos * parts // len(want))] += 1
+    return errors / np.maximum(totals, 1), totals
+
+
 # ------------------------------------------------------------------------------------------------ what training moved
 
 
@@ -169,30 +181,3 @@ def weight_change(before: Path, after: Path, text_rows: int) -> dict[str, float]
     except OSError as error:
         raise CheckpointError(f"cannot compare {before.name} with {after.name}: {error}; restore them with `git checkout`") from error
     return {key: (change / norm) ** 0.5 for key, (change, norm) in moved.items()}
-
-
-# ------------------------------------------------------------------------------------------------ where errors fall
-
-
-def errors_along(pairs: list[tuple[str, str]], bins: int = 10) -> tuple[np.ndarray, np.ndarray]:
-    """Word errors by place in the text: (truth, hypothesis) normalised -> error share (bins,), reference words (bins,).
-
-    An inserted word counts at the reference word it stands before.
-    """
-    import jiwer
-
-    errors, words = np.zeros(bins), np.zeros(bins)
-    for truth, hypothesis in pairs:
-        size = len(truth.split())
-        words += np.bincount(np.arange(size) * bins // size, minlength=bins)
-        for piece in jiwer.process_words(truth, hypothesis or " ").alignments[0] if hypothesis.strip() else []:
-            if piece.type == "equal":
-                continue
-            if piece.type == "insert":
-                errors[min(piece.ref_start_idx, size - 1) * bins // size] += piece.hyp_end_idx - piece.hyp_start_idx
-            else:
-                places = np.arange(piece.ref_start_idx, piece.ref_end_idx) * bins // size
-                errors += np.bincount(places, minlength=bins)
-        if not hypothesis.strip():
-            errors += np.bincount(np.arange(size) * bins // size, minlength=bins)
-    return errors / np.maximum(words, 1), words

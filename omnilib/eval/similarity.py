@@ -66,13 +66,13 @@ def threshold_of(vectors: Sequence[np.ndarray], speakers: Sequence[str], seed: i
     }
 
 
-def summary(scores: Sequence[float], threshold: float, seed: int = 0) -> dict:
-    """Mean similarity with ci95 and the share of scores at or above the threshold."""
+def summary(scores: Sequence[float], threshold: float | None, seed: int = 0) -> dict:
+    """Mean similarity with ci95 and the share of scores at or above the threshold, where one was measured."""
     value, interval = bootstrap(scores, seed=seed)
     return {
         "value": value,
         "n": len(scores),
         "ci95": interval,
-        "above_threshold": float(np.mean(np.asarray(scores) >= threshold)),
+        "above_threshold": None if threshold is None else float(np.mean(np.asarray(scores) >= threshold)),
         "minimum": float(min(scores)),
     }

@@ -159,9 +159,8 @@ def train(cfg: Config, out: Path) -> dict:
     for step in range(first, cfg.steps):
         lr = common.lr_at(step, cfg.steps, cfg.lr, cfg.warmup)
         adversarial = step >= cfg.adversarial_from
-        for name, scale in (("generator", 1.0), ("judges", cfg.discriminator_lr / cfg.lr)):
-            for group in optimizers[name].param_groups:
-                group["lr"] = lr * scale
+        for group in optimizers["generator"].param_groups:
+            group["lr"] = lr  # the discriminators start late and keep their rate
         real = data.batch(step * ranks + rank)[0].to(device)  # (B, T)
         mel, f0 = mel_80(real), measure_pitch(real)
         noise = torch.Generator(device).manual_seed((cfg.seed << 32) + step * ranks + rank)
@@ -186,10 +185,9 @@ def train(cfg: Config, out: Path) -> dict:
         if adversarial:
             judges.requires_grad_(False)
             with common.autocast(device, cfg.bf16):
-                with torch.no_grad():
-                    judged_real = d(real)
                 judged_fake = d(fake)
             judges.requires_grad_(True)
+            # inner maps of the real wave are those from before the step above: one pass less, the difference is one update
             losses["adversarial"], losses["feature"] = adversarial_loss(judged_fake), feature_loss(judged_real, judged_fake)
             loss = loss + cfg.adversarial_weight * losses["adversarial"] + cfg.feature_weight * losses["feature"]
         common.check_finite(loss, step)

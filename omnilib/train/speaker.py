@@ -129,7 +129,12 @@ def evaluate(encoder: SpeakerEncoder, records: list[dict], root: Path) -> dict[s
     names = np.array([r["speaker"] for r in records])
     same, upper = names[:, None] == names[None], np.triu(np.ones_like(cosine, dtype=bool), 1)
     error, threshold = equal_error_rate(cosine[same & upper], cosine[~same & upper])
-    return {"eer": error, "threshold": threshold, "same_mean": float(cosine[same & upper].mean()), "other_mean": float(cosine[~same & upper].mean())}
+    return {
+        "eer": error,
+        "threshold": threshold,
+        "same_mean": float(cosine[same & upper].mean()),
+        "other_mean": float(cosine[~same & upper].mean()),
+    }
 
 
 def pick(records: list[dict], count: int) -> list[dict]:
@@ -163,7 +168,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     batches = Batches(config, train, manifest.parent, speakers)
     main_process = accelerator.is_main_process
     if main_process:
-        print(f"encoder {count_parameters(model.encoder)['total']:,} parameters, {len(speakers)} speakers x {len(config.speeds)} speeds, from step {start}")
+        print(
+            f"encoder {count_parameters(model.encoder)['total']:,} parameters, {len(speakers)} speakers x {len(config.speeds)} speeds, from step {start}"
+        )
         log = JsonlLog(args.out / "log.jsonl", start if state else None)
 
     def judge() -> dict[str, float]:

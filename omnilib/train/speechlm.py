@@ -89,15 +89,28 @@ class SpeechLMTraining:
     save_every: int = 250
 
 
+def read_codes(config: SpeechLMTraining) -> dict[str, Tensor]:
+    """Record id -> 25 Hz codes (T,).
+
+    Raises:
+        DataError: no such file, or codes of another tokenizer.
+    """
+    path = DATA / config.tokens
+    if not path.is_file():
+        raise DataError(f"no speech tokens {path}: make them with `python -m omnilib.train.tokens`")
+    codes = load_file(str(path))
+    highest = max((int(c.max()) for c in codes.values() if len(c)), default=0)
+    if highest >= config.codes:
+        raise DataError(f"{path} holds code {highest}, beyond codes={config.codes}: give the number of codes of its tokenizer")
+    return codes
+
+
 class Conversations:
     """Training samples; a batch is a function of (seed, step) alone."""
 
     def __init__(self, config: SpeechLMTraining, tokenizer, layout, split: str = "train"):
         manifest = DATA / config.manifest
-        tokens = DATA / config.tokens
-        if not tokens.is_file():
-            raise DataError(f"no speech tokens {tokens}: make them with `python -m omnilib.train.tokens`")
-        codes = load_file(str(tokens))
+        codes = read_codes(config)
         self.config, self.tokenizer, self.layout = config, tokenizer, layout
         self.rules = ChunkRules(config.chunk_min, config.chunk_max)
         self.speakers: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
@@ -165,12 +178,12 @@ class Conversations:
         return torch.where(hit, noise, rows)
 
 
-def silence_codes(manifest: Path, tokens: Path, size: int) -> list[int]:
+def silence_codes(manifest: Path, codes: dict[str, Tensor], size: int) -> list[int]:
     """Codes that mostly (80 %) stand in pauses, the most frequent first: the decoder's guard counts them.
 
     Known from records that tell when each phoneme ends (field `phoneme_ends`, pauses are called "pau").
     """
-    codes, heard, silent = load_file(str(tokens)), np.zeros(size), np.zeros(size)
+    heard, silent = np.zeros(size), np.zeros(size)
     for record in read_manifest(manifest):
         if record["split"] != "train" or not record.get("phoneme_ends") or record["id"] not in codes:
             continue
@@ -196,7 +209,7 @@ def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
     base = {k: v for k, v in Qwen3Config.from_pretrained(folder).to_dict().items() if k not in ("vocab_size", "architectures", "model_type")}
     text = text_size(tokenizer)
     speech = config.codes + 2
-    silence = silence_codes(DATA / config.manifest, DATA / config.tokens, config.codes)
+    silence = silence_codes(DATA / config.manifest, read_codes(config), config.codes)
     lm = SpeechLMConfig(
         **base,
         vocab_size=text + config.streams * speech,
@@ -213,6 +226,8 @@ def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
 
 def optimizers_of(model: SpeechLM, config: SpeechLMTraining) -> dict[str, torch.optim.Optimizer]:
     """Groups carry `scale`, their rate as a multiple of the schedule's: the adapter has its own (paper: 5x in stage 2)."""
+    if config.optimizer not in ("adamw", "muon"):
+        raise ConfigError(f"optimizer '{config.optimizer}' is unknown: use adamw or muon")
     groups: dict[str, list[dict]] = {"adamw": [], "muon": []}
     for adapter in (False, True):
         named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and n.startswith("tts_adapter.") == adapter]

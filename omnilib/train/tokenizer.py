@@ -4,16 +4,16 @@
     accelerate launch -m omnilib.train.tokenizer --config tokenizer_paper --out runs/tokenizer_paper    # published size
 
 wave -> log-mel -> tokenizer -> rounded values -> phoneme head -> losses: CTC on the phoneme sequence, cross-entropy on
-50 Hz frames where the corpus knows when each phoneme ends, and a coarse mel with the utterance mean taken out (so that codes
-keep pitch and loudness movement but not the voice). A small term keeps all codes in use, and a second, discarded reader
-before the quantiser teaches the encoder early. The head sees nothing but the codes.
+50 Hz frames where the corpus knows when each phoneme ends (elsewhere the model aligns them itself, after a while), and a
+coarse mel with the utterance mean taken out (so that codes keep pitch and loudness movement but not the voice). A small term
+keeps all codes in use, and a second, discarded reader before the quantiser teaches the encoder early. The head sees nothing but the codes.
 
 Shapes: B batch, F mel frames (100 Hz), T codes (25 Hz), P phonemes.
 """
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -34,7 +34,6 @@ from omnilib.train.common import (
     count_parameters,
     export_model,
     load_state,
-    load_weights,
     lr_at,
     parse_args,
     run_meta,
@@ -42,7 +41,7 @@ from omnilib.train.common import (
     seed_everything,
 )
 from omnilib.train.prefetch import prefetch
-from omnilib.voice.phonemes import FRAME_SECONDS, FRAMES, PAUSES, PhonemeHead, PhonemeHeadConfig, edit_distance, phoneme_set
+from omnilib.voice.phonemes import FRAME_SECONDS, FRAMES, PhonemeHead, PhonemeHeadConfig, align, edit_distance, phoneme_set
 from omnilib.voice.tokenizer import FRAMES_PER_CODE, SpeechTokenizer, SpeechTokenizerConfig, code_count, valid_mask
 
 
@@ -61,9 +60,11 @@ class TokenizerTraining:
     weight_decay: float = 0.01
     clip: float = 1.0
     speeds: list[float] = field(default_factory=lambda: [1.0])  # playing faster or slower makes new voices
+    repeat: dict[str, int] = field(default_factory=dict)  # language -> times its recordings count, for one that lags
     join: float = 0.0  # chance that a batch's utterances are joined in pairs, so that long recordings are known too
     band_mask: int = 0  # mel bands hidden at random
     direct_weight: float = 0.5  # same losses before the quantiser: teaches the encoder while the codes still mean nothing
+    align_after: int = 10**9  # from this step on, recordings without phoneme times are aligned by the model itself
     ctc_weight: float = 0.5
     frame_weight: float = 1.0
     mel_weight: float = 0.3
@@ -79,13 +80,15 @@ class TokenizerTraining:
 
 @dataclass
 class Batch:
-    """mel (B, 128, F), frames (B,), phonemes (sum,), phoneme_counts (B,), labels (B, 2T) with -100 where unknown."""
+    """mel (B, 128, F), frames (B,), phonemes (sum,), phoneme_counts (B,), labels (B, 2T) with -100 where unknown, and the
+    phonemes with their pauses of each row that has no times."""
 
     mel: Tensor
     frames: Tensor
     phonemes: Tensor
     phoneme_counts: Tensor
     labels: Tensor
+    untimed: dict[int, list[int]]
     seconds: float
 
     def to(self, device: torch.device) -> "Batch":
@@ -134,7 +137,9 @@ def collate(items: list[tuple], rate: int, head: PhonemeHead, speed: float = 1.0
             row[: FRAMES * count] = index[torch.searchsorted(played, (torch.arange(FRAMES * count) + 0.5) * FRAME_SECONDS)]
     targets = [head.targets(phonemes) for _, phonemes, *_ in items]
     counts = torch.tensor([len(t) for t in targets])
-    return Batch(mel, frames, torch.tensor([p for t in targets for p in t]), counts, labels, float(lengths.sum()) / TOKENIZER_RATE)
+    untimed = {i: [head.index.get(p, 0) for p in phonemes] for i, (_, phonemes, ends, _) in enumerate(items) if ends is None}
+    phonemes = torch.tensor([p for t in targets for p in t])
+    return Batch(mel, frames, phonemes, counts, labels, untimed, float(lengths.sum()) / TOKENIZER_RATE)
 
 
 class Recogniser(nn.Module):
@@ -180,11 +185,25 @@ def phoneme_losses(scores: Tensor, lengths: Tensor, batch: Batch) -> dict[str, T
     return parts
 
 
-def losses(model: nn.Module, batch: Batch, config: TokenizerTraining) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+def align_untimed(scores: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
+    """Labels (B, 2T), those of rows without times filled by forced alignment of the present scores (hard EM)."""
+    labels = batch.labels.clone()
+    log_probs = scores.detach().float().log_softmax(-1).cpu().numpy()  # (B, 2T, P+1)
+    for row, states in batch.untimed.items():
+        count = FRAMES * int(lengths[row])
+        path = align(log_probs[row, :count], states)
+        if path is not None:
+            labels[row, :count] = torch.from_numpy(path)
+    return labels
+
+
+def losses(model: nn.Module, batch: Batch, config: TokenizerTraining, step: int = 0) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
     """Total loss, its parts, CTC scores (B, 2T, P+1) and codes with their lengths."""
     with autocast(batch.mel.device, config.bf16):
         coded, scores, mel, direct = model(batch.mel, batch.frames)
     valid = valid_mask(coded.lengths, mel.shape[1])
+    if step >= config.align_after and batch.untimed:
+        batch = replace(batch, labels=align_untimed(scores, coded.lengths, batch))
     parts = phoneme_losses(scores, coded.lengths, batch)
     parts |= {f"direct_{k}": v for k, v in phoneme_losses(direct, coded.lengths, batch).items()}
     parts["spread"] = spread(coded.latent[valid])
@@ -251,7 +270,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     manifest = DATA / config.manifest
     records = [r for r in read_manifest(manifest) if r["duration"] <= config.max_seconds]
-    train = [r for r in records if r["split"] == "train"]
+    train = [r for r in records if r["split"] == "train" for _ in range(config.repeat.get(r["language"], 1))]
     dev = sorted((r for r in records if r["split"] == "dev"), key=lambda r: r["id"])
     dev = sorted(dev[:: max(1, len(dev) // config.dev_items)], key=lambda r: r["duration"])
     if not train or not dev:
@@ -269,7 +288,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     batches = Batches(config, train, manifest.parent, model.head)
     main_process = accelerator.is_main_process
     if main_process:
-        hours = sum(r["duration"] for r in train) / 3600
+        hours = sum(r["duration"] for r in records if r["split"] == "train") / 3600
         print(f"tokenizer {count_parameters(model.tokenizer)['total']:,} + head {count_parameters(model.head)['total']:,} parameters, "
               f"{len(config.head.phonemes)} phonemes, {hours:.2f} h, from step {start}")  # fmt: skip
         log = JsonlLog(args.out / "log.jsonl", start if state else None)
@@ -279,7 +298,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     for step, batch in prefetch(make, start, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, config.steps, config.lr, config.warmup)
-        loss, parts, _, codes = losses(wrapped, batch.to(accelerator.device), config)
+        loss, parts, _, codes = losses(wrapped, batch.to(accelerator.device), config, step)
         check_finite(loss, step)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
@@ -290,7 +309,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if main_process and (done % config.log_every == 0 or done == config.steps):
             speed = heard / max(1e-9, time.time() - log.started)
             values = {k: round(v.item(), 5) for k, v in parts.items()}
-            log.write(done, loss=round(loss.item(), 6), **values, norm=round(float(norm), 3), codes=len(codes.unique()), x_real_time=round(speed, 1))
+            log.write(
+                done,
+                loss=round(loss.item(), 6),
+                **values,
+                norm=round(float(norm), 3),
+                codes=len(codes.unique()),
+                x_real_time=round(speed, 1),
+            )
         if main_process and (done % config.eval_every == 0 or done == config.steps):
             metrics = evaluate(model, dev, manifest.parent, config, accelerator.device)
             log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
@@ -300,8 +326,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if main_process:
         metrics = metrics or evaluate(model, dev, manifest.parent, config, accelerator.device)
         meta = run_meta(config, config.steps, seconds_before + time.time() - log.started, metrics=metrics, manifest_sha256=sha256(manifest))
-        export_model(args.out / "phonemes", model.head, config.head, {"read_with": "omnilib.voice.phonemes.PhonemeHead.load", "metrics": metrics})
-        export_model(args.out, model.tokenizer, config.tokenizer, meta)
+        export_model(
+            args.out / "phonemes",
+            model.head,
+            config.head,
+            {"read_with": "omnilib.voice.phonemes.PhonemeHead.load", "metrics": metrics},
+            half=True,
+        )
+        export_model(args.out, model.tokenizer, config.tokenizer, meta, half=True)  # codes are made with the exported weights
     return metrics
 
 

@@ -166,7 +166,9 @@ def export(records: list[dict], root: Path, kind: str, model_folder: Path, out: 
     parts_folder.mkdir(parents=True, exist_ok=True)
     parts, args = cut_parts(records), (kind, Path(model_folder), Path(root), parts_folder)
     hours = sum(r["duration"] for r in records) / 3600
-    with tqdm(total=hours, unit="h", desc=kind, bar_format="{desc} {percentage:3.0f}% {n:.2f}/{total:.2f} h [{elapsed}<{remaining}]") as bar:
+    with tqdm(
+        total=hours, unit="h", desc=kind, bar_format="{desc} {percentage:3.0f}% {n:.2f}/{total:.2f} h [{elapsed}<{remaining}]"
+    ) as bar:
         if processes == 1:
             single = Worker(*args)
             for part in parts:

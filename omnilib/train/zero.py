@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from transformers.integrations import unset_hf_deepspeed_config
 
 from omnilib.errors import CheckpointError, ConfigError
 from omnilib.train.common import atomic_folder
@@ -19,9 +20,18 @@ TAG = "zero"  # the sub-folder of state/ that DeepSpeed writes
 
 
 def make_accelerator() -> Accelerator:
-    """`Accelerator()`; on machines without GPU it must be told how DeepSpeed's processes talk, or each takes itself for the only one."""
-    on_cpu = os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not torch.cuda.is_available()
-    return Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")] if on_cpu else None)
+    """`Accelerator()`; on a machine without GPU DeepSpeed is told how its processes talk, or each takes itself for the only one."""
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") != "true":
+        return Accelerator()
+    if torch.cuda.is_available():
+        accelerator = Accelerator()
+    else:
+        import deepspeed  # an optional package
+
+        deepspeed.ops.__compatible_ops__ = {}  # else it compiles an all-reduce of its own at first use; gloo has one
+        accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(backend="gloo")])
+    unset_hf_deepspeed_config()  # else transformers loads models in parts under ZeRO-3; ours are shared out by `prepare`
+    return accelerator
 
 
 def is_zero(accelerator: Accelerator) -> bool:

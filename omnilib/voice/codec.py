@@ -195,9 +195,9 @@ class Codec:
         prompt, prompt_mel = voice.tokens, voice.mel
         for start, end in zip(edges[:-1], edges[1:], strict=True):
             last = end == len(tokens)
-            block = tokens[start : end if last else end + ahead]
-            speaker = voice.speaker[None]
-            mel = self.flow.inference(block[None], prompt[None], prompt_mel[None], speaker, False, last or len(block) < end - start + ahead, s.steps)
+            block = tokens[start : end + ahead]
+            finalize = len(block) < end - start + ahead  # not enough tokens left to look ahead
+            mel = self.flow.inference(block[None], prompt[None], prompt_mel[None], voice.speaker[None], False, finalize, s.steps)
             mel = mel[..., : (end - start) * RATIO]
             yield mel, last
             prompt = torch.cat([voice.tokens, tokens[max(start, end - s.context) : end]])

@@ -36,8 +36,7 @@ class PeriodDiscriminator(nn.Module):
         widths = [1, *channels]
         strides = [3] * (len(channels) - 1) + [1]
         self.convs = nn.ModuleList(
-            weight_norm(nn.Conv2d(widths[i], widths[i + 1], (5, 1), (stride, 1), padding=(2, 0)))
-            for i, stride in enumerate(strides)
+            weight_norm(nn.Conv2d(widths[i], widths[i + 1], (5, 1), (stride, 1), padding=(2, 0))) for i, stride in enumerate(strides)
         )
         self.conv_post = weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
 

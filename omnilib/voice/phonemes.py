@@ -13,6 +13,7 @@ Shapes: B batch, T codes (25 Hz), D FSQ digits, W width, P phoneme set, M mel va
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,6 +60,37 @@ def edit_distance(got: list, want: list) -> int:
         for j, w in enumerate(want, 1):
             previous, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, previous + (g != w))
     return row[-1]
+
+
+def align(log_probs: np.ndarray, states: list[int]) -> np.ndarray | None:
+    """Forced alignment: the best frame labels (N,) of (N, P+1) log-probabilities that say `states` in order.
+
+    Every phoneme lasts at least a frame; a pause (0) may be skipped. None when there are too few frames.
+    """
+    count, states = len(log_probs), np.array(states)
+    emit = log_probs[:, states]  # (N, S)
+    skippable = np.concatenate(([False], states[:-1] == 0))  # the state before is a pause, so it may be left out
+    score = np.full(len(states), -np.inf, emit.dtype)
+    score[0] = emit[0, 0]
+    if states[0] == 0 and len(states) > 1:
+        score[1] = emit[0, 1]
+    moves = np.zeros((count, len(states)), np.int8)
+    for t in range(1, count):
+        step = np.concatenate(([-np.inf], score[:-1]))
+        skip = np.where(skippable, np.concatenate(([-np.inf] * 2, score[:-2]))[: len(score)], -np.inf)
+        choices = np.stack((score, step, skip))  # (3, S)
+        moves[t] = choices.argmax(0)
+        score = choices.max(0) + emit[t]
+    last = len(states) - 1
+    if last > 0 and states[last] == 0 and score[last - 1] > score[last]:
+        last -= 1
+    if not np.isfinite(score[last]):
+        return None
+    path = np.empty(count, np.int64)
+    for t in range(count - 1, -1, -1):
+        path[t] = states[last]
+        last -= moves[t, last]
+    return path
 
 
 class PhonemeHead(nn.Module):

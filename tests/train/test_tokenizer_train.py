@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -17,11 +18,20 @@ from omnilib.errors import CheckpointError, DataError
 from omnilib.train import tokenizer as training
 from omnilib.train import tokens
 from omnilib.train.prefetch import prefetch
-from omnilib.voice.phonemes import PhonemeHead, PhonemeHeadConfig, edit_distance, intelligibility, phoneme_set
+from omnilib.voice.phonemes import PhonemeHead, PhonemeHeadConfig, align, edit_distance, intelligibility, phoneme_set
 from omnilib.voice.tokenizer import SpeechTokenizer, codes_to_values
 from tests import tones
 
-SIZE = ["tokenizer.width=48", "head.width=32", "tokenizer.fsq_dims=4", "batch_seconds=12", "warmup=10", "lr=3e-3", "speeds=[1.0]", "band_mask=0"]
+SIZE = [
+    "tokenizer.width=48",
+    "head.width=32",
+    "tokenizer.fsq_dims=4",
+    "batch_seconds=12",
+    "warmup=10",
+    "lr=3e-3",
+    "speeds=[1.0]",
+    "band_mask=0",
+]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +78,9 @@ def test_killed_run_resumes_with_the_same_losses(corpus, tmp_path):
     overrides = ["steps=12", "save_every=4", "eval_every=50", "bf16=false"]
     train(corpus, tmp_path / "whole", *overrides)
     command = [sys.executable, "-m", "omnilib.train.tokenizer", "--config", "tokenizer_smoke", "--out", str(tmp_path / "killed"), "--set"]
-    process = subprocess.Popen([*command, f"manifest={corpus}", *overrides[1:], "steps=12"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, f"manifest={corpus}", *overrides[1:], "steps=12"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.time() + 120
     while not (tmp_path / "killed" / "state" / "meta.json").exists() and process.poll() is None:
         assert time.time() < deadline, "no state was written"
@@ -99,6 +111,26 @@ def test_frame_labels_follow_the_phoneme_times_at_any_speed():
     assert joined.labels[0].tolist() == labels.tolist() * 2 and joined.phoneme_counts.tolist() == [4]
     untimed = training.collate([(item[0], item[1], None, 1.0)], 24_000, head)
     assert (untimed.labels == -100).all()
+
+
+def test_forced_alignment_finds_the_path_and_skips_absent_pauses():
+    frames = [0, 1, 1, 2, 2, 2, 0, 2, 1, 1]
+    noise = np.random.default_rng(0).normal(0, 0.3, (len(frames), 3))
+    log_probs = np.log(np.eye(3)[frames] * 0.9 + 0.05) + noise
+    assert align(log_probs, [0, 1, 2, 0, 2, 1, 0]).tolist() == frames
+    assert align(log_probs[1:6], [0, 1, 0, 2, 0]).tolist() == frames[1:6]
+    assert align(log_probs[1:3], [1]).tolist() == [1, 1]
+    assert align(log_probs, [1, 2] * 6) is None
+
+
+def test_recordings_without_times_are_aligned_by_the_model():
+    head = PhonemeHead(PhonemeHeadConfig(fsq_dims=2, width=8, heads=1, layers=0, phonemes=["a", "b"]))
+    timed = (torch.randn(24_000), ["pau", "a", "b"], [0.2, 0.6, 1.0], 1.0)
+    batch = training.collate([timed, (*timed[:2], None, 1.0)], 24_000, head)
+    scores = torch.nn.functional.one_hot(torch.tensor([0] * 10 + [1] * 30 + [2] * 10), 3).float()[None].repeat(2, 1, 1) * 9
+    labels = training.align_untimed(scores, torch.tensor([25, 25]), batch)
+    assert torch.equal(labels[0], batch.labels[0])
+    assert labels[1].tolist() == [0] * 10 + [1] * 30 + [2] * 10
 
 
 def test_long_or_padded_codes_read_as_each_alone():

@@ -77,7 +77,9 @@ def test_equal_error_rate_of_known_scores():
 
 
 def test_trained_encoder_tells_unseen_voices_apart_and_exports_their_vectors(corpus, tmp_path):
-    metrics = train(corpus, tmp_path, "steps=40", "eval_every=40", "save_every=40", "encoder.width=32", "batch_seconds=16", "lr=5e-3", "eval_items=4")
+    metrics = train(
+        corpus, tmp_path, "steps=40", "eval_every=40", "save_every=40", "encoder.width=32", "batch_seconds=16", "lr=5e-3", "eval_items=4"
+    )
     seen = losses(tmp_path)
     assert seen[40] < 0.5 * seen[1]
     assert metrics["all_eer"] < 0.25 and metrics["unseen_same_mean"] > metrics["unseen_other_mean"]

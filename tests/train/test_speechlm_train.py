@@ -1,0 +1,148 @@
+"""Both stages of the mouth on a tiny corpus: what learns and what stays, exact resume after kill -9, errors."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from omnilib import config as configs
+from omnilib.errors import CheckpointError, ConfigError, DataError
+from omnilib.mouth.speechlm import SpeechLM
+from omnilib.text import load_tokenizer
+from omnilib.train import speechlm as training
+from tests.train import corpus as tiny
+
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> tiny.Corpus:
+    return tiny.build(tmp_path_factory.mktemp("tiny"))
+
+
+def run(corpus: tiny.Corpus, out: Path, stage: int, *overrides: str, init: Path | None = None) -> dict[str, float]:
+    argv = ["--config", f"speechlm_stage{stage}_smoke", "--out", str(out), "--set", *corpus.overrides(init), *overrides]
+    return training.main(argv)
+
+
+def log_rows(out: Path) -> list[dict]:
+    """The log without its clock."""
+    rows = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    return [{k: v for k, v in row.items() if k not in ("seconds", "rows_per_second")} for row in rows]
+
+
+def losses(out: Path, name: str = "loss") -> list[float]:
+    return [row[name] for row in log_rows(out) if name in row]
+
+
+@pytest.fixture(scope="module")
+def stage1(corpus, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("stage1")
+    run(corpus, out, 1, f"steps={STEPS}", "eval_every=20", "save_every=20", "bf16=false")
+    return out
+
+
+@pytest.fixture(scope="module")
+def stage2(corpus, stage1, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("stage2")
+    run(corpus, out, 2, f"steps={STEPS}", "eval_every=20", "save_every=20", init=stage1)
+    return out
+
+
+def test_both_stages_learn(stage1, stage2):
+    first, second = losses(stage1, "speech"), losses(stage2, "speech")
+    assert sum(first[-5:]) < 0.6 * sum(first[:5])
+    assert sum(second[-5:]) < sum(first[-5:])
+    text = losses(stage2, "text")
+    assert sum(text[-5:]) < sum(text[:5])  # in stage 1 the language model is frozen
+    errors = losses(stage2, "dev_token_error")
+    assert errors[-1] < losses(stage1, "dev_token_error")[0]
+
+
+def exact_state(out: Path) -> dict[str, torch.Tensor]:
+    """Float32 weights at the end of a run (the export is rounded to bfloat16)."""
+    from safetensors.torch import load_file
+
+    return load_file(str(out / "state" / "model.safetensors"))
+
+
+def test_stage_1_changes_only_adapter_and_new_rows(corpus, stage1):
+    config = configs.load(training.SpeechLMTraining, "speechlm_stage1_smoke", corpus.overrides())
+    training.seed_everything(config.seed)
+    before = training.build(config, load_tokenizer(corpus.text))
+    after, old_rows = exact_state(stage1), before.config.tokenizer_text_size - 3
+    tables = {"model.embed_tokens.weight", "lm_head.weight"}
+    for name, weight in before.state_dict().items():
+        if name not in after:  # tied
+            continue
+        if name in tables:
+            assert torch.equal(after[name][:old_rows], weight[:old_rows])
+            assert (after[name][old_rows:] != weight[old_rows:]).any(1).float().mean() > 0.9
+        elif name.startswith("tts_adapter."):
+            assert not torch.equal(after[name], weight), name
+        else:
+            assert torch.equal(after[name], weight), name
+
+
+def test_stage_2_changes_everything_and_the_adapter_learns_five_times_as_fast(corpus, stage1, stage2):
+    before, after = SpeechLM.load(stage1).state_dict(), exact_state(stage2)
+    assert all(not torch.equal(after[name], before[name]) for name in after)
+    config = configs.load(training.SpeechLMTraining, "speechlm_stage2_smoke", corpus.overrides(stage1))
+    model = training.build(config, load_tokenizer(corpus.text))
+    groups = [g for o in training.optimizers_of(model, config).values() for g in o.param_groups]
+    adapter = {id(p) for p in model.tts_adapter.parameters()}
+    assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in model.parameters()}
+    assert all(g["scale"] == (5.0 if id(p) in adapter else 1.0) for g in groups for p in g["params"])
+    assert config.adapter_lr == 5.0  # paper
+
+
+def test_killed_run_resumes_with_the_same_losses(corpus, tmp_path):
+    flags = ["--config", "speechlm_stage1_smoke", "--set", *corpus.overrides()]
+    training.main([*flags, "--out", str(tmp_path / "whole")])
+    script = Path(__file__).parent / "killed.py"
+    killed = subprocess.run([sys.executable, script, "5", *flags, "--out", tmp_path / "cut"], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    assert json.loads((tmp_path / "cut" / "state" / "meta.json").read_text())["step"] == 3
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    training.main([*flags, "--out", str(tmp_path / "cut")])
+    assert log_rows(tmp_path / "cut") == log_rows(tmp_path / "whole")
+    for name, weight in exact_state(tmp_path / "whole").items():
+        assert torch.equal(weight, exact_state(tmp_path / "cut")[name]), name
+
+
+def test_finished_run_exports_the_published_layout(stage2):
+    model = SpeechLM.load(stage2)
+    assert model.config.architectures == ["MGMTTSForCausalLM"]
+    meta = json.loads((stage2 / "meta.json").read_text())
+    assert meta["step"] == STEPS and meta["config"]["stage"] == 2 and meta["metrics"]["dev_speech_loss"] > 0
+    assert load_tokenizer(stage2).convert_tokens_to_ids("<|audio_sep|>") + 1 == model.config.tokenizer_text_size
+
+
+@pytest.mark.parametrize(
+    ("overrides", "error", "words"),
+    [
+        (["learning_rate=1"], ConfigError, "learning_rate"),
+        (["lr=fast"], ConfigError, "fast"),
+        (["stage=3"], ConfigError, "must be 1 or 2"),
+        (["optimizer=sgd"], ConfigError, "optimizer"),
+        (["adapter='[1,48,2_2,64]'"], ConfigError, "48 wide"),
+        (["init=/nowhere"], CheckpointError, "train the stage before"),
+        (["tokens=/nowhere.safetensors"], DataError, "no speech tokens"),
+        (["manifest=/nowhere.jsonl"], DataError, "no manifest"),
+        (["languages=[zh]"], DataError, "zh"),
+        (["codes=8"], DataError, "codes"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(corpus, tmp_path, overrides, error, words):
+    with pytest.raises(error, match=words) as caught:
+        run(corpus, tmp_path, 1, *overrides)
+    assert "\n" not in str(caught.value)
+
+
+def test_state_of_another_model_is_refused(corpus, tmp_path):
+    run(corpus, tmp_path, 1, "steps=1")
+    with pytest.raises(CheckpointError, match="does not fit|cannot resume"):
+        run(corpus, tmp_path, 1, "adapter='[2,32,2_2,64]'")
