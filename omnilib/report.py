@@ -313,7 +313,7 @@ STYLE = """
 main{max-width:880px;margin:0 auto;padding:2.5rem 1.2rem 5rem}h1{font-size:2rem;line-height:1.2;margin:.2em 0}h2{margin-top:2.2em}
 a{color:var(--accent)}a.anchor-link{display:none}code,pre{font:13px/1.5 ui-monospace,Menlo,Consolas,monospace}p code,li code,td code{background:var(--tint);padding:.1em .3em}
 pre{background:var(--tint);border:1px solid var(--line);border-radius:6px;padding:.7em 1em;overflow-x:auto;margin:.6em 0}
-.jp-OutputArea-prompt,.jp-InputPrompt,.jp-InputArea-prompt,.prompt{display:none}.jp-OutputArea-output pre{background:none;border:0;border-left:3px solid var(--line);border-radius:0;color:var(--soft)}
+.prompt{display:none}.output_subarea pre{background:none;border:0;border-left:3px solid var(--line);border-radius:0;color:var(--soft)}.output_stderr pre{opacity:.7}
 blockquote{margin:1em 0;padding:.1em 1.1em;border-left:4px solid var(--accent);background:var(--tint)}
 table{border-collapse:collapse;margin:1em 0;font-size:14px;display:block;overflow-x:auto}th,td{border-bottom:1px solid var(--line);padding:.4em .8em;text-align:left;vertical-align:top}th{color:var(--soft);font-weight:600}
 img{max-width:100%;height:auto}figure{margin:1.2em 0}figcaption{color:var(--soft);font-size:14px}audio{width:100%;max-width:560px}

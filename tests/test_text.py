@@ -2,6 +2,7 @@
 
 import time
 import unicodedata
+from contextlib import suppress
 
 import pytest
 import torch
@@ -51,7 +52,11 @@ def layout_for(tokenizer, streams=4, pre_pad=4, codes=9) -> Layout:
 
 
 def test_audio_control_tokens_are_the_last_text_ids(tokenizer):
-    assert tokenizer.convert_tokens_to_ids(list(AUDIO_TOKENS)) == [text_size(tokenizer) - 3, text_size(tokenizer) - 2, text_size(tokenizer) - 1]
+    assert tokenizer.convert_tokens_to_ids(list(AUDIO_TOKENS)) == [
+        text_size(tokenizer) - 3,
+        text_size(tokenizer) - 2,
+        text_size(tokenizer) - 1,
+    ]
     assert len(tokenizer) == text_size(tokenizer) <= 420
 
 
@@ -132,7 +137,10 @@ def test_prompt_rows_are_those_of_the_reference(golden):
 
 def test_prompt_reads_as_the_published_conversation(tokenizer):
     layout = layout_for(tokenizer)
-    for said, request in (("The lord.", "Respond with the tone of the reference audio clip."), ("今天。", "使用参考音频中听到的语气回答。")):
+    for said, request in (
+        ("The lord.", "Respond with the tone of the reference audio clip."),
+        ("今天。", "使用参考音频中听到的语气回答。"),
+    ):
         rows = prompt_rows(tokenizer, layout, said, torch.arange(10) % 9)
         text = [i for i in rows[:, 0].tolist() if i != layout.text_pad]
         transcript = tokenizer.decode(encode(tokenizer, said))
@@ -153,7 +161,14 @@ def test_a_transcript_that_does_not_fit_is_cut_or_refused(tokenizer):
 
 # ---- training rows ---------------------------------------------------------------------------------------------------
 
-SENTENCES = ["The lord is my shepherd.", "I shall not want.", "Yes, I do!", '"He maketh me to lie down."', "今天天气很好。", "去公园散步吧！"]
+SENTENCES = [
+    "The lord is my shepherd.",
+    "I shall not want.",
+    "Yes, I do!",
+    '"He maketh me to lie down."',
+    "今天天气很好。",
+    "去公园散步吧！",
+]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -172,7 +187,7 @@ def test_training_rows_are_what_decoding_the_labels_would_write(tokenizer, chose
     prompt = prompt_rows(tokenizer, layout, "Yes, I do!", torch.arange(90) % 9)
     assert torch.equal(rows[: len(prompt)], prompt) and (labels[: len(prompt)] == -100).all()
     rows, labels = rows[len(prompt) :], labels[len(prompt) :]
-    assert (((labels == rows) | (labels == -100)).all()), "labels are the rows themselves"
+    assert ((labels == rows) | (labels == -100)).all(), "labels are the rows themselves"
 
     text, _ = join_sentences([t for t, _ in sentences])
     machine = ChunkMachine(layout, rules, pieces(tokenizer), encode(tokenizer, text))
@@ -286,15 +301,15 @@ def test_spoken_form_is_stable_plain_and_without_digits(text):
     except UserError:
         return
     assert clean_text(spoken) == spoken
-    assert not any("0" <= c <= "9" for c in spoken) and not set("*#<>|[](){}\n\"") & set(spoken)
+    assert not any("0" <= c <= "9" for c in spoken) and not set('*#<>|[](){}\n"') & set(spoken)
     assert spoken[-1] in ".?!。！？" and "  " not in spoken and spoken == spoken.strip()
 
 
-@pytest.mark.parametrize("unit", ["12 ", "a", "<", "[", "1", "a.b@", "1,", "('", "a\n", "http://", "-1", "[a](", "$1 ", " ", "\n", ", ", "。"])
+@pytest.mark.parametrize(
+    "unit", ["12 ", "a", "<", "[", "1", "a.b@", "1,", "('", "a\n", "http://", "-1", "[a](", "$1 ", " ", "\n", ", ", "。"]
+)
 def test_a_hundred_thousand_characters_take_seconds(unit):
     start = time.process_time()
-    try:
+    with suppress(UserError):
         clean_text(unit * (100_000 // len(unit)) + "a")
-    except UserError:
-        pass
     assert time.process_time() - start < 5

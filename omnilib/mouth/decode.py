@@ -198,7 +198,9 @@ class Decoder:
         return torch.tensor([(r.text, *r.speech) for r in self.grids[sequence]], dtype=torch.long).view(-1, 1 + self.layout.streams)
 
 
-def prepare(model: SpeechLM, tokenizer, request: Request, layout: Layout, rules: ChunkRules, settings: DecodeSettings) -> tuple[Tensor, Callable]:
+def prepare(
+    model: SpeechLM, tokenizer, request: Request, layout: Layout, rules: ChunkRules, settings: DecodeSettings
+) -> tuple[Tensor, Callable]:
     """Prompt rows, and a function that makes a fresh chunk machine for the request's text.
 
     Raises:

@@ -33,6 +33,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3Pre
 from transformers.utils import ModelOutput, is_flash_attn_2_available
 
 from omnilib.errors import CheckpointError, ConfigError
+from omnilib.mouth.blocks import Normed, block
 from omnilib.mouth.chunking import Layout
 
 IGNORE = -100
@@ -166,6 +167,7 @@ class SpeechLM(Qwen3PreTrainedModel):
 
     config_class = SpeechLMConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    written_out = True  # False: always the layers' own forward
 
     def __init__(self, config: SpeechLMConfig):
         super().__init__(config)
@@ -181,7 +183,9 @@ class SpeechLM(Qwen3PreTrainedModel):
         c = self.config
         with torch.no_grad():
             self.offsets[0] = 0
-            self.offsets[1:] = torch.arange(c.speech_token_count, device=self.offsets.device) * c.tokenizer_speech_size + c.tokenizer_text_size
+            self.offsets[1:] = (
+                torch.arange(c.speech_token_count, device=self.offsets.device) * c.tokenizer_speech_size + c.tokenizer_text_size
+            )
 
     def _init_weights(self, module: nn.Module) -> None:
         """`from_pretrained` builds on the meta device and leaves buffers that are not in the file uninitialised."""
@@ -267,8 +271,30 @@ class SpeechLM(Qwen3PreTrainedModel):
             else:
                 positions = (mask.long().cumsum(1) - 1).clamp(min=0)  # (B, L)
         embeds = self.embed(rows)  # (B, L, D)
+        if mask is None and self.can_run_written_out:
+            return self.hidden_written_out(embeds, positions)
         lm_hidden = self.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
         return lm_hidden, self.tts_adapter(lm_hidden, mask, positions)
+
+    @property
+    def can_run_written_out(self) -> bool:
+        """Whether `blocks.block` covers this model here: float32 parameters on a CPU, a plain Qwen3, no recomputation."""
+        c, weight = self.config, self.lm_head.weight
+        plain = not (c.attention_bias or c.attention_dropout or c.use_sliding_window) and c.hidden_act == "silu"
+        return self.written_out and plain and weight.dtype == torch.float32 and not (weight.is_cuda or self.model.gradient_checkpointing)
+
+    def hidden_written_out(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """As the rest of `hidden`, through the quick blocks: (B, L, D) -> 2 x (B, L, D)."""
+        eps, device = self.config.rms_norm_eps, x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        cos, sin = (t[0, :, : t.shape[-1] // 2] for t in self.model.rotary_emb(x, positions))  # (L, H / 2)
+        for layer in self.model.layers:
+            x = block(layer, x, cos, sin, eps, dtype)
+        lm_hidden = Normed.apply(x, self.model.norm.weight, eps, x.dtype)
+        x = lm_hidden
+        for layer in self.tts_adapter.layers:
+            x = block(layer, x, cos, sin, eps, dtype)
+        return lm_hidden, x
 
     def text_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy of the next text id over rows that have one: hidden (B, L, D), labels (B, L)."""

@@ -58,8 +58,8 @@ class BackboneTraining:
     clip: float = 1.0
     bf16: bool = True
     log_every: int = 20
-    eval_every: int = 250
-    save_every: int = 250
+    eval_every: int = 150
+    save_every: int = 150
 
 
 def read_text(manifest, tokenizer, split: str, seed: int) -> torch.Tensor:

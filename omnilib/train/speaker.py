@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if main_process:
         metrics = metrics or judge()
         meta = run_meta(config, config.steps, seconds_before + time.time() - log.started, metrics=metrics, manifest_sha256=sha256(manifest))
-        export_model(args.out, model.encoder, config.encoder, meta)
+        export_model(args.out, model.encoder, config.encoder, meta, half=True)
     return metrics
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from omnilib import config as configs
 from omnilib.errors import CheckpointError, ConfigError, UserError
 from omnilib.mouth.chunking import ChunkMachine, ChunkRules, Kind, Layout
 from omnilib.mouth.decode import Decoder, DecodeSettings, Request, choose, generate, split_tokens, stream
@@ -232,10 +233,20 @@ def test_foreign_tokens_and_tokenizers_are_refused(tiny, tokenizer):
         layout_of(config, tokenizer)
 
 
-@pytest.mark.parametrize("wrong", [dict(temperature=-1), dict(top_p=0), dict(max_rows=0), dict(retries=-1), dict(chunk_min_tokens=9, chunk_max_tokens=3)])
+@pytest.mark.parametrize(
+    "wrong", [dict(temperature=-1), dict(top_p=0), dict(max_rows=0), dict(retries=-1), dict(chunk_min_tokens=9, chunk_max_tokens=3)]
+)
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ConfigError):
         DecodeSettings(**wrong)
+
+
+def test_settings_are_a_strict_config():
+    settings = configs.load(DecodeSettings, None, ["temperature=0.2", "blank_codes=[1,2]", "chunk_min_tokens=20"])
+    assert settings == DecodeSettings(temperature=0.2, blank_codes=[1, 2], chunk_min_tokens=20)
+    assert settings.rules().blank_codes == {1, 2} and settings.rules().min_tokens == 20
+    with pytest.raises(ConfigError):
+        configs.load(DecodeSettings, None, ["temprature=0.2"])
 
 
 def test_rows_know_what_they_are(tiny, tokenizer):

@@ -110,6 +110,49 @@ def test_a_row_never_sees_later_rows(tiny):
     torch.testing.assert_close(model(rows).speech_logits[:, :5], model(changed).speech_logits[:, :5], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("length", [12, 700])
+def test_written_out_blocks_are_the_layers_of_transformers(tiny, length):
+    model = tiny(2)
+    assert model.can_run_written_out
+    rows, _, labels = random_batch(model, [length, length])
+    gradients = []
+    for model.written_out in (True, False):
+        model.zero_grad()
+        out = model(rows, None, labels, return_logits=True)
+        out.loss.backward()
+        gradients.append((out.speech_logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
+    torch.testing.assert_close(gradients[0][0], gradients[1][0], atol=1e-4, rtol=1e-4)
+    for name, expected in gradients[1][1].items():
+        scale = expected.abs().max().item()
+        torch.testing.assert_close(gradients[0][1][name], expected, atol=1e-4 * scale, rtol=1e-3, msg=name)
+
+
+def test_written_out_blocks_learn_as_well_in_bf16(tiny):
+    model = tiny(2)
+    rows, mask, labels = random_batch(model, [40, 40])
+    exact = model(rows, mask, labels).loss.item()
+    losses = []
+    for model.written_out in (True, False):
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(model(rows, mask, labels).loss.item())
+    assert abs(losses[0] - exact) < 1.5 * abs(losses[1] - exact) + 0.02 * exact
+
+
+def test_recomputed_activations_give_the_same_loss_and_gradients(tiny):
+    model = tiny(2).train()
+    rows, mask, labels = random_batch(model, [9, 7])
+    results = []
+    for recompute in (False, True):
+        if recompute:
+            model.gradient_checkpointing_enable()
+            assert not model.can_run_written_out
+        model.zero_grad()
+        loss = model(rows, mask, labels).loss
+        loss.backward()
+        results.append((loss.detach(), model.tts_adapter.layers[0].mlp.up_proj.weight.grad.clone()))
+    torch.testing.assert_close(results[0], results[1], atol=1e-5, rtol=1e-3)
+
+
 def test_one_batch_can_be_learnt_by_heart(tiny):
     model = tiny(2).train()
     rows, mask, labels = random_batch(model, [10, 10])
@@ -207,7 +250,10 @@ def test_stage_1_moves_only_adapter_and_new_rows(tiny):
 
 def test_stage_1_starts_from_a_text_model(tiny):
     model = tiny(2)
-    sizes = {k: getattr(model.config, k) for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")}
+    sizes = {
+        k: getattr(model.config, k)
+        for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+    }
     backbone = Qwen3ForCausalLM(Qwen3Config(vocab_size=model.config.tokenizer_text_size, **sizes)).eval()
     grown = SpeechLM.from_backbone(backbone, model.config).eval()
     ids = torch.randint(model.config.tokenizer_text_size, (1, 7))
