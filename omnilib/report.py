@@ -274,10 +274,9 @@ def run_notebook(notebook: Path, scale: str, reports: Path = REPORTS, parameters
     except Exception as problem:  # whatever stopped this notebook, the others go on
         error = first_words(problem)
     seconds = time.time() - started
-    if executed.exists():
-        node = nbformat.read(executed, as_version=4)
-        (target / "report.html").write_text(render(node, notebook.stem, error), encoding="utf-8")
-        executed.unlink()
+    node = nbformat.read(executed if executed.exists() else notebook, as_version=4)
+    (target / "report.html").write_text(render(node, notebook.stem, error), encoding="utf-8")
+    executed.unlink(missing_ok=True)
     metrics = target / "metrics.json"
     settings = json.loads(metrics.read_text(encoding="utf-8"))["settings"] if metrics.exists() else {}
     record = stamp(scale, values, settings, {"notebook": notebook}, seconds)
@@ -431,9 +430,11 @@ def update_markers(path: Path, text: str) -> None:
 
 
 def read_runs(scale: str, reports: Path) -> list[tuple[Path, dict, dict]]:
-    """(folder, metrics, provenance) of every report of a scale."""
+    """(folder, metrics, provenance) of every page of a scale."""
     result = []
     for path in sorted((reports / scale).glob("*/provenance.json")):
+        if not path.with_name("report.html").exists():
+            continue  # numbers that a chapter reads, no page of their own
         metrics = path.with_name("metrics.json")
         found = json.loads(metrics.read_text(encoding="utf-8")) if metrics.exists() else {}
         result.append((path.parent, found, json.loads(path.read_text(encoding="utf-8"))))

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 from torch import Tensor
+from transformers.utils import logging
 
 from omnilib.audio import VOICE_RATE, load_wave
 from omnilib.data import read_manifest, write_manifest
@@ -30,6 +31,7 @@ from omnilib.paths import CHECKPOINTS, CONFIGS, REPORTS, ROOT
 
 FROZEN = ROOT / "data_prep" / "frozen"
 SMOKE = ROOT / "runs" / "smoke"
+KEPT = 3  # smoke folders of earlier code that stay
 DEV_LINES = 2  # of each speaker's training lines, at smoke
 
 # ------------------------------------------------------------------------------------------------ recordings
@@ -70,6 +72,7 @@ def checkpoints(scale: str, *parts: str) -> Path:
         ConfigError: no such scale or part.
         CheckpointError: a committed part is missing.
     """
+    logging.disable_progress_bar()  # a bar for each loaded file only fills a report's pages
     unknown = [p for p in parts if p not in RECIPES]
     if unknown:
         raise ConfigError(f"no part '{unknown[0]}': choose from {', '.join(RECIPES)}")
@@ -84,6 +87,8 @@ def checkpoints(scale: str, *parts: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         train_missing(folder, parts)
+    for stale in sorted(SMOKE.glob("*/"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
+        shutil.rmtree(stale, ignore_errors=True)
     return folder
 
 
@@ -157,6 +162,8 @@ def smoke_corpus(folder: Path) -> None:
         place = {"path": path, "start": 0.0, "duration": len(samples) / VOICE_RATE, "rate": VOICE_RATE, "split": split}
         records.append(record | place)
     write_manifest(folder / "corpus" / "manifest.jsonl", records)
+    # the text tokenizer reads every frozen text: whole words keep transcripts shorter than their recordings
+    write_manifest(folder / "corpus" / "text.jsonl", [r | {"split": "train"} for r in recordings()])
 
 
 def run(module: str, config: str, part: str, *overrides: str) -> Callable[[Path], None]:
@@ -211,7 +218,7 @@ def grid(folder: Path) -> None:
     stage2_grid.main([*arguments, "--steps", "4", "--seeds", "1", "--set", *(o.replace("{}", str(folder)) for o in SPOKEN)])
 
 
-TINY = ("size=1000", "alphabet=300")
+TINY = ("manifest={}/corpus/text.jsonl", "size=3000", "alphabet=1500")
 NARROW = ("text={}/text", "width=32", "layers=2", "heads=2", "kv_heads=2", "head_dim=16", "mlp=64")
 SHORT = ("steps=8", "batch=4", "context=32", "warmup=2", "log_every=1", "eval_every=8")
 SPOKEN = ("manifest={}/corpus/manifest.jsonl", "init={}/speechlm_stage1", "text={}/text", "tokens={}/tokens/tokens.safetensors", "rows=400",

@@ -338,34 +338,28 @@ def read_voice_part(path: Path, module: nn.Module) -> tuple[dict[str, Tensor], F
     return state, compare(path.name, module, {k: tuple(v.shape) for k, v in state.items()})
 
 
-def check(folder: str | Path, flow: FlowConfig | None = None, hift: HiFTConfig | None = None) -> list[Fit]:
-    """Compare a whole published folder with our classes, without building them; print `report(...)` of it.
-
-    Raises:
-        CheckpointError: a file is missing, damaged or refused.
-    """
-    voice = Path(folder) / "cosyvoice2"
+def check_voice(folder: str | Path, flow: FlowConfig | None = None, hift: HiFTConfig | None = None) -> list[Fit]:
+    """Whether flow.pt and hift.pt fit; sizes are the published ones unless given."""
     modules = {"flow.pt": on_meta(Flow, flow or FlowConfig()), "hift.pt": on_meta(HiFT, hift or HiFTConfig())}
-    return [check_speechlm(folder), *(read_voice_part(voice / name, module)[1] for name, module in modules.items())]
+    return [read_voice_part(Path(folder) / name, module)[1] for name, module in modules.items()]
 
 
 def load_voice(
     folder: str | Path, flow: FlowConfig | None = None, hift: HiFTConfig | None = None, settings: CodecSettings | None = None
 ) -> Codec:
-    """flow.pt, hift.pt, campplus.onnx and speech_tokenizer_v2.onnx of a folder -> codec; sizes are the published ones unless given.
+    """flow.pt, hift.pt, campplus.onnx and speech_tokenizer_v2.onnx of a folder -> codec.
 
     Raises:
         CheckpointError: a file is missing, damaged or refused, or its names or shapes do not fit.
         MissingTool: onnxruntime is not installed.
     """
     folder = Path(folder)
-    modules = {"flow.pt": Flow(flow or FlowConfig()), "hift.pt": HiFT(hift or HiFTConfig())}
-    read = {name: read_voice_part(folder / name, module) for name, module in modules.items()}
-    demand([fit for _, fit in read.values()])
-    for name, module in modules.items():
-        module.load_state_dict(read[name][0])
+    demand(check_voice(folder, flow, hift))
     tokenizer, speaker = OnnxTokenizer(folder / "speech_tokenizer_v2.onnx"), OnnxSpeaker(folder / "campplus.onnx")
-    return Codec(tokenizer, speaker, modules["flow.pt"], modules["hift.pt"].eval().fold_weight_norm(), settings)
+    modules = {"flow.pt": Flow(flow or FlowConfig()), "hift.pt": HiFT(hift or HiFTConfig())}
+    for name, module in modules.items():
+        module.load_state_dict(read_voice_part(folder / name, module)[0])
+    return Codec(tokenizer, speaker, modules["flow.pt"], modules["hift.pt"].fold_weight_norm(), settings)
 
 
 def load_speechlm(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> SpeechLM:
@@ -376,6 +370,15 @@ def load_speechlm(folder: str | Path, dtype: torch.dtype = torch.float32, device
     """
     demand([check_speechlm(folder)])
     return SpeechLM.load(folder, dtype, device)
+
+
+def check(folder: str | Path, flow: FlowConfig | None = None, hift: HiFTConfig | None = None) -> list[Fit]:
+    """Compare a whole published folder with our classes, without building them; print `report(...)` of it.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or refused.
+    """
+    return [check_speechlm(folder), *check_voice(Path(folder) / "cosyvoice2", flow, hift)]
 
 
 @dataclass
@@ -401,9 +404,11 @@ def load(
         CheckpointError: any part is missing, damaged, refused or does not fit; one line tells of all parts.
         MissingTool: onnxruntime is not installed.
     """
-    demand(check(folder, flow, hift))
-    mouth, tokenizer = load_speechlm(folder, dtype, device), load_tokenizer(folder)
-    return Published(mouth, tokenizer, layout_of(mouth.config, tokenizer), load_voice(Path(folder) / "cosyvoice2", flow, hift).to(device))
+    demand(check(folder, flow, hift))  # before anything large is built
+    tokenizer = load_tokenizer(folder)
+    codec = load_voice(Path(folder) / "cosyvoice2", flow, hift).to(device)
+    mouth = SpeechLM.load(folder, dtype, device)
+    return Published(mouth, tokenizer, layout_of(mouth.config, tokenizer), codec)
 
 
 # ---------------------------------------------------------------- download
@@ -437,18 +442,17 @@ def download(pin: str, folder: str | Path, endpoint: str | None = None) -> Path:
     from huggingface_hub import HfApi, snapshot_download
 
     repository, revision = split_pin(pin)
-    pinned = len(revision) == 40 and set(revision) <= set("0123456789abcdef")
     try:
-        if pinned:
-            snapshot_download(repository, revision=revision, local_dir=folder, allow_patterns=WANTED, endpoint=endpoint)
-        else:
-            commit = HfApi(endpoint=endpoint).model_info(repository, revision=revision).sha
+        commit = HfApi(endpoint=endpoint).model_info(repository, revision=revision, timeout=20).sha  # fails at once when offline
+        if revision != commit:
             raise ConfigError(f"'{pin}' may change: '{revision}' is now at {commit}; ask for {repository}@{commit}")
+        snapshot_download(repository, revision=commit, local_dir=folder, allow_patterns=WANTED, endpoint=endpoint)
     except ConfigError:
         raise
     except Exception as error:  # the hub client raises errors of its own, of its HTTP library, and OSError
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         raise CheckpointError(
-            f"cannot fetch {pin} ({type(error).__name__}: {(str(error).splitlines() or [''])[0]}): check the name and the network, or copy the folder here by hand"
+            f"cannot fetch {pin} ({reason}): check the name and the network, or copy the folder here by hand"
         ) from None
     source = {"repository": repository, "revision": revision}
     temporary = Path(folder) / "source.json.tmp"

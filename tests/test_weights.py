@@ -5,9 +5,10 @@ The folders written here have the layout of MGM-Omni-TTS and CosyVoice2 releases
 
 import json
 import pickle
+import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -117,9 +118,15 @@ def write_folder(folder: Path) -> Written:
     return Written(folder, mouth, flow.eval(), hift.eval())
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory) -> Written:
+    return write_folder(tmp_path_factory.mktemp("original") / "MGM-Omni-TTS-tiny")
+
+
 @pytest.fixture
-def written(tmp_path) -> Written:
-    return write_folder(tmp_path / "MGM-Omni-TTS-tiny")
+def written(original, tmp_path) -> Written:
+    """A copy that a test may spoil."""
+    return replace(original, folder=Path(shutil.copytree(original.folder, tmp_path / "MGM-Omni-TTS-tiny")))
 
 
 def load(written: Written) -> weights.Published:
@@ -387,6 +394,9 @@ class Hub(BaseHTTPRequestHandler):
             known = path.rsplit("/", 1)[1] in (COMMIT, "main")
             info = {"id": "someone/tts", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES], "private": False}
             return self.answer(200 if known else 404, json.dumps(info).encode(), "RevisionNotFound")
+        if path == f"/api/models/someone/tts/tree/{COMMIT}":
+            tree = [{"type": "file", "path": name, "size": len(body), "oid": "0" * 40} for name, body in FILES.items()]
+            return self.answer(200, json.dumps(tree).encode(), "")
         name = path.removeprefix(f"/someone/tts/resolve/{COMMIT}/")
         return self.answer(200 if name in FILES else 404, FILES.get(name, b""), "EntryNotFound")
 

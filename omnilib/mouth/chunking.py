@@ -149,7 +149,8 @@ class ChunkMachine:
         self.row_in_chunk = 0
         k = layout.streams
         self.eos_needed = k if rules.eos_streams is None else min(rules.eos_streams, k)
-        self.blank_needed = max(1, k - k // 4) if rules.blank_streams is None else rules.blank_streams
+        blank = 3 if rules.reference_quirks else max(1, k - k // 4)  # the reference has 3 for any k
+        self.blank_needed = blank if rules.blank_streams is None else rules.blank_streams
 
     # ---- text in -------------------------------------------------------------------------------------------------
 

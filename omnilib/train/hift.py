@@ -212,7 +212,7 @@ def train(cfg: Config, out: Path) -> dict:
             common.save_state(out, nets, optimizers, done, {"seconds": seconds})
     if log:
         meta = common.run_meta(cfg, cfg.steps, spent + time.time() - started, metrics=metrics, manifest_sha256=sha256(manifest))
-        common.export_model(out, model, cfg.model, meta)
+        common.export_model(out, model, cfg.model, meta, half=True)
     return metrics
 
 

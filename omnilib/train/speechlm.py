@@ -27,6 +27,7 @@ from omnilib import config as configs
 from omnilib.data import read_manifest, sha256, step_rng
 from omnilib.errors import CheckpointError, ConfigError, DataError
 from omnilib.mouth.chunking import ChunkRules
+from omnilib.mouth.decode import DecodeSettings, Request, generate
 from omnilib.mouth.speechlm import IGNORE, SpeechLM, SpeechLMConfig
 from omnilib.paths import DATA, ROOT
 from omnilib.text import layout_of, load_tokenizer, text_size, training_rows
@@ -45,6 +46,7 @@ from omnilib.train.common import (
     seed_everything,
 )
 from omnilib.train.prefetch import prefetch
+from omnilib.voice.phonemes import PhonemeHead, intelligibility
 
 
 @dataclass
@@ -84,6 +86,9 @@ class SpeechLMTraining:
     speech_weight: float = 1.0
     bf16: bool = True
     checkpointing: bool = False  # recompute activations: less memory, more time
+    meter: str = ""  # a tokenizer folder whose phoneme head reads what the mouth says at each evaluation
+    meter_lines: int = 24  # of each language
+    meter_temperature: float = 0.3  # of those readings
     log_every: int = 20
     eval_every: int = 500
     save_every: int = 250
@@ -117,6 +122,7 @@ class Conversations:
         for record in read_manifest(manifest):
             if record["split"] == split and record["language"] in config.languages and record["id"] in codes:
                 item = {"text": record["text"], "seconds": record["duration"], "codes": codes[record["id"]].long()}
+                item["phonemes"] = record.get("phonemes")
                 self.speakers[record["language"]][record["speaker"]].append(item)
         missing = [lang for lang in config.languages if not self.speakers[lang]]
         if missing:
@@ -206,7 +212,9 @@ def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
     if config.stage != 1:
         raise ConfigError(f"stage is {config.stage}: it must be 1 or 2")
     backbone = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    base = {k: v for k, v in Qwen3Config.from_pretrained(folder).to_dict().items() if k not in ("vocab_size", "architectures", "model_type")}
+    base = {
+        k: v for k, v in Qwen3Config.from_pretrained(folder).to_dict().items() if k not in ("vocab_size", "architectures", "model_type")
+    }
     text = text_size(tokenizer)
     speech = config.codes + 2
     silence = silence_codes(DATA / config.manifest, read_codes(config), config.codes)
@@ -262,6 +270,25 @@ def evaluate(model: torch.nn.Module, conversations: Conversations, device, bf16:
     return {k: v / batches for k, v in sums.items()}
 
 
+@torch.inference_mode()
+def read_aloud(model: SpeechLM, tokenizer, conversations: Conversations) -> dict[str, float]:
+    """Phoneme error of unseen sentences as the model speaks them, read from its tokens before any wave is made."""
+    config, head = conversations.config, PhonemeHead.load(ROOT / conversations.config.meter)
+    settings = DecodeSettings(temperature=config.meter_temperature, chunk_min_tokens=config.chunk_min, chunk_max_tokens=config.chunk_max)
+    rng, result = step_rng(config.seed, 0), {}
+    model.eval()
+    for language in config.languages:
+        requests, said = [], []
+        for speaker in rng.choice(sorted(conversations.speakers[language]), config.meter_lines):
+            voice, line = rng.choice(conversations.references[speaker]), rng.choice(conversations.speakers[language][speaker])
+            requests.append(Request(line["text"], voice["text"], voice["codes"]))
+            said.append(line["phonemes"])
+        spoken = generate(model, tokenizer, requests, settings, batch=config.meter_lines)
+        result[f"dev_phoneme_error_{language}"] = intelligibility(head, [s.tokens for s in spoken], said)
+    model.train()
+    return result
+
+
 def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_args(__doc__, argv)
     config = configs.load(SpeechLMTraining, args.config, args.overrides)
@@ -294,7 +321,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
     main_process, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
     if main_process:
-        print(f"stage {config.stage}: {count['trainable']:,} of {count['total']:,} parameters learn, {conversations.hours:.1f} h, from step {start}")
+        print(
+            f"stage {config.stage}: {count['trainable']:,} of {count['total']:,} parameters learn, {conversations.hours:.1f} h, from step {start}"
+        )
         log = JsonlLog(args.out / "log.jsonl", start if state else None)
 
     rows_seen, metrics, began = 0, {}, time.time()
@@ -320,6 +349,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             log.write(done, **{k: round(v, 6) for k, v in losses.items()}, norm=round(float(norm or 0), 3), rows_per_second=round(speed, 1))
         if done % config.eval_every == 0 or done == config.steps:
             metrics = evaluate(wrapped, dev, device, config.bf16)  # by all: under ZeRO-3 nobody holds the model alone
+            if config.meter and not sharded:
+                metrics |= read_aloud(model, tokenizer, dev)
             if main_process:
                 log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
         if done % config.save_every == 0 or done == config.steps:

@@ -28,7 +28,7 @@ def launch(config: str, program: list[str], corpus: tiny.Corpus, out: Path) -> s
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / "deepspeed" / config]
     command += ["--num_processes", "2", "--main_process_port", "0", *program]
     command += ["--config", "speechlm_stage1_smoke", "--out", out, "--set", *corpus.overrides()]
-    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=600)
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=1200)
 
 
 def log_rows(out: Path) -> dict[int, dict]:

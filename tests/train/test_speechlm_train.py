@@ -11,6 +11,7 @@ import torch
 from omnilib import config as configs
 from omnilib.errors import CheckpointError, ConfigError, DataError
 from omnilib.mouth.speechlm import SpeechLM
+from omnilib.paths import CONFIGS
 from omnilib.text import load_tokenizer
 from omnilib.train import speechlm as training
 from tests.train import corpus as tiny
@@ -146,3 +147,13 @@ def test_state_of_another_model_is_refused(corpus, tmp_path):
     run(corpus, tmp_path, 1, "steps=1")
     with pytest.raises(CheckpointError, match="does not fit|cannot resume"):
         run(corpus, tmp_path, 1, "adapter='[2,32,2_2,64]'")
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("speechlm_stage*.yaml")))
+def test_every_config_loads(name):
+    config = configs.load(training.SpeechLMTraining, name)
+    assert f"stage{config.stage}" in name
+    assert len(config.seconds) == len(config.shares) + 1 and len(config.languages) == len(config.language_shares)
+    if name.endswith("paper"):
+        assert (config.codes, config.streams, config.chunk_min, config.chunk_max) == (6561, 4, 50, 100)
+        assert config.adapter_lr == {1: 1.0, 2: 5.0}[config.stage]
