@@ -45,8 +45,8 @@ def loss_curves(runs: dict[str, Path | list[dict]], keys: Sequence[str] = ("loss
                 continue
             steps, values = np.array([r["step"] for r in rows]), np.array([r[key] for r in rows], dtype=float)
             colour = sns.color_palette()[number]
-            width = min(smooth, len(values))
-            axis.plot(steps, values, color=colour, alpha=0.25, lw=1)
+            width = min(smooth, max(1, len(values) // 4))  # few points are shown as they are
+            axis.plot(steps, values, color=colour, alpha=0.25, lw=1, marker="o" if len(values) <= 12 else None, ms=4)
             axis.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"), color=colour, label=name)
         axis.set(xlabel="step", title=key.replace("_", " "), yscale="log" if log else "linear")
     axes[0].legend(frameon=False)

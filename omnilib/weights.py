@@ -212,7 +212,9 @@ def read_pt(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = next((line for line in lines if "GLOBAL" in line or "invalid load key" in line), lines[0])
-        raise CheckpointError(f"{path} is refused, as it is damaged or holds more than tensors ({reason}): get it from its source") from None
+        raise CheckpointError(
+            f"{path} is refused, as it is damaged or holds more than tensors ({reason}): get it from its source"
+        ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is damaged ({reason}): get it again") from None
@@ -315,7 +317,9 @@ def tts_config(folder: Path) -> SpeechLMConfig:
     """
     kind = read_json(folder / "config.json").get("model_type")
     if kind != SpeechLMConfig.model_type:
-        raise CheckpointError(f"{folder}/config.json is of a '{kind}' model, not '{SpeechLMConfig.model_type}': give an MGM-Omni-TTS folder")
+        raise CheckpointError(
+            f"{folder}/config.json is of a '{kind}' model, not '{SpeechLMConfig.model_type}': give an MGM-Omni-TTS folder"
+        )
     try:
         return SpeechLMConfig.from_pretrained(str(folder), local_files_only=True)
     except UserError:
@@ -418,7 +422,7 @@ REPOSITORIES = {"2B": "wcy1122/MGM-Omni-TTS-2B-0927"}  # named by the authors' R
 
 
 def split_pin(pin: str) -> tuple[str, str]:
-    """"owner/name@revision" -> both.
+    """Repository and revision of "owner/name@revision".
 
     Raises:
         ConfigError: not of that form.
@@ -451,9 +455,7 @@ def download(pin: str, folder: str | Path, endpoint: str | None = None) -> Path:
         raise
     except Exception as error:  # the hub client raises errors of its own, of its HTTP library, and OSError
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        raise CheckpointError(
-            f"cannot fetch {pin} ({reason}): check the name and the network, or copy the folder here by hand"
-        ) from None
+        raise CheckpointError(f"cannot fetch {pin} ({reason}): check the name and the network, or copy the folder here by hand") from None
     source = {"repository": repository, "revision": revision}
     temporary = Path(folder) / "source.json.tmp"
     temporary.write_text(json.dumps(source, indent=1) + "\n")
