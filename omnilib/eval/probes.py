@@ -136,8 +136,8 @@ def phoneme_errors(head: PhonemeHead, tokens: list[Tensor], records: list[dict])
 def phoneme_errors_along(head: PhonemeHead, tokens: list[Tensor], wanted: list[list[str]], parts: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Errors by place in the text: share of wrong phonemes (parts,) and how many there are (parts,), over all texts."""
     errors, totals = np.zeros(parts), np.zeros(parts)
-    for got, names in zip(head.read(tokens), wanted, strict=True):
-        want = head.targets(names)
+    for codes, names in zip(tokens, wanted, strict=True):
+        got, want = head.read([codes])[0] if len(codes) else [], head.targets(names)
         totals += np.bincount(np.arange(len(want)) * parts // len(want), minlength=parts)
         for edit in Levenshtein.editops(want, got):
             errors[min(parts - 1, edit.src_pos * parts // len(want))] += 1
