@@ -11,8 +11,8 @@ SCALE ?= nano
 JOBS ?= 2
 DVC_FLAGS ?= --force
 STAMP := $(VENV)/.omnilib-ready
-# Where a machine without an NVIDIA GPU looks first for torch (the wheel on PyPI carries 3 GB of CUDA libraries).
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# The torch wheel on PyPI carries 3 GB of CUDA libraries; a machine without a GPU can name PyTorch's own index of CPU wheels here.
+TORCH_INDEX ?=
 export PYTHONNOUSERSITE := 1
 export DS_BUILD_OPS := 0
 export TOKENIZERS_PARALLELISM := false
@@ -32,7 +32,7 @@ $(STAMP): requirements.lock requirements-nodeps.lock pyproject.toml
 	@echo "[2/4] torch (200 MB on a CPU machine)"
 	@spec=$$(grep -oE '^torch==[0-9.]+' requirements.lock); \
 	$(PY) -c 'import sys, importlib.metadata as m; sys.exit(m.version("torch").split("+")[0] != sys.argv[1].split("==")[1])' $$spec 2>/dev/null \
-	  || { ! command -v nvidia-smi >/dev/null && $(PY) -m pip install --quiet --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) $$spec 2>/dev/null; } \
+	  || { [ -n "$(TORCH_INDEX)" ] && $(PY) -m pip install --quiet --no-deps --retries 0 --timeout 15 --index-url $(TORCH_INDEX) $$spec 2>/dev/null; } \
 	  || $(PY) -m pip install $$spec
 	@echo "[3/4] $$(grep -c == requirements.lock) packages of requirements.lock (some minutes)"
 	@$(PY) -m pip install --requirement requirements.lock

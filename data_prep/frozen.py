@@ -34,7 +34,10 @@ HUMAN_LINES = 30
 REFERENCE_SECONDS = 5.0  # references are the test sentences nearest to this length
 LONG_TEXTS, LONG_WORDS = 10, (300, 500)
 # Whisper writes number words as digits and knows no "Yahweh": such sentences measure the judge, not the voice, so none is judged
-JUDGE_TRAPS = re.compile(r"\b(\w*teen|ten|eleven|twelve|\w+ty|hundreds?|thousands?|\w*(first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth)|yahweh)\b", re.I)
+JUDGE_TRAPS = re.compile(
+    r"\b(\w*teen|ten|eleven|twelve|\w+ty|hundreds?|thousands?|\w*(first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth)|yahweh)\b",
+    re.I,
+)
 ASTERISK = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 ASTERISK_TEXT = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 
@@ -79,8 +82,16 @@ def human() -> list[tuple[dict, np.ndarray]]:
         with av.open(str(path), format="g722") as file:
             frames = [f.to_ndarray().reshape(-1) for f in file.decode(audio=0)]
         wave = np.concatenate(frames).astype(np.float32) / 32768
-        record = {"id": f"human-{name.replace('/', '-')}", "text": text, "language": "en", "speaker": "allison", "source": "asterisk-core-sounds-en"}
-        records.append((record | {"licence": "CC-BY-SA-3.0", "split": "test", "in_lexicon": False, "seen_speaker": False, "phonemes": []}, wave))
+        record = {
+            "id": f"human-{name.replace('/', '-')}",
+            "text": text,
+            "language": "en",
+            "speaker": "allison",
+            "source": "asterisk-core-sounds-en",
+        }
+        records.append(
+            (record | {"licence": "CC-BY-SA-3.0", "split": "test", "in_lexicon": False, "seen_speaker": False, "phonemes": []}, wave)
+        )
     return records
 
 
@@ -89,7 +100,14 @@ def long_texts(records: list[dict]) -> list[dict]:
     lines = texts.sentences("en")
     lexicon = texts.lexicon(lines, "en")
     spoken = {r["text"] for r in records if r["split"] != "test"}
-    pool = [t for _, t in lines if key_of(t + "split") % 100 < 3 and all(w in lexicon for w in texts.words(t, "en")) and t not in spoken and not JUDGE_TRAPS.search(t)]
+    pool = [
+        t
+        for _, t in lines
+        if key_of(t + "split") % 100 < 3
+        and all(w in lexicon for w in texts.words(t, "en"))
+        and t not in spoken
+        and not JUDGE_TRAPS.search(t)
+    ]
     speakers = [s.name for s in SPEAKERS if s.language == "en"]
     rng = np.random.default_rng(7)
     result, cursor = [], 0
@@ -99,7 +117,15 @@ def long_texts(records: list[dict]) -> list[dict]:
             parts.append(pool[cursor % len(pool)])
             count += len(texts.words(pool[cursor % len(pool)], "en"))
             cursor += 1
-        result.append({"id": f"long-en-{index:02d}", "language": "en", "text": " ".join(parts), "words": count, "speaker": speakers[index % len(speakers)]})
+        result.append(
+            {
+                "id": f"long-en-{index:02d}",
+                "language": "en",
+                "text": " ".join(parts),
+                "words": count,
+                "speaker": speakers[index % len(speakers)],
+            }
+        )
     return result
 
 

@@ -51,7 +51,9 @@ class Speaker:
 
     @property
     def name(self) -> str:
-        return f"{self.voice}_{round(self.factor * 100):03d}" if self.engine != "gcin" else f"gcin{self.voice}_{round(self.factor * 100):03d}"
+        return (
+            f"{self.voice}_{round(self.factor * 100):03d}" if self.engine != "gcin" else f"gcin{self.voice}_{round(self.factor * 100):03d}"
+        )
 
     @property
     def language(self) -> str:
@@ -106,7 +108,12 @@ def plan(scale: float = 1.0) -> list[dict]:
         cursor = dict.fromkeys(splits, 0)
         for speaker in speakers:
             role = "train" if speaker.lines else "test"
-            counts = {"train": round(speaker.lines * scale), "dev": 20 if speaker.lines else 0, "test": TEST_LINES_PER_SPEAKER[role], "open": 20}
+            counts = {
+                "train": round(speaker.lines * scale),
+                "dev": 20 if speaker.lines else 0,
+                "test": TEST_LINES_PER_SPEAKER[role],
+                "open": 20,
+            }
             for split, count in counts.items():
                 pool = splits[split]
                 chosen = [pool[i % len(pool)] for i in range(cursor[split], cursor[split] + count)]
@@ -226,7 +233,9 @@ def card(records: list[dict], joined: list[dict], digest: str) -> str:
 
     frame = pandas.DataFrame(records)
     frame["hours"] = frame["duration"] / 3600
-    hours = frame.pivot_table(index=["language", "speaker"], columns="split", values="hours", aggfunc="sum", fill_value=0, margins=True, margins_name="all")
+    hours = frame.pivot_table(
+        index=["language", "speaker"], columns="split", values="hours", aggfunc="sum", fill_value=0, margins=True, margins_name="all"
+    )
     licences = frame.groupby(["language", "source", "licence"]).agg(lines=("id", "size"), hours=("hours", "sum")).reset_index()
     return (
         "# Nano corpus\n\nSynthetic speech of package engines reading package text; see `data_prep/nano.py`.\n\n"

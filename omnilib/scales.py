@@ -207,7 +207,9 @@ def voices(folder: Path) -> None:
         shutil.copy(FROZEN / record["path"], folder / "voices" / name)
         entries[record["speaker"]] = {"file": name, "text": record["text"], "language": record["language"]}
     (folder / "voices" / "voices.json").write_text(json.dumps(entries, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    (folder / "decode.yaml").write_text("chunk_min_tokens: 20\nchunk_max_tokens: 80\nrows_per_token: 1.5\nmax_rows: 150\n", encoding="utf-8")
+    (folder / "decode.yaml").write_text(
+        "chunk_min_tokens: 20\nchunk_max_tokens: 80\nrows_per_token: 1.5\nmax_rows: 150\n", encoding="utf-8"
+    )
 
 
 def grid(folder: Path) -> None:
@@ -236,7 +238,10 @@ RECIPES: dict[str, tuple[tuple[str, ...], Callable[[Path], None]]] = {
     "speakers": (("speaker",), encode("speakers", "speaker", "speakers")),
     "flow": (("tokens", "speakers"), run("flow", "flow_smoke", "flow", "model.vocab=27", *VOICED)),
     "hift": (("corpus",), hift),
-    "speechlm_stage1": (("backbone", "tokens"), run("speechlm", "speechlm_stage1_smoke", "speechlm_stage1", *SPOKEN[1:], "init={}/backbone")),
+    "speechlm_stage1": (
+        ("backbone", "tokens"),
+        run("speechlm", "speechlm_stage1_smoke", "speechlm_stage1", *SPOKEN[1:], "init={}/backbone"),
+    ),
     "speechlm": (("speechlm_stage1",), run("speechlm", "speechlm_stage2_smoke", "speechlm", *SPOKEN[1:])),
     "voices": ((), voices),
     "stage2_grid": (("speechlm_stage1",), grid),

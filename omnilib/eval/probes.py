@@ -117,9 +117,7 @@ def stream_errors(model: SpeechLM, pairs: list[tuple[Tensor, Tensor]]) -> tuple[
     return wrong / rows, speech, text, rows
 
 
-def speak_records(
-    model: SpeechLM, tokenizer, speech: SpeechTokenizer, records: list[dict], settings: DecodeSettings
-) -> list[Result]:
+def speak_records(model: SpeechLM, tokenizer, speech: SpeechTokenizer, records: list[dict], settings: DecodeSettings) -> list[Result]:
     """Decode the text of each record in the voice of its speaker's reference."""
     reference = references()
     heard = {s: codes_of(speech, reference[s]) for s in {r["speaker"] for r in records}}
@@ -133,7 +131,9 @@ def phoneme_errors(head: PhonemeHead, tokens: list[Tensor], records: list[dict])
     return intelligibility(head, tokens, wanted), [intelligibility(head, [t], [w]) for t, w in zip(tokens, wanted, strict=True)]
 
 
-def phoneme_errors_along(head: PhonemeHead, tokens: list[Tensor], wanted: list[list[str]], parts: int = 10) -> tuple[np.ndarray, np.ndarray]:
+def phoneme_errors_along(
+    head: PhonemeHead, tokens: list[Tensor], wanted: list[list[str]], parts: int = 10
+) -> tuple[np.ndarray, np.ndarray]:
     """Errors by place in the text: share of wrong phonemes (parts,) and how many there are (parts,), over all texts."""
     errors, totals = np.zeros(parts), np.zeros(parts)
     for codes, names in zip(tokens, wanted, strict=True):

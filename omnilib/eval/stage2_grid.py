@@ -78,7 +78,13 @@ def train_run(config: SpeechLMTraining, frozen: bool, parts: Path) -> dict:
             optimizer.zero_grad()
     last = {k: v for k, v in curve[-1].items() if k != "step"}
     spoken = spoken_error(model, tokenizer, config, parts)
-    return {**last, "phoneme_error": spoken, "curve": curve, "trainable": count_parameters(model)["trainable"], "seconds": round(time.time() - began, 1)}
+    return {
+        **last,
+        "phoneme_error": spoken,
+        "curve": curve,
+        "trainable": count_parameters(model)["trainable"],
+        "seconds": round(time.time() - began, 1),
+    }
 
 
 def summarise(runs: list[dict]) -> dict[str, dict]:
@@ -88,7 +94,12 @@ def summarise(runs: list[dict]) -> dict[str, dict]:
         mine = [r for r in runs if r["variant"] == name]
         if mine:
             result[name] = {
-                key: {"value": sum(r[key] for r in mine) / len(mine), "low": min(r[key] for r in mine), "high": max(r[key] for r in mine), "n": len(mine)}
+                key: {
+                    "value": sum(r[key] for r in mine) / len(mine),
+                    "low": min(r[key] for r in mine),
+                    "high": max(r[key] for r in mine),
+                    "n": len(mine),
+                }
                 for key in ("dev_speech_loss", "dev_text_loss", "dev_token_error", "phoneme_error")
             }
     return result
@@ -119,8 +130,20 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
             runs.append(json.loads(kept.read_text(encoding="utf-8")))
     summary = summarise(runs)
     scale = "smoke" if "smoke" in args.config else "nano"
-    decoding = {"temperature": DecodeSettings().temperature, "retries": 0, "lines": SPOKEN_LINES, "reader": "phoneme head of the speech tokenizer"}
-    settings = {"steps": args.steps, "warmup": warmup, "seeds": args.seeds, "config": args.config, "lr": config.lr, "optimizer": config.optimizer} | decoding
+    decoding = {
+        "temperature": DecodeSettings().temperature,
+        "retries": 0,
+        "lines": SPOKEN_LINES,
+        "reader": "phoneme head of the speech tokenizer",
+    }
+    settings = {
+        "steps": args.steps,
+        "warmup": warmup,
+        "seeds": args.seeds,
+        "config": args.config,
+        "lr": config.lr,
+        "optimizer": config.optimizer,
+    } | decoding
     record = stamp(scale, {"steps": args.steps, "seeds": args.seeds}, settings, {}, time.time() - started)
     write_json(args.out / "metrics.json", {"summary": summary, "runs": runs, "settings": settings, "provenance": record})
     for name, values in summary.items():

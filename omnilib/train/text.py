@@ -1,6 +1,6 @@
 """Learn the nano text tokenizer from the corpus text (the paper uses Qwen3's, 151k pieces).
 
-    python -m omnilib.train.text --config text_nano --out checkpoints/nano/text
+python -m omnilib.train.text --config text_nano --out checkpoints/nano/text
 """
 
 import json

@@ -9,7 +9,27 @@ from data_prep import engines, frozen, nano, texts
 from omnilib.data import load_segment, read_manifest
 from omnilib.errors import DataError, MissingTool
 
-WORDS = "the light of morning was on water and every small bird began to sing in green tree by river".split()
+WORDS = [
+    "the",
+    "light",
+    "of",
+    "morning",
+    "was",
+    "on",
+    "water",
+    "and",
+    "every",
+    "small",
+    "bird",
+    "began",
+    "to",
+    "sing",
+    "in",
+    "green",
+    "tree",
+    "by",
+    "river",
+]
 
 
 class Buzz:
@@ -50,9 +70,15 @@ def tiny(monkeypatch):
 def no_open_lines(monkeypatch):
     """Every word of the tiny text is in the lexicon: give the out-of-lexicon list one sentence so that it is not empty."""
     sentences = nano.texts.sentences
-    unknown = [t for t in ("Zebras zigzag quietly.", "Quartz jugs vex zebras.", "Jolly foxes quiz wizards.") if nano.key_of(t + "split") % 100 < 20]
-    extra = unknown or [next(f"Zebra {'zz' * n} quiz." for n in range(1, 400) if nano.key_of(f"Zebra {'zz' * n} quiz." + "split") % 100 < 20)]
-    monkeypatch.setattr(nano.texts, "sentences", lambda language: sentences(language) + ([("web", t) for t in extra] if language == "en" else []))
+    unknown = [
+        t for t in ("Zebras zigzag quietly.", "Quartz jugs vex zebras.", "Jolly foxes quiz wizards.") if nano.key_of(t + "split") % 100 < 20
+    ]
+    extra = unknown or [
+        next(f"Zebra {'zz' * n} quiz." for n in range(1, 400) if nano.key_of(f"Zebra {'zz' * n} quiz." + "split") % 100 < 20)
+    ]
+    monkeypatch.setattr(
+        nano.texts, "sentences", lambda language: sentences(language) + ([("web", t) for t in extra] if language == "en" else [])
+    )
     monkeypatch.setattr(nano, "OPEN_TEST_LINES", 5)
 
 
@@ -105,7 +131,9 @@ def test_the_folder_of_another_plan_is_refused(tiny, no_open_lines, tmp_path):
         nano.build(tmp_path, scale=0.5, workers=1)
 
 
-@pytest.mark.parametrize(("engine", "voice", "text"), [("flite", "kal16", "The light."), ("piper", "joe", "The light."), ("gcin", "3", "你好。")])
+@pytest.mark.parametrize(
+    ("engine", "voice", "text"), [("flite", "kal16", "The light."), ("piper", "joe", "The light."), ("gcin", "3", "你好。")]
+)
 def test_an_engine_speaks_or_says_how_to_install_it(engine, voice, text):
     try:
         spoken = engines.ENGINES[engine](voice).say(text)

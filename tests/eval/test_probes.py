@@ -24,8 +24,17 @@ class Reader:
 
 def tiny_mouth() -> SpeechLM:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "head_dim": 4, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = SpeechLMConfig(vocab_size=24, tokenizer_speech_size=6, speech_token_count=2, tts_adapter_config="[1,8,2_2,16]", tie_word_embeddings=True, **sizes)
+    sizes = {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "head_dim": 4,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    config = SpeechLMConfig(
+        vocab_size=24, tokenizer_speech_size=6, speech_token_count=2, tts_adapter_config="[1,8,2_2,16]", tie_word_embeddings=True, **sizes
+    )
     return SpeechLM(config).eval()
 
 
