@@ -411,7 +411,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench.note("retrain_hours", files.training_hours(speaker.folder.parent), "h")
         walls = evaluate(bench, args.parts)
         write(bench, reports, args.scale, args.parts, walls)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: reports/ is not writable or the disk is full
         print(f"evaluation: {error}", file=sys.stderr)
         return 2
     for name in files.SUMMARY:
