@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from omnilib.errors import CheckpointError, UserError
+from omnilib.errors import CheckpointError, ConfigError, UserError
 from omnilib.train import common
 
 
@@ -119,12 +119,23 @@ def test_weights_of_another_model_are_refused(tmp_path):
         common.load_weights(nn.Sequential(nn.Linear(3, 2)), tmp_path / "model.safetensors")
 
 
-def test_half_export_loads_back_to_float32_within_bfloat16(tmp_path):
-    model, other = nn.Linear(16, 16), nn.Linear(16, 16)
-    common.export_model(tmp_path, model, {}, {}, half=True)
+@pytest.mark.parametrize(("form", "bytes_each", "error"), [("float32", 4, 0.0), ("bfloat16", 2, 4e-3), ("int8", 1, 8e-3)])
+def test_an_export_loads_back_to_float32(tmp_path, form, bytes_each, error):
+    model, other = nn.Conv1d(64, 128, 3), nn.Conv1d(64, 128, 3)
+    with torch.no_grad():
+        model.weight[0] *= 1e-3  # a row of its own size
+        model.weight[1] = 0
+    common.export_model(tmp_path, model, {}, {}, form)
     common.load_weights(other, tmp_path / "model.safetensors")
     assert other.weight.dtype == torch.float32
-    assert torch.allclose(other.weight, model.weight, rtol=1e-2, atol=1e-3)
+    largest = model.weight.abs().amax((1, 2), keepdim=True)
+    assert ((other.weight - model.weight).abs() <= error * largest).all()
+    assert (tmp_path / "model.safetensors").stat().st_size < bytes_each * model.weight.numel() + 3000
+
+
+def test_an_unknown_form_of_storage_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="int4.*use one of"):
+        common.export_model(tmp_path, nn.Linear(2, 2), {}, {}, "int4")
 
 
 def test_log_of_a_resumed_run_has_each_step_once(tmp_path):

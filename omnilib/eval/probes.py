@@ -1,4 +1,4 @@
-"""Small measurements that look inside the parts: what codes hold, which stream errs, what training moved.
+"""Small measurements that look inside the parts: what codes hold, which stream errs.
 
 They need no judge: phonemes and timings come with the frozen recordings, and the tokenizer's own phoneme head reads tokens.
 Chapters 02 and 04 to 07 show them; where errors fall along a text is in `long_tts_eval.py`.
@@ -7,17 +7,14 @@ Shapes: N codes (25 a second), K codes in all, P phonemes, k streams.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
-from safetensors import safe_open
 from torch import Tensor
 
 from omnilib import scales
 from omnilib.audio import TOKENIZER_RATE, fbank_80, log_mel_128
-from omnilib.errors import CheckpointError
 from omnilib.mouth.chunking import ChunkRules, Layout
 from omnilib.mouth.decode import DecodeSettings, Request, Result, generate
 from omnilib.mouth.speechlm import IGNORE, SpeechLM
@@ -142,42 +139,3 @@ def phoneme_errors_along(
         for edit in Levenshtein.editops(want, got):
             errors[min(parts - 1, edit.src_pos * parts // len(want))] += 1
     return errors / np.maximum(totals, 1), totals
-
-
-# ------------------------------------------------------------------------------------------------ what training moved
-
-
-def group_of(name: str) -> str:
-    """The part of the mouth a parameter belongs to."""
-    if name.startswith("tts_adapter."):
-        return "adapter"
-    if "embed_tokens" in name or "lm_head" in name:
-        return "table"
-    return "backbone"
-
-
-def weight_change(before: Path, after: Path, text_rows: int) -> dict[str, float]:
-    """Relative change |after - before| / |before| of backbone, adapter, and the text and speech rows of the table.
-
-    Args:
-        before, after: checkpoint folders; parts that only `after` has are left out.
-        text_rows: rows of the embedding that belong to old text ids.
-    """
-    moved: dict[str, list[float]] = {}
-    try:
-        with safe_open(str(before / "model.safetensors"), "pt") as old, safe_open(str(after / "model.safetensors"), "pt") as new:
-            for name in sorted(set(old.keys()) & set(new.keys())):
-                a, b = old.get_tensor(name).double(), new.get_tensor(name).double()
-                group = group_of(name)
-                pieces = {group: (a, b)}
-                if group == "table":
-                    size = min(len(a), len(b))
-                    pieces = {"text rows": (a[:text_rows], b[:text_rows]), "speech rows": (a[text_rows:size], b[text_rows:size])}
-                for key, (x, y) in pieces.items():
-                    if x.shape == y.shape and x.numel():
-                        total = moved.setdefault(key, [0.0, 0.0])
-                        total[0] += float((y - x).square().sum())
-                        total[1] += float(x.square().sum())
-    except OSError as error:
-        raise CheckpointError(f"cannot compare {before.name} with {after.name}: {error}; restore them with `git checkout`") from error
-    return {key: (change / norm) ** 0.5 for key, (change, norm) in moved.items()}

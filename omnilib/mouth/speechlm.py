@@ -32,11 +32,13 @@ from transformers.masking_utils import create_causal_mask
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3PreTrainedModel, Qwen3RotaryEmbedding
 from transformers.utils import ModelOutput, is_flash_attn_2_available
 
+from omnilib import storage
 from omnilib.errors import CheckpointError, ConfigError
 from omnilib.mouth.blocks import Normed, block
 from omnilib.mouth.chunking import Layout
 
 IGNORE = -100
+CONTROL_ROWS = 3  # text ids that a text backbone does not know: the audio control tokens
 ARCHITECTURE = "MGMTTSForCausalLM"  # the name in the published config.json
 PUBLISHED_SPEECH_SIZE = 6563  # CosyVoice2's 3^8 codes, eos, pad
 PUBLISHED_BLANK = 6486
@@ -211,6 +213,14 @@ class SpeechLM(Qwen3PreTrainedModel):
         return model
 
     @classmethod
+    def from_pretrained(cls, folder: Path | str, *args, config: SpeechLMConfig | None = None, **kwargs) -> "SpeechLM":
+        """As transformers does; also reads folders whose weights lie in eight bits (see `omnilib.storage`)."""
+        if not storage.is_packed(Path(folder) / "model.safetensors"):
+            return super().from_pretrained(folder, *args, config=config, **kwargs)
+        config = config or SpeechLMConfig.from_pretrained(folder, local_files_only=True)
+        return super().from_pretrained(None, *args, config=config, state_dict=storage.read(Path(folder) / "model.safetensors"), **kwargs)
+
+    @classmethod
     def load(cls, folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "SpeechLM":
         """Load a folder strictly, ready to decode; flash-attention when it is installed and `device` is a GPU.
 
@@ -349,7 +359,7 @@ class SpeechLM(Qwen3PreTrainedModel):
         The rows of old text ids get no gradient; give embedding and head no weight decay, which would still move them.
         """
         self.model.requires_grad_(False)
-        old = self.config.tokenizer_text_size - 3
+        old = self.config.tokenizer_text_size - CONTROL_ROWS
 
         def only_new_rows(gradient: Tensor) -> Tensor:
             gradient = gradient.clone()

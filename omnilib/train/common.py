@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
 from omnilib import config as configs
+from omnilib import storage
 from omnilib.errors import CheckpointError, UserError
 
 
@@ -177,10 +178,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         CheckpointError: file missing, truncated, or names or shapes differ.
     """
-    try:
-        weights = load_file(str(path))
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; restore it with `git checkout` or train it again") from error
+    weights = storage.read(path)
     expected = unique_tensors(model)
     missing, unexpected = sorted(set(expected) - set(weights)), sorted(set(weights) - set(model.state_dict()))
     if missing or unexpected:
@@ -191,16 +189,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
         raise CheckpointError(f"{path} does not fit {type(model).__name__}: {str(error).splitlines()[-1].strip()}") from error
 
 
-def export_model(folder: Path, model: nn.Module, config: object, meta: dict, half: bool = False) -> None:
-    """Write model.safetensors + config.yaml + meta.json, the form kept in `checkpoints/`.
-
-    Args:
-        half: store floating weights as bfloat16 (half the size; loaded back to float32).
-    """
+def export_model(folder: Path, model: nn.Module, config: object, meta: dict, form: str = "float32") -> None:
+    """Write model.safetensors + config.yaml + meta.json, what is kept in `checkpoints/`; `form` is one of `storage.FORMS`."""
 
     def write(temporary: Path) -> None:
-        weights = {k: (v.bfloat16() if half and v.is_floating_point() else v).contiguous() for k, v in unique_tensors(model).items()}
-        save_file(weights, temporary / "model.safetensors")
+        save_file(storage.pack(unique_tensors(model), form), temporary / "model.safetensors")
         if is_dataclass(config):
             configs.save(config, temporary / "config.yaml")
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
@@ -218,16 +211,20 @@ def run_meta(config: object, step: int, seconds: float, **more) -> dict:
     return {"config": asdict(config) if is_dataclass(config) else config, "step": step, "train_seconds": round(seconds, 1), **more}
 
 
-def export_pretrained(folder: Path, model, tokenizer, config: object, meta: dict, weights: dict | None = None) -> None:
+def export_pretrained(
+    folder: Path, model, tokenizer, config: object, meta: dict, weights: dict | None = None, form: str = "bfloat16"
+) -> None:
     """Write a transformers model with its tokenizer in the published layout, plus config.yaml and meta.json.
 
-    Weights (the model's own unless given) are stored in bfloat16, as published.
+    Weights (the model's own unless given) are stored in bfloat16, as published; in eight bits only our own classes read them.
     """
     folder = Path(folder)
     weights = {k: v for k, v in (weights or model.state_dict()).items() if k not in model.all_tied_weights_keys}
 
     def write(temporary: Path) -> None:
-        model.save_pretrained(temporary, state_dict={k: v.bfloat16().contiguous() for k, v in weights.items()})
+        model.save_pretrained(temporary, state_dict=storage.pack(weights, "bfloat16"))
+        if form != "bfloat16":
+            save_file(storage.pack(weights, form), temporary / "model.safetensors", {"format": "pt"})
         tokenizer.save_pretrained(temporary)
         configs.save(config, temporary / "config.yaml")
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")

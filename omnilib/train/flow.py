@@ -54,7 +54,7 @@ class Config:
     clip: float = 1.0  # largest gradient norm
     average: float = 0.999  # decay of the weight average
     bf16: bool = True
-    half: bool = False  # export the weights in bfloat16
+    storage: str = "bfloat16"  # form of the exported weights, see omnilib/storage.py
     eval_every: int = 500
     eval_items: int = 16
     save_every: int = 250
@@ -240,7 +240,7 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
     if log:
         seconds = spent + time.time() - started
         meta = common.run_meta(cfg, cfg.steps, seconds, metrics=metrics, manifest_sha256=sha256(manifest))
-        common.export_model(out, average, cfg.model, meta, half=cfg.half)
+        common.export_model(out, average, cfg.model, meta, form=cfg.storage)
     return metrics
 
 

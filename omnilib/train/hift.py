@@ -59,6 +59,7 @@ class Config:
     eval_every: int = 1_000
     eval_crops: int = 32
     save_every: int = 500
+    storage: str = "bfloat16"  # form of the exported weights, see omnilib/storage.py
     log_every: int = 50
     seed: int = 0
     model: HiFTConfig = field(default_factory=HiFTConfig)
@@ -212,7 +213,7 @@ def train(cfg: Config, out: Path) -> dict:
             common.save_state(out, nets, optimizers, done, {"seconds": seconds})
     if log:
         meta = common.run_meta(cfg, cfg.steps, spent + time.time() - started, metrics=metrics, manifest_sha256=sha256(manifest))
-        common.export_model(out, model, cfg.model, meta, half=True)
+        common.export_model(out, model, cfg.model, meta, form=cfg.storage)
     return metrics
 
 

@@ -64,6 +64,7 @@ class SpeakerTraining:
     log_every: int = 20
     eval_every: int = 250
     save_every: int = 100
+    storage: str = "bfloat16"  # form of the exported weights, see omnilib/storage.py
     bf16: bool = True
 
 
@@ -204,7 +205,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if main_process:
         metrics = metrics or judge()
         meta = run_meta(config, config.steps, seconds_before + time.time() - log.started, metrics=metrics, manifest_sha256=sha256(manifest))
-        export_model(args.out, model.encoder, config.encoder, meta, half=True)
+        export_model(args.out, model.encoder, config.encoder, meta, form=config.storage)
     return metrics
 
 

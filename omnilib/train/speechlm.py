@@ -28,7 +28,7 @@ from omnilib.data import read_manifest, sha256, step_rng
 from omnilib.errors import CheckpointError, ConfigError, DataError
 from omnilib.mouth.chunking import ChunkRules
 from omnilib.mouth.decode import DecodeSettings, Request, generate
-from omnilib.mouth.speechlm import IGNORE, SpeechLM, SpeechLMConfig
+from omnilib.mouth.speechlm import CONTROL_ROWS, IGNORE, SpeechLM, SpeechLMConfig
 from omnilib.paths import DATA, ROOT
 from omnilib.text import layout_of, load_tokenizer, text_size, training_rows
 from omnilib.train import zero
@@ -92,6 +92,7 @@ class SpeechLMTraining:
     log_every: int = 20
     eval_every: int = 500
     save_every: int = 250
+    storage: str = "bfloat16"  # form of the exported weights, see omnilib/storage.py
 
 
 def read_codes(config: SpeechLMTraining) -> dict[str, Tensor]:
@@ -251,6 +252,33 @@ def optimizers_of(model: SpeechLM, config: SpeechLMTraining) -> dict[str, torch.
     return result
 
 
+def group_of(name: str) -> str:
+    """The part of the mouth a parameter belongs to."""
+    if name.startswith("tts_adapter."):
+        return "adapter"
+    return "table" if "embed_tokens" in name or "lm_head" in name else "backbone"
+
+
+@torch.no_grad()
+def weight_change(before: dict[str, Tensor], after: dict[str, Tensor], text_rows: int) -> dict[str, float]:
+    """Relative change |after - before| / |before| of backbone, adapter, and the text and speech rows of the table.
+
+    Args:
+        before, after: weights by name; those that only one has are left out.
+        text_rows: rows of the table that belong to old text ids.
+    """
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])  # squared change, squared size
+    for name in sorted(set(before) & set(after)):
+        a, b = before[name].double().cpu(), after[name].double().cpu()
+        pieces = {group_of(name): (a, b)}
+        if "table" in pieces:
+            pieces = {"text rows": (a[:text_rows], b[:text_rows]), "speech rows": (a[text_rows:], b[text_rows:])}
+        for key, (x, y) in pieces.items():
+            sums[key][0] += float((y - x).square().sum())
+            sums[key][1] += float(x.square().sum())
+    return {key: (change / max(size, 1e-30)) ** 0.5 for key, (change, size) in sums.items()}
+
+
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, conversations: Conversations, device, bf16: bool, batches: int = 6) -> dict[str, float]:
     """Teacher-forced losses and speech token error on unseen sentences of training speakers."""
@@ -298,6 +326,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     tokenizer = load_tokenizer(ROOT / config.text)
     model = build(config, tokenizer)
+    before = {k: v.clone() for k, v in model.state_dict().items() if k not in model.all_tied_weights_keys}
     layout = layout_of(model.config, tokenizer)
     conversations = Conversations(config, tokenizer, layout)
     dev_config = configs.load(SpeechLMTraining, args.config, [*args.overrides, "corrupt=0.0"])
@@ -370,8 +399,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             manifest_sha256=sha256(DATA / config.manifest),
             tokens_sha256=sha256(DATA / config.tokens),
             chunk_rules={"min_tokens": config.chunk_min, "max_tokens": config.chunk_max},
+            weight_change=weight_change(before, weights, layout.text_size - CONTROL_ROWS),
         )
-        export_pretrained(args.out, model, tokenizer, config, meta, weights)
+        export_pretrained(args.out, model, tokenizer, config, meta, weights, config.storage)
     accelerator.wait_for_everyone()
     return metrics
 

@@ -75,6 +75,7 @@ class TokenizerTraining:
     log_every: int = 20
     eval_every: int = 500
     save_every: int = 500
+    storage: str = "bfloat16"  # form of the exported weights, see omnilib/storage.py
     bf16: bool = True
 
 
@@ -331,9 +332,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             model.head,
             config.head,
             {"read_with": "omnilib.voice.phonemes.PhonemeHead.load", "metrics": metrics},
-            half=True,
+            config.storage,
         )
-        export_model(args.out, model.tokenizer, config.tokenizer, meta, half=True)  # codes are made with the exported weights
+        export_model(args.out, model.tokenizer, config.tokenizer, meta, config.storage)  # codes are made with the exported weights
     return metrics
 
 

@@ -7,6 +7,8 @@ then follows the velocity v(x_t, t | mu, speaker, prompt) from t = 0 to t = 1, w
     inference    x  <- x + dt v,   v = (1 + w) v(.. | mu, speaker, prompt) - w v(.. | nothing)
 
 Notable choices
+- Published, v is the U-Net. A narrow U-Net cannot carry x_t and mu side by side to its output, so at small t it forgets mu. With
+  `prior_variance` s2 it only learns what the Gaussian guess x1 ~ N(mu, s2) leaves open: v = `gaussian_velocity` + U-Net.
 - The encoder is in `flow_encoder.py`, the U-Net in `flow_estimator.py`; parameter names are those of the published `flow.pt`.
 - With `streaming`, attention sees whole chunks to the left only. Together with causal convolutions this makes a chunk
   independent of later ones, so `FlowStream` computes each chunk once, with caches, instead of the whole prefix again.
@@ -40,7 +42,9 @@ class FlowConfig:
     prompt_share: float = 0.3  # a training prompt is at most this part of an item
     prompt_probability: float = 0.5
     streaming_probability: float = 0.5
+    temperature: float = 1.0  # scale of the noise that inference starts from
     prior_weight: float = 0.0  # weight of a plain regression loss on mu (not in the published recipe)
+    prior_variance: float = 0.0  # of x1 around mu; 0: the U-Net predicts the whole velocity, as published
     mel_mean: float = 0.0  # the flow works on (mel - mean) / std; the published weights expect it as it is
     mel_std: float = 1.0
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -64,6 +68,15 @@ def noise_at(start: int, count: int, mels: int) -> Tensor:
 def cosine_times(steps: int) -> Tensor:
     """Times 0 .. 1, dense near 0 where the velocity turns fastest: (steps + 1,)."""
     return 1 - torch.cos(torch.linspace(0, 1, steps + 1) * 0.5 * math.pi)
+
+
+def gaussian_velocity(x: Tensor, mu: Tensor, t: Tensor, variance: Tensor | float) -> Tensor:
+    """E[x1 - x0 | x_t] if x0 ~ N(0, 1) and x1 ~ N(mu, variance): the best velocity that knows nothing else.
+
+    x, mu: (B, F, M); t and variance broadcast against them.
+    """
+    rest = 1 - t
+    return (rest * mu + (t * variance - rest) * x) / (rest.square() + t.square() * variance)
 
 
 @dataclass
@@ -96,8 +109,18 @@ class FlowMatching(nn.Module):
 
     def __init__(self, c: FlowConfig):
         super().__init__()
-        self.sigma, self.guidance = c.sigma_min, c.guidance
+        self.sigma, self.guidance, self.variance = c.sigma_min, c.guidance, c.prior_variance
         self.estimator = Estimator(c.mels, c.estimator)
+
+    def velocity(self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, prompt: Tensor, keep: Tensor, *rest) -> Tensor:
+        """v (B, F, M) float32 at times t (B,); items whose `keep` (B,) is 0 see no condition. `rest` goes to the U-Net."""
+        column = keep[:, None, None]
+        mu, prompt, speaker = mu * column, prompt * column, speaker * keep[:, None]
+        v = self.estimator(x, mu, t, speaker, prompt, *rest).float()
+        if self.variance:
+            variance = torch.where(column > 0, self.variance, 1.0)  # without mu the guess is N(0, 1)
+            v = v + gaussian_velocity(x.float(), mu.float(), t[:, None, None].float(), variance)
+        return v
 
     def loss(
         self, x1: Tensor, valid: Tensor, mu: Tensor, speaker: Tensor, prompt: Tensor, draws: Draws, streaming: bool = False
@@ -106,9 +129,8 @@ class FlowMatching(nn.Module):
         t, x0, keep = draws.t, draws.x0, draws.keep.to(mu.dtype)
         x_t = (1 - (1 - self.sigma) * t) * x0 + t * x1
         u = x1 - (1 - self.sigma) * x0
-        mu, prompt, speaker = mu * keep[:, None, None], prompt * keep[:, None, None], speaker * keep[:, None]
-        v = self.estimator(x_t, mu, t.flatten(), speaker, prompt, valid, streaming)
-        error = (v.float() - u).square() * valid[..., None]
+        v = self.velocity(x_t, mu, t.flatten(), speaker, prompt, keep, valid, streaming)
+        error = (v - u).square() * valid[..., None]
         return error.sum() / (valid.sum() * u.shape[-1]), v
 
     def solve(
@@ -125,15 +147,17 @@ class FlowMatching(nn.Module):
     ) -> Tensor:
         """Euler steps from noise x (B, F, M) to the mel; `caches` holds one a step when chunks follow each other."""
         batch, times = x.shape[0], cosine_times(steps).to(x)
-        # Second half of the batch: no condition at all, for guidance.
-        mu, prompt, speaker = (torch.cat([c, torch.zeros_like(c)]) for c in (mu, prompt, speaker))
-        valid = None if valid is None else torch.cat([valid, valid])
+        copies = 2 if self.guidance else 1  # with guidance, the second half of the batch sees no condition
+        mu, prompt, speaker = (torch.cat([c] * copies) for c in (mu, prompt, speaker))
+        valid = None if valid is None else torch.cat([valid] * copies)
+        keep = (torch.arange(copies * batch, device=x.device) < batch).to(mu.dtype)
         for i in range(steps):
-            t, dt = times[i], times[i + 1] - times[i]
+            t, dt = times[i].expand(copies * batch), times[i + 1] - times[i]
             cache = None if caches is None else caches[i].rewind()
-            v = self.estimator(torch.cat([x, x]), mu, t.expand(2 * batch), speaker, prompt, valid, streaming, cache, past)
-            conditional, free = v.float().split(batch)
-            x = x + dt * ((1 + self.guidance) * conditional - self.guidance * free)
+            v = self.velocity(torch.cat([x] * copies), mu, t, speaker, prompt, keep, valid, streaming, cache, past)
+            if self.guidance:
+                v = (1 + self.guidance) * v[:batch] - self.guidance * v[batch:]
+            x = x + dt * v
         return x
 
 
@@ -264,7 +288,7 @@ class Flow(nn.Module):
         for i, p in enumerate(prompts):
             prompt[i, : p * RATIO] = self.normalize(prompt_mel[i, : p * RATIO])[: mu.shape[1]]
         valid = None if padded is None else length_mask(frames, mu.shape[1])
-        x0 = noise_at(0, mu.shape[1], self.config.mels).to(mu.device).expand(batch, -1, -1)
+        x0 = self.config.temperature * noise_at(0, mu.shape[1], self.config.mels).to(mu.device).expand(batch, -1, -1)
         x1 = self.decoder.solve(x0, mu, self.project_speaker(speaker), prompt, n_timesteps, valid, streaming)
         x1 = x1 * self.config.mel_std + self.config.mel_mean
         mel = pad_sequence([x1[i, p * RATIO : f] for i, (p, f) in enumerate(zip(prompts, frames.tolist(), strict=True))], True)
@@ -309,7 +333,7 @@ class FlowStream:
         start, frames = self.past * RATIO, count * RATIO
         prompt = self.prompt[:, start : start + frames]
         prompt = F.pad(prompt, (0, 0, 0, frames - prompt.shape[1]))
-        x0 = noise_at(start, frames, c.mels).to(mu.device)
+        x0 = c.temperature * noise_at(start, frames, c.mels).to(mu.device)
         x1 = self.flow.decoder.solve(x0, mu, self.speaker, prompt, self.steps, None, True, self.caches, start)
         self.pending, self.past = self.pending[:, count:], self.past + count
         passed = min(self.skip, frames)

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
-from omnilib.errors import CheckpointError
 from omnilib.eval import probes
 from omnilib.mouth.speechlm import IGNORE, SpeechLM, SpeechLMConfig
 
@@ -87,24 +85,3 @@ def test_phoneme_errors_give_the_corpus_and_each_line():
     over_all, each = probes.phoneme_errors(Reader(), [torch.tensor([1, 2, 3, 1]), torch.tensor([2])], records)
     assert each == [0.0, 1.0]
     assert over_all == pytest.approx(1 / 5)
-
-
-def test_weight_change_is_relative_and_by_group(tmp_path):
-    before = {
-        "model.layers.0.w": torch.ones(2, 2),
-        "tts_adapter.layers.0.w": torch.ones(2, 2),
-        "model.embed_tokens.weight": torch.ones(5, 2),
-    }
-    after = {k: v.clone() for k, v in before.items()} | {"tts_adapter.layers.1.w": torch.ones(1)}
-    after["tts_adapter.layers.0.w"] *= 1.5
-    after["model.embed_tokens.weight"][3:] *= 3.0
-    for name, weights in (("before", before), ("after", after)):
-        (tmp_path / name).mkdir()
-        save_file(weights, tmp_path / name / "model.safetensors")
-    change = probes.weight_change(tmp_path / "before", tmp_path / "after", text_rows=3)
-    assert change == pytest.approx({"backbone": 0.0, "adapter": 0.5, "text rows": 0.0, "speech rows": 2.0})
-
-
-def test_weight_change_says_which_checkpoint_is_missing(tmp_path):
-    with pytest.raises(CheckpointError, match="cannot compare here with there"):
-        probes.weight_change(tmp_path / "here", tmp_path / "there", 1)

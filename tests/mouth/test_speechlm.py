@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from omnilib import storage
 from omnilib.errors import CheckpointError, ConfigError
 from omnilib.mouth.speechlm import PUBLISHED_BLANK_CODES, SpeechLM, SpeechLMConfig
 
@@ -188,6 +189,23 @@ def test_tied_head_is_stored_once_and_comes_back_tied(tiny, tmp_path):
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     loaded = SpeechLM.load(tmp_path)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_eight_bit_folder_loads_through_every_door(tiny, tmp_path, tied):
+    model = tiny(2, tie_word_embeddings=tied)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    exact = load_file(path)
+    save_file(storage.pack(exact, "int8"), path, {"format": "pt"})
+    for loaded in (SpeechLM.load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path), SpeechLM.from_pretrained(tmp_path)):
+        assert isinstance(loaded, SpeechLM) and loaded.dtype == torch.float32
+        assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
+        for name, value in exact.items():
+            assert (loaded.get_parameter(name) - value).abs().max() <= value.abs().max() / 100, name
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        SpeechLM.load(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["missing key", "extra key", "wrong shape", "truncated", "no weights", "no folder"])

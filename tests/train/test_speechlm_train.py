@@ -157,3 +157,16 @@ def test_every_config_loads(name):
     if name.endswith("paper"):
         assert (config.codes, config.streams, config.chunk_min, config.chunk_max) == (6561, 4, 50, 100)
         assert config.adapter_lr == {1: 1.0, 2: 5.0}[config.stage]
+
+
+def test_weight_change_is_relative_and_by_group():
+    before = {
+        "model.layers.0.w": torch.ones(2, 2),
+        "tts_adapter.layers.0.w": torch.ones(2, 2),
+        "model.embed_tokens.weight": torch.ones(5, 2),
+    }
+    after = {k: v.clone() for k, v in before.items()} | {"tts_adapter.layers.1.w": torch.ones(1)}
+    after["tts_adapter.layers.0.w"] *= 1.5
+    after["model.embed_tokens.weight"][3:] *= 3.0
+    change = training.weight_change(before, after, text_rows=3)
+    assert change == pytest.approx({"backbone": 0.0, "adapter": 0.5, "text rows": 0.0, "speech rows": 2.0})

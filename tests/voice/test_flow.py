@@ -11,6 +11,7 @@ from omnilib.voice.flow import (
     FlowConfig,
     cosine_times,
     fixed_noise,
+    gaussian_velocity,
     length_mask,
 )
 
@@ -148,7 +149,7 @@ def test_full_size_has_the_published_keys_shapes_and_noise(golden):
 CHUNK = 5
 
 
-def small_flow(channels=(16,), seed: int = 0) -> Flow:
+def small_flow(channels=(16,), seed: int = 0, prior_variance: float = 0.0) -> Flow:
     torch.manual_seed(seed)
     flow = Flow(
         FlowConfig(
@@ -157,6 +158,7 @@ def small_flow(channels=(16,), seed: int = 0) -> Flow:
             speaker_dim=6,
             mel_mean=-5.0,
             mel_std=2.0,
+            prior_variance=prior_variance,
             encoder=EncoderConfig(width=16, heads=2, linear_units=32, blocks=1, up_blocks=1, chunk=CHUNK, dropout=0.0),
             estimator=EstimatorConfig(channels=list(channels), heads=2, head_dim=8, blocks=1, mid_blocks=1, chunk=2 * CHUNK),
         )
@@ -258,8 +260,34 @@ def test_guidance_zero_ignores_the_free_half():
     assert (flow.inference(*inputs, n_timesteps=2) - guided).abs().max() > 1e-4
 
 
-def test_flow_learns_one_batch():
-    flow = small_flow().train()
+@pytest.mark.parametrize("t", [0.0, 0.3, 0.9, 1.0])
+def test_gaussian_velocity_is_the_mean_of_what_could_have_been(t):
+    """Among samples of (x0, x1) that meet at x_t, x1 - x0 has the mean the formula gives: here by linear regression."""
+    mu, variance = 0.7, 0.35
+    noise = torch.Generator().manual_seed(0)
+    x0 = torch.randn(400_000, generator=noise)
+    x1 = mu + variance**0.5 * torch.randn(400_000, generator=noise)
+    x_t, u = (1 - t) * x0 + t * x1, x1 - x0
+    slope = ((x_t - x_t.mean()) * (u - u.mean())).mean() / x_t.var()
+    for x in (-1.0, 0.0, 2.0):
+        expected = u.mean() + slope * (x - x_t.mean())
+        found = gaussian_velocity(torch.tensor(x), torch.tensor(mu), torch.tensor(t), variance)
+        assert found.item() == pytest.approx(expected.item(), abs=0.02)
+
+
+def test_with_a_prior_an_untrained_flow_starts_near_mu():
+    flow = small_flow(prior_variance=1e-4)
+    torch.nn.init.zeros_(flow.decoder.estimator.final_proj.weight)
+    flow.decoder.guidance = 0.0
+    tokens, prompt, prompt_mel, speaker = small_input(12)
+    mel = flow.inference(tokens, prompt, prompt_mel, speaker, n_timesteps=40)
+    mu = flow.encode(torch.cat([prompt, tokens], 1))[:, prompt.shape[1] * 2 :].transpose(1, 2)
+    assert ((mel + 5.0) / 2.0 - mu).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize("variance", [0.0, 0.35])
+def test_flow_learns_one_batch(variance):
+    flow = small_flow(prior_variance=variance).train()
     tokens, _, _, speaker = small_input(20, batch=2)
     mel = torch.randn(30, 8, generator=torch.Generator().manual_seed(5))[tokens].repeat_interleave(2, 1).transpose(1, 2) * 2 - 5
     optimizer = torch.optim.AdamW(flow.parameters(), lr=5e-3)
