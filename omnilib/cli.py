@@ -1,4 +1,4 @@
-"""`omni`: speak, reproduce, train, data, doctor, verify, report.
+"""`omni`: speak, reproduce, train, data, fetch, doctor, verify, report.
 
 A mistake of the user's is one line on stderr and exit code 2; heavy imports wait until a command needs them.
 """
@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from omnilib.errors import UserError
-from omnilib.paths import REPORTS, ROOT
+from omnilib.paths import CHECKPOINTS, REPORTS, ROOT
 
 TRAIN = Path(__file__).resolve().parent / "train"
 
@@ -28,7 +28,8 @@ def build_parser() -> argparse.ArgumentParser:
     speak.add_argument("--voice", metavar="NAME|REF.wav", help="a committed voice (default: the first), or a recording of 1-30 s to clone")
     speak.add_argument("--voice-text", help="what is said in the recording (needed with a recording)")
     speak.add_argument("--language", help="en or zh (default: told from the text)")
-    speak.add_argument("--scale", default="nano", help="checkpoints/<scale>, or a folder of checkpoints")
+    speak.add_argument("--scale", default="nano", help="checkpoints/<scale>, or a folder of checkpoints: ours, or a published MGM-Omni-TTS")
+    speak.add_argument("--device", default="cpu", help="cpu or cuda")
     speak.add_argument("--seed", type=int, default=0)
     speak.add_argument("--temperature", type=float, help="0 is greedy (default: the checkpoint's)")
     speak.add_argument("--stream", action="store_true", help="write the file piece by piece, as sound is made")
@@ -45,6 +46,12 @@ def build_parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="build corpora", add_help=False)
     data.add_argument("task", choices=["build-nano"], help="build-nano: speak and collect the nano corpus")
     data.add_argument("rest", nargs=argparse.REMAINDER)
+
+    fetch = commands.add_parser("fetch", help="download published weights from the hub, pinned to a commit (uses the network)")
+    fetch.add_argument(
+        "pin", metavar="OWNER/NAME@COMMIT", help="for example wcy1122/MGM-Omni-TTS-2B-0927@<40 hex digits>; a branch tells its commit"
+    )
+    fetch.add_argument("-o", "--out", type=Path, help="folder (default: checkpoints/paper/NAME)")
 
     commands.add_parser("doctor", help="versions, device, judges and engines: what is here, what is missing")
 
@@ -68,7 +75,7 @@ def speak(args: argparse.Namespace) -> int:
     from omnilib.speak import Speaker, check_text
 
     check_text(text, args.language)  # before the seconds of loading
-    speaker = Speaker.load(args.scale)
+    speaker = Speaker.load(args.scale, args.device)
     request = {"voice": args.voice, "voice_text": args.voice_text, "language": args.language, "seed": args.seed}
     if args.stream:
         return speak_streaming(speaker, text, args, request)
@@ -89,7 +96,7 @@ def speak_streaming(speaker: object, text: str, args: argparse.Namespace, reques
     with soundfile.SoundFile(args.out, "w", speaker.rate, 1, "PCM_16") as file:
         for piece in speaker.stream(text, temperature=args.temperature, **request):
             first = first or time.perf_counter() - started
-            file.write(piece.numpy())
+            file.write(piece.cpu().numpy())
             file.flush()
             samples += len(piece)
     print(
@@ -157,6 +164,20 @@ def data(args: argparse.Namespace) -> int:
     return run_module("data_prep.nano", args.rest)
 
 
+def fetch(args: argparse.Namespace) -> int:
+    """Download, then say whether every weight fits our classes."""
+    from omnilib import weights
+
+    folder = args.out or CHECKPOINTS / "paper" / weights.split_pin(args.pin)[0].split("/")[1]
+    weights.download(args.pin, folder)
+    fits = weights.check(folder)
+    print(weights.report(fits))
+    if not all(fit.fits for fit in fits):
+        return 1
+    print(f"{folder}: speak with `omni speak TEXT --scale {folder} --voice REF.wav --voice-text ... -o out.wav`")
+    return 0
+
+
 def doctor(args: argparse.Namespace) -> int:
     from omnilib import environment
 
@@ -182,7 +203,16 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"speak": speak, "reproduce": reproduce, "train": train, "data": data, "doctor": doctor, "verify": verify, "report": report}
+COMMANDS = {
+    "speak": speak,
+    "reproduce": reproduce,
+    "train": train,
+    "data": data,
+    "fetch": fetch,
+    "doctor": doctor,
+    "verify": verify,
+    "report": report,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """Mouth and voice joined: text and a reference recording in, speech out, offline or streaming.
 
-    speaker = Speaker.load("nano")
+    speaker = Speaker.load("nano")          # or a published MGM-Omni-TTS folder: the same classes
     speaker.speak("the light of the morning").save("hello.wav")
     for piece in speaker.stream("the light of the morning"): play(piece)          # (n,) samples at 24 kHz
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from omnilib import config as configs
+from omnilib import weights
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, load_wave, save_wave
 from omnilib.errors import AudioError, CheckpointError, UserError
 from omnilib.mouth import decode
@@ -100,8 +101,8 @@ class Speaker:
         self.heard: dict[tuple, Reference] = {}  # recordings are analysed once
 
     @classmethod
-    def load(cls, scale: str | Path = "nano") -> "Speaker":
-        """Read checkpoints/<scale>, or a folder of the same layout.
+    def load(cls, scale: str | Path = "nano", device: str = "cpu") -> "Speaker":
+        """Read checkpoints/<scale>, a folder of the same layout, or a published MGM-Omni-TTS folder (see `weights.py`).
 
         Raises:
             CheckpointError: a module is missing, truncated or of another model.
@@ -111,15 +112,22 @@ class Speaker:
             raise CheckpointError(
                 f"no checkpoints '{scale}': there are {', '.join(sorted(p.name for p in CHECKPOINTS.glob('*/'))) or 'none'}"
             )
+        if (folder / "config.json").exists():
+            return cls.from_published(weights.load(folder, torch.bfloat16 if device.startswith("cuda") else torch.float32, device))
         settings = folder / "decode.yaml"
         return cls(
-            SpeechLM.load(folder / "speechlm"),
+            SpeechLM.load(folder / "speechlm", device=device),
             load_tokenizer(folder / "speechlm"),
-            Codec.load(folder),
+            Codec.load(folder).to(device),
             configs.load(DecodeSettings, settings if settings.exists() else None),
             folder / "voices",
             load_voices(folder / "voices"),
         )
+
+    @classmethod
+    def from_published(cls, parts: weights.Published) -> "Speaker":
+        """The paper's decoding rules, and no voices of its own: give a recording."""
+        return cls(parts.mouth, parts.tokenizer, parts.codec, DecodeSettings(), Path(), {})
 
     def reference(self, voice: str | Path | None, voice_text: str | None, language: str) -> Reference:
         """The voice of a name, of a recording, or the language's default.

@@ -53,7 +53,7 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"no tokenizer in {folder}: restore tokenizer.json or train one with `omni train text`")
     try:
         if (folder / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         else:
             tokenizer = wrap(Tokenizer.from_file(str(folder / "tokenizer.json")))
     except Exception as error:  # the Rust reader raises plain Exception on a damaged file

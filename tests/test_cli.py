@@ -8,7 +8,7 @@ import time
 import pytest
 import soundfile
 
-from omnilib import cli, paths
+from omnilib import cli, paths, weights
 from omnilib.errors import UserError
 from omnilib.report import Outcome
 from tests.tiny import tone, write_checkpoints
@@ -155,3 +155,18 @@ def test_module_runs_as_a_program():
     answer = subprocess.run([sys.executable, "-m", "omnilib.cli", "--help"], capture_output=True, text=True, cwd=paths.ROOT)
     assert answer.returncode == 0 and "speak" in answer.stdout
     assert time.time() - started < 30
+
+
+def test_fetch_wants_a_pinned_name(capsys):
+    assert omni("fetch", "someone/tts") == 2
+    error = capsys.readouterr().err
+    assert "owner/name@revision" in error and error.count("\n") == 1
+
+
+def test_fetch_downloads_and_says_what_fits(monkeypatch, tmp_path, capsys):
+    fetched = []
+    monkeypatch.setattr(weights, "download", lambda pin, folder: fetched.append((pin, folder)))
+    monkeypatch.setattr(weights, "check", lambda folder: [weights.Fit("speech model", missing=["lm_head.weight"])])
+    assert omni("fetch", "someone/tts@main", "-o", tmp_path) == 1
+    assert fetched == [("someone/tts@main", tmp_path)]
+    assert "lm_head.weight" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Configs are strict: a wrong key, type or file is one clear line."""
 
+import re
 from dataclasses import dataclass, field
 
 import pytest
@@ -38,8 +39,8 @@ def test_saved_config_loads_back_equal(tmp_path):
     [
         ("learning_rate: 1\n", [], "learning_rate"),
         ("inner:\n  widht: 1\n", [], "widht"),
-        ("lr: fast\n", [], "fast"),
-        ("", ["inner.width=wide"], "wide"),
+        ("lr: fast\n", [], "lr: .*fast"),
+        ("", ["inner.width=wide"], "inner.width: .*wide"),
         ("", ["depth=3"], "depth"),
     ],
 )
@@ -48,7 +49,7 @@ def test_wrong_key_or_type_is_named_in_one_line(tmp_path, text, overrides, told)
     path.write_text(text)
     with pytest.raises(ConfigError) as error:
         config.load(Outer, path, overrides)
-    assert told in str(error.value)
+    assert re.search(told, str(error.value))
     assert "\n" not in str(error.value)
 
 

@@ -2,12 +2,13 @@
 
 import ast
 import json
+from pathlib import Path
 
 import nbformat
 import pytest
 
 from omnilib import report
-from omnilib.paths import NOTEBOOKS
+from omnilib.paths import NOTEBOOKS, ROOT
 
 EVERY = sorted([*NOTEBOOKS.glob("*.ipynb"), *NOTEBOOKS.glob("solutions/*.ipynb")])
 CHAPTERS = [p for p in EVERY if p.parent == NOTEBOOKS]
@@ -33,7 +34,7 @@ def test_notebook_is_clean(path):
             assert cell.outputs == [] and cell.execution_count is None
             assert "sys.path" not in cell.source and not cell.source.lstrip().startswith(("!", "%pip"))
     assert path.stat().st_size < 150_000
-    assert "/home/" not in path.read_text() and "/work/" not in path.read_text()
+    assert str(ROOT) not in path.read_text() and str(Path.home()) + "/" not in path.read_text()
 
 
 @pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)

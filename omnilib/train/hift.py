@@ -225,6 +225,10 @@ def speak_example(model: HiFT, record: dict, root: Path, path: Path) -> None:
     save_wave(path, wave[0].cpu(), model.config.sampling_rate)
 
 
-if __name__ == "__main__":
-    args = common.parse_args(__doc__)
+def main(argv: list[str] | None = None) -> None:
+    args = common.parse_args(__doc__, argv)
     train(configs.load(Config, args.config, args.overrides), args.out)
+
+
+if __name__ == "__main__":
+    main()
