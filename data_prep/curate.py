@@ -1,0 +1,38 @@
+"""Curate a manifest of raw recordings by a recipe.
+
+    python -m data_prep.curate --recipe wild --manifest in/manifest.jsonl --out out                # all cores
+    python -m data_prep.curate --recipe wild --manifest in/manifest.jsonl --out out --engine ray --address auto
+
+Run it again to continue after a stop: what is finished is not done again. Ends in out/manifest.jsonl, dropped.jsonl, funnel.json
+and card.md. A mistake in recipe or input is one line on stderr and exit code 2.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from data_prep.pipeline import curate
+from omnilib.errors import UserError
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True, help="a YAML file or the name of one in data_prep/recipes")
+    parser.add_argument("--manifest", type=Path, required=True, help="JSON lines; paths relative to its folder")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--engine", choices=["local", "ray"], default="local")
+    parser.add_argument("--address", default=None, help="Ray cluster, e.g. auto (default: start one on this machine)")
+    parser.add_argument("--workers", type=int, default=None, help="processes or Ray actors (default: all cores)")
+    args = parser.parse_args(argv)
+    try:
+        table = curate(args.manifest, args.recipe, args.out, args.engine, args.workers, args.address)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    kept = table["steps"][-1]["kept"]
+    print(f"kept {kept['records']} records, {kept['hours']:.2f} h; funnel and data card in {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,744 @@
+"""The runner of data curation: a recipe names steps, each step turns records into records and writes its own manifest.
+
+    curate(Path("in/manifest.jsonl"), "wild", Path("out"), engine="local", workers=2)
+
+A record is a JSON dict (fields of `omnilib.data.FIELDS`; text, language, speaker, split, duration and rate may be null until a
+step fills them). The input manifest is cut into parts of about `part_seconds` of audio; a worker takes a part through all the
+consecutive "map" steps (audio is decoded once) and writes the part's results under a temporary name, then renames. When all
+parts are there they are joined, in order, into one manifest a step. So the result does not depend on the number of workers, on
+the engine or on kills, and a second run does only what is missing. A step of scope "all" gets every record as one part.
+
+    out/00_input/ ... NN_<step>/   manifest.jsonl, dropped.jsonl, done.json (written last: hashes, counts, hours, seconds)
+    out/audio/                     FLAC files the steps wrote            out/input/   links to input files still in use
+    out/manifest.jsonl, dropped.jsonl, funnel.json, card.md              out/work, out/tmp   unfinished parts, half-written files
+
+Inside a run a path starts with `input/` (below the input manifest's folder) or with `audio/` (written by a step).
+On a cluster `out` and the input lie on a file system that all nodes share.
+
+Units: seconds, hours where named so; T samples, float32 in [-1, 1], mono.
+"""
+
+import hashlib
+import importlib.util
+import inspect
+import json
+import os
+import pkgutil
+import re
+import shutil
+import time
+import uuid
+from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
+from copy import copy
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from threading import Thread
+from typing import BinaryIO, ClassVar
+
+import numpy as np
+import soundfile
+import soxr
+import yaml
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
+
+from omnilib.errors import AudioError, ConfigError, DataError
+
+RECIPES = Path(__file__).parent / "recipes"
+INPUT = "input/"
+DEFAULTS = {"start": 0.0, "duration": None, "rate": None, "text": None, "language": None, "speaker": None, "split": None}
+PART_SECONDS, PART_RECORDS = 1800.0, 500  # a part ends at whichever comes first
+CACHE_BYTES = 256 << 20
+
+
+# ------------------------------------------------------------------------------------------------------- audio
+
+
+class Audio:
+    """Sound of records, for steps: read pieces, write FLAC. `root` holds the input, `out` what the steps wrote."""
+
+    def __init__(self, root: Path, out: Path, cache_bytes: int = CACHE_BYTES):
+        self.root, self.out, self.cache_bytes = Path(root), Path(out), cache_bytes
+        self.cache: OrderedDict[tuple, np.ndarray] = OrderedDict()
+
+    def source(self, record: dict) -> Path:
+        """The file of a record: for the decode step, which reads formats that `wave` does not."""
+        path = record["path"]
+        if path.startswith(INPUT):
+            return self.root / path.removeprefix(INPUT)
+        return self.out / path if (self.out / path).exists() else self.root / path
+
+    def wave(self, record: dict, rate: int | None = None) -> np.ndarray:
+        """The record's piece, mono, at `rate` (default: the file's own): (T,), read-only, from a small cache.
+
+        Raises:
+            AudioError: the file is missing, unreadable or shorter than the record says.
+        """
+        key = (str(self.source(record)), record.get("start"), record.get("duration"), rate)
+        if key in self.cache:
+            self.cache.move_to_end(key)
+            return self.cache[key]
+        pieces = list(self.blocks(record, rate=rate))
+        wave = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+        wave.flags.writeable = False
+        self.cache[key] = wave
+        while len(self.cache) > 1 and sum(w.nbytes for w in self.cache.values()) > self.cache_bytes:
+            self.cache.popitem(last=False)
+        return wave
+
+    def blocks(self, record: dict, seconds: float = 60.0, rate: int | None = None) -> Iterator[np.ndarray]:
+        """The record's piece in consecutive blocks of about `seconds`, so that an 8-hour file needs little memory."""
+        path = self.source(record)
+        try:
+            with soundfile.SoundFile(str(path)) as file:
+                first = round((record.get("start") or 0.0) * file.samplerate)
+                length = record.get("duration")
+                count = file.frames - first if length is None else round(length * file.samplerate)
+                if first + count > file.frames + file.samplerate // 100:  # a rounding error is no damage
+                    raise AudioError(f"{record['path']} ends before '{record['id']}' does: decode it again")
+                file.seek(first)
+                stream = None if rate in (None, file.samplerate) else soxr.ResampleStream(file.samplerate, rate, 1, "float32")
+                while count > 0:
+                    block = file.read(min(count, round(seconds * file.samplerate)), dtype="float32", always_2d=True).mean(axis=1)
+                    count = count - len(block) if len(block) else 0
+                    yield block if stream is None else stream.resample_chunk(block, last=count <= 0)
+        except soundfile.SoundFileError as error:
+            reason = str(error).splitlines()[0].rsplit(": ", 1)[-1]
+            raise AudioError(f"cannot read {record['path']} of '{record['id']}' ({reason}): give a readable audio file") from None
+
+    def write(self, name: str, wave: np.ndarray | Iterable[np.ndarray], rate: int) -> str:
+        """Write a wave (T,), or its consecutive blocks, as 16-bit FLAC; returns the path relative to `out`.
+
+        Raises:
+            DataError: the disk is full or not writable (nothing is left half written).
+        """
+        path = f"audio/{digest(name.encode())[:2]}/{file_name(name)}.flac"
+        with temporary(self.out, self.out / path, ".flac") as place:
+            try:
+                with soundfile.SoundFile(str(place), "w", rate, 1, "PCM_16", format="FLAC") as file:
+                    for block in (wave,) if isinstance(wave, np.ndarray) else wave:
+                        file.write(np.clip(np.rint(np.asarray(block) * 32768.0), -32768, 32767).astype(np.int16))
+            except soundfile.SoundFileError as error:
+                raise DataError(f"cannot write {path} ({str(error).splitlines()[0]}): free some space, then run again") from None
+        return path
+
+
+def file_name(name: str) -> str:
+    """A safe file name of an id: other characters become `_` and a hash keeps it unique."""
+    safe = re.sub(r"[^\w\-]", "_", name, flags=re.ASCII)[:120]
+    return safe if safe == name else f"{safe}-{digest(name.encode())[:12]}"
+
+
+# -------------------------------------------------------------------------------------------------- files, hashes
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def temporary(out: Path, target: Path, suffix: str = "") -> Iterator[Path]:
+    """A path in out/tmp that becomes `target` at the end of the block, or vanishes if the block fails."""
+    place = out / "tmp" / f"{uuid.uuid4().hex}{suffix}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield place
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(place, target)
+    finally:
+        place.unlink(missing_ok=True)
+
+
+def write_json(out: Path, target: Path, value: object) -> None:
+    with temporary(out, target) as place:
+        place.write_text(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict | None:
+    """A JSON file, or None where it is absent or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def dump(record: dict) -> bytes:
+    """One manifest line. Raises ValueError on NaN and on text that UTF-8 cannot hold."""
+    return (json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+# -------------------------------------------------------------------------------------------------- steps, recipes
+
+
+@dataclass
+class Step:
+    """A step of the pipeline. A subclass is a dataclass under `@register`: its fields are its parameters in the recipe.
+
+    `run` is pure: the same records give the same result, in any company ("map") or given all of them ("all"). It returns every
+    record it got: itself, changed copies, new records (`parent`, or `parts` with the ids they are made of) or with
+    `dropped(record, step.name, reason)`. The runner stops a step that loses a record.
+    """
+
+    name: ClassVar[str]
+    scope: ClassVar[str] = "map"  # "map": a part at a time; "all": every record at once
+    modules: ClassVar[tuple[str, ...]] = ()  # further modules whose code decides the result, e.g. ("data_prep.filters",)
+    gpus: float = 0.0  # what a Ray actor of it asks for; does not change the result
+    cpus: float = 1.0
+
+    def open(self) -> None:
+        """Load models; called once a worker."""
+
+    def run(self, records: list[dict], audio: Audio) -> list[dict]:
+        raise NotImplementedError
+
+    def parameters(self) -> dict:
+        return {k: v for k, v in asdict_shallow(self).items() if k not in ("gpus", "cpus")}
+
+    def code(self) -> str:
+        """Hash of the source files that decide the result."""
+        files = [inspect.getsourcefile(type(self))] + [importlib.import_module(m).__file__ for m in self.modules]
+        return digest("".join(file_digest(Path(f)) for f in files).encode())
+
+
+STEPS: dict[str, type[Step]] = {}
+
+
+def register(cls: type[Step]) -> type[Step]:
+    """Make a step known to recipes under its `name`."""
+    cls = cls if "__dataclass_fields__" in cls.__dict__ else dataclass(cls)
+    STEPS[cls.name] = cls
+    return cls
+
+
+def asdict_shallow(step: Step) -> dict:
+    return {f.name: getattr(step, f.name) for f in fields(step) if f.init}
+
+
+def dropped(record: dict, step: str, reason: str) -> dict:
+    """The record, marked as dropped."""
+    return record | {"dropped": {"step": step, "reason": reason}}
+
+
+def load_recipe(recipe: str | Path) -> tuple[list[Step], float]:
+    """Steps and part length of a recipe: a YAML file or the name of one in `data_prep/recipes`.
+
+    Raises:
+        ConfigError: no such recipe, not YAML, or an unknown step, parameter or key.
+    """
+    if importlib.util.find_spec("data_prep.ops"):
+        for module in pkgutil.iter_modules(importlib.import_module("data_prep.ops").__path__):
+            importlib.import_module(f"data_prep.ops.{module.name}")
+    path = next((p for p in (Path(recipe), RECIPES / f"{recipe}.yaml") if p.is_file()), None)
+    if path is None:
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        raise ConfigError(f"no recipe '{recipe}': give a YAML file or one of: {known}")
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"recipe {path.name} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("steps"), list) or not content["steps"]:
+        raise ConfigError(f"recipe {path.name}: needs a list `steps:` of at least one step")
+    if unknown := set(content) - {"steps", "part_seconds"}:
+        raise ConfigError(f"recipe {path.name}: unknown key '{sorted(unknown)[0]}'; known: steps, part_seconds")
+    return [build_step(entry, path.name) for entry in content["steps"]], float(content.get("part_seconds", PART_SECONDS))
+
+
+def build_step(entry: object, recipe: str) -> Step:
+    """A step from its recipe entry `{name: vad, threshold: 0.5}`; types are checked against the dataclass."""
+    entry = {"name": entry} if isinstance(entry, str) else entry
+    if not isinstance(entry, dict) or entry.get("name") not in STEPS:
+        name = entry.get("name") if isinstance(entry, dict) else entry
+        raise ConfigError(f"recipe {recipe}: unknown step '{name}'; known: {', '.join(sorted(STEPS))}")
+    cls = STEPS[entry["name"]]
+    assert is_dataclass(cls), f"{cls} is not a dataclass"
+    parameters = {k: v for k, v in entry.items() if k != "name"}
+    if unknown := set(parameters) - {f.name for f in fields(cls) if f.init}:
+        known = ", ".join(f.name for f in fields(cls) if f.init)
+        raise ConfigError(f"recipe {recipe}: step '{cls.name}' has no parameter '{sorted(unknown)[0]}'; known: {known}")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), parameters))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"recipe {recipe}: step '{cls.name}': {str(error).splitlines()[0]}") from None
+
+
+# ------------------------------------------------------------------------------------------------- parts of a job
+
+
+@dataclass(frozen=True)
+class Part:
+    """A byte range of a manifest that holds whole lines."""
+
+    index: int
+    offset: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker has to know: consecutive steps, the manifest they start from, where part results go."""
+
+    steps: tuple[Step, ...]
+    manifest: Path
+    work: Path
+    root: Path
+    out: Path
+
+    def result(self, part: Part) -> Path:
+        return self.work / f"{part.index:07d}.jsonl"
+
+
+def cut(manifest: Path, seconds: float | None) -> list[Part]:
+    """Parts of about `seconds` of audio (None: one part)."""
+    parts, start, size, length, count = [], 0, 0, 0.0, 0
+    with manifest.open("rb") as file:
+        for line in file:
+            size, count = size + len(line), count + 1
+            length += (json.loads(line).get("duration") or 0.0) if seconds else 0.0
+            if seconds and (length >= seconds or count >= PART_RECORDS):
+                parts.append(Part(len(parts), start, size))
+                start, size, length, count = start + size, 0, 0.0, 0
+    return parts + [Part(len(parts), start, size)] if size else parts
+
+
+def begin(job: Job, part: Part) -> dict:
+    """State of a part before its first step."""
+    with job.manifest.open("rb") as file:
+        file.seek(part.offset)
+        records = [json.loads(line) for line in file.read(part.size).splitlines()]
+    return {"part": asdict(part), "records": records, "lines": [], "seconds": []}
+
+
+def advance(state: dict, step: Step, audio: Audio) -> dict:
+    """State after one more step. Records pass through JSON, so fused steps see what a restart would read."""
+    began, number = time.perf_counter(), len(state["seconds"])
+    results = run_step(step, state["records"], audio) if state["records"] else []
+    lines = [{"step": number, "record": json.loads(dump(r))} for r in results]
+    kept = [line["record"] for line in lines if "dropped" not in line["record"]]
+    seconds = [*state["seconds"], time.perf_counter() - began]
+    return {"part": state["part"], "records": kept, "lines": state["lines"] + lines, "seconds": seconds}
+
+
+def finish(job: Job, state: dict) -> float:
+    """Write the result of a part, complete or not at all. Returns the hours of audio that went in."""
+    hours = sum(line["record"].get("duration") or 0.0 for line in state["lines"] if line["step"] == 0) / 3600
+    with temporary(job.out, job.result(Part(**state["part"]))) as place, place.open("wb") as file:
+        file.writelines(dump(line) for line in state["lines"])
+        file.write(dump({"seconds": state["seconds"]}))
+    return hours
+
+
+def run_step(step: Step, records: list[dict], audio: Audio) -> list[dict]:
+    """The step's records; one that cannot be read is dropped, one that gets lost is an error."""
+    try:
+        results = step.run(records, audio)
+    except AudioError:
+        if len(records) == 1 or step.scope == "all":
+            if step.scope == "all":
+                raise
+            return [dropped(records[0], step.name, "unreadable_audio")]
+        return [result for record in records for result in run_step(step, [record], audio)]
+    covered = {r["id"] for r in results} | {r.get("parent") for r in results}
+    covered |= {p["id"] if isinstance(p, dict) else p for r in results for p in r.get("parts") or ()}
+    lost = [r["id"] for r in records if r["id"] not in covered]
+    if lost:
+        raise DataError(f"step '{step.name}' lost {len(lost)} of {len(records)} records, first '{lost[0]}': it must mark them as dropped")
+    return results
+
+
+class Worker:
+    """Holds the opened steps of a job in one process."""
+
+    def __init__(self, job: Job):
+        self.job, self.audio = job, Audio(job.root, job.out)
+        self.steps = [copy(step) for step in job.steps]
+        for step in self.steps:
+            step.open()
+
+    def __call__(self, part: Part) -> float:
+        state = begin(self.job, part)
+        for step in self.steps:
+            state = advance(state, step, self.audio)
+        return finish(self.job, state)
+
+
+# -------------------------------------------------------------------------------------------------- local engine
+
+PROCESS: dict[str, object] = {}  # the job, later its worker, of a spawned process
+
+
+def start_process(job: Job) -> None:
+    """In a new process: remember the job, and end when the parent does, even when that was killed."""
+    PROCESS.update(job=job)
+    Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+
+def work_in_process(part: Part) -> float:
+    if "worker" not in PROCESS:  # not in the initializer: an error there would lose its message
+        PROCESS["worker"] = Worker(PROCESS["job"])
+    return PROCESS["worker"](part)
+
+
+def local_engine(job: Job, parts: list[Part], workers: int) -> Iterator[float]:
+    """Do parts in `workers` processes; yields the hours of each as it is finished."""
+    if workers == 1 or len(parts) == 1:
+        yield from map(Worker(job), parts)
+        return
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread a process: the processes fill the cores
+    pool = ProcessPoolExecutor(min(workers, len(parts)), get_context("spawn"), start_process, (job,))
+    queue, running = iter(parts), set()
+    try:
+        while True:
+            while len(running) < 2 * workers and (part := next(queue, None)):
+                running.add(pool.submit(work_in_process, part))
+            if not running:
+                return
+            finished, running = wait(running, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in finished)
+    except BrokenProcessPool:
+        raise DataError(
+            "a worker process died (out of memory?): run again, perhaps with fewer --workers; finished parts are kept"
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+# ------------------------------------------------------------------------------------------------ input and joining
+
+
+def check_input(manifest: Path) -> Iterator[dict]:
+    """Records of the input manifest, checked, defaults filled in, paths below `input/`.
+
+    Raises:
+        DataError: unreadable, no records, not JSON, not UTF-8, a field missing, a repeated id or a path that leaves the folder.
+    """
+    root, seen, safe, number = manifest.parent.resolve(), set(), set(), 0
+    try:
+        file = manifest.open("rb")
+    except OSError as error:
+        raise DataError(f"cannot read {manifest} ({error.strerror}): check the path and its rights") from None
+    with file:
+        for number, line in enumerate(file, 1):
+            where = f"{manifest}:{number}"
+            try:
+                record = json.loads(line)
+                dump(record)
+            except UnicodeError:
+                raise DataError(f"{where}: not UTF-8 text; save the manifest as UTF-8") from None
+            except ValueError as error:
+                raise DataError(f"{where}: not JSON ({error}); rebuild the manifest") from None
+            missing = [f for f in ("id", "path", "source", "licence") if not isinstance(record, dict) or not isinstance(record.get(f), str)]
+            if missing:
+                raise DataError(f"{where}: missing {', '.join(missing)}; rebuild the manifest")
+            if record["id"] in seen:
+                raise DataError(f"{where}: id '{record['id']}' stands twice; ids must be unique")
+            seen.add(record["id"])
+            if record["path"] not in safe:
+                if not (root / record["path"]).resolve().is_relative_to(root):
+                    raise DataError(f"{where}: path '{record['path']}' leaves the manifest's folder; not read")
+                safe.add(record["path"])
+            yield DEFAULTS | record | {"path": INPUT + record["path"]}
+    if not number:
+        raise DataError(f"{manifest} holds no records: nothing to curate")
+
+
+class Output:
+    """Manifest and dropped list of one step while they are written, and what the funnel needs to know of them."""
+
+    def __init__(self, out: Path, stack: ExitStack, folder: Path):
+        self.places = [stack.enter_context(temporary(out, folder / name)) for name in ("manifest.jsonl", "dropped.jsonl")]
+        self.files: list[BinaryIO] = [stack.enter_context(p.open("wb")) for p in self.places]
+        self.hashes = [hashlib.sha256(), hashlib.sha256()]
+        self.ids, self.sources, self.seconds = array("Q"), {}, 0.0
+
+    def add(self, record: dict) -> None:
+        drop, line = record.get("dropped"), dump(record)
+        self.files[bool(drop)].write(line)
+        self.hashes[bool(drop)].update(line)
+        self.ids.append(number_of(record["id"]))
+        row = self.sources.setdefault(record["source"], {"paths": array("Q"), "kept": Counter(), "why": {}})
+        tally = row["why"].setdefault(drop["reason"], Counter()) if drop else row["kept"]
+        tally.update(records=1, hours=(record.get("duration") or 0.0) / 3600)
+        if not drop:
+            row["paths"].append(number_of(record["path"]))
+
+    def repeated(self) -> int | None:
+        """The number of an id that stands twice."""
+        ordered = np.sort(np.frombuffer(self.ids, np.uint64)) if self.ids else np.zeros(0, np.uint64)
+        twice = ordered[1:][ordered[1:] == ordered[:-1]]
+        return int(twice[0]) if len(twice) else None
+
+    def summary(self) -> dict:
+        """Files, records and hours kept, and why others were dropped, by source."""
+        return {
+            source: {
+                "kept": {"files": len(set(row["paths"])), "records": row["kept"]["records"], "hours": round(row["kept"]["hours"], 6)},
+                "dropped": {why: {"records": c["records"], "hours": round(c["hours"], 6)} for why, c in sorted(row["why"].items())},
+            }
+            for source, row in sorted(self.sources.items())
+        }
+
+
+def number_of(text: str) -> int:
+    """A 64-bit number of an id or path: eight bytes a record is what the check of millions may cost."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def join(out: Path, folders: list[Path], results: Iterable[dict], done: list[dict], source: str) -> str:
+    """Write manifest, dropped list and done.json of consecutive steps from result lines `{"step", "record"}` in order.
+
+    `source` is the hash of what the first step read; returns that of the last manifest.
+
+    Raises:
+        DataError: a step gave two records one id.
+    """
+    outputs = []
+    with ExitStack() as stack:  # leaving it renames the files
+        outputs += [Output(out, stack, folder) for folder in folders]
+        for line in results:
+            if "seconds" in line:
+                for output, seconds in zip(outputs, line["seconds"], strict=True):
+                    output.seconds += seconds
+            else:
+                outputs[line["step"]].add(line["record"])
+        for output, entry in zip(outputs, done, strict=True):
+            if (number := output.repeated()) is not None:
+                for file in output.files:
+                    file.flush()
+                lines = (json.loads(x) for place in output.places for x in place.open("rb"))
+                twice = next(r["id"] for r in lines if number_of(r["id"]) == number)
+                raise DataError(f"step '{entry['step']}' gave the id '{twice}' twice; ids must be unique")
+    for output, folder, entry in zip(outputs, folders, done, strict=True):
+        manifest, drops = (h.hexdigest() for h in output.hashes)
+        entry |= {"input": source, "manifest": manifest, "dropped": drops}
+        write_json(out, folder / "done.json", entry | {"seconds": round(output.seconds, 3), "sources": output.summary()})
+        source = manifest
+    return source
+
+
+def part_lines(job: Job, parts: list[Part]) -> Iterator[dict]:
+    for part in parts:
+        with job.result(part).open("rb") as file:
+            yield from map(json.loads, file)
+
+
+# ------------------------------------------------------------------------------------------------------- the run
+
+
+def is_done(folder: Path, wanted: dict) -> bool:
+    """Has this step finished with the same input, parameters and code?
+
+    Raises:
+        DataError: it has, but its manifest is no longer the one it wrote.
+    """
+    found = read_json(folder / "done.json")
+    if found is None or any(found.get(k) != v for k, v in wanted.items()):
+        return False
+    for name, key in (("manifest.jsonl", "manifest"), ("dropped.jsonl", "dropped")):
+        if not (folder / name).is_file() or file_digest(folder / name) != found[key]:
+            raise DataError(f"{folder / name} was changed after it was written: restore it, or delete {folder} to do the step again")
+    return True
+
+
+def curate(
+    manifest: Path, recipe: str | Path, out: Path, engine: str = "local", workers: int | None = None, address: str | None = None
+) -> dict:
+    """Run a recipe over a manifest, or continue a run; returns the funnel (see `funnel`).
+
+    Raises:
+        UserError: bad recipe, input, folder or disk, in one line; whatever was finished stays and is not done again.
+    """
+    manifest, out = Path(manifest), Path(out)
+    steps, part_seconds = load_recipe(recipe)
+    if engine not in ("local", "ray"):
+        raise ConfigError(f"unknown engine '{engine}'; known: local, ray")
+    if manifest.parent.resolve() == out.resolve():
+        raise ConfigError(f"--out {out} is the folder of the input, which stays as it is: choose another")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with FileLock(out / ".lock", timeout=0):
+            shutil.rmtree(out / "tmp", ignore_errors=True)
+            last = run_steps(manifest, steps, part_seconds, out, choose_engine(engine, workers, address))
+            return conclude(out, last, manifest.parent)
+    except Timeout:
+        raise DataError(f"another run is working in {out}: wait for it or choose another --out") from None
+    except OSError as error:
+        where = error.filename or out
+        raise DataError(
+            f"cannot read or write {where} ({error.strerror or error}): put that right and run again; nothing finished is lost"
+        ) from None
+
+
+def choose_engine(engine: str, workers: int | None, address: str | None):
+    """A function (job, parts) -> hours of each part as it is finished."""
+    if engine == "local":
+        return lambda job, parts: local_engine(job, parts, workers or len(os.sched_getaffinity(0)))
+    from data_prep.engine_ray import ray_engine
+
+    return lambda job, parts: ray_engine(job, parts, workers, address)
+
+
+def run_steps(manifest: Path, steps: list[Step], part_seconds: float, out: Path, engine) -> list[Path]:
+    """Do what is not done yet; returns the folders of all steps, the input's first."""
+    folders = [out / "00_input"] + [out / f"{i:02d}_{s.name}" for i, s in enumerate(steps, 1)]
+    source, index = take_input(manifest, folders[0], out), 0
+    while index < len(steps):
+        wanted = [{"step": s.name, "parameters": s.parameters(), "code": s.code()} for s in steps]
+        if is_done(folders[index + 1], wanted[index] | {"input": source}):
+            source = read_json(folders[index + 1] / "done.json")["manifest"]
+            index += 1
+            continue
+        end = index + 1
+        while steps[index].scope == "map" and end < len(steps) and steps[end].scope == "map":
+            end += 1
+        forget(out, folders[index + 1 :])
+        key = digest(json.dumps([source, wanted[index:end], part_seconds], sort_keys=True).encode())[:16]
+        job = Job(tuple(steps[index:end]), folders[index] / "manifest.jsonl", out / "work" / key, manifest.parent, out)
+        parts = cut(job.manifest, part_seconds if steps[index].scope == "map" else None)
+        do_parts(job, parts, engine)
+        source = join(out, folders[index + 1 : end + 1], part_lines(job, parts), wanted[index:end], source)
+        shutil.rmtree(out / "work")
+        index = end
+    return folders
+
+
+def take_input(manifest: Path, folder: Path, out: Path) -> str:
+    """Check the input and copy its records to 00_input; returns the hash of the copy."""
+    if not manifest.is_file():
+        raise DataError(f"no manifest {manifest}: give a JSON-lines file, e.g. one that `python -m data_prep.corpora` wrote")
+    source = file_digest(manifest)
+    if (found := read_json(folder / "done.json")) and found["input"] != source:
+        raise DataError(f"{out} holds what was made of another manifest: choose another --out, or delete it")
+    if not is_done(folder, {"step": "input", "input": source}):
+        join(out, [folder], ({"step": 0, "record": r} for r in check_input(manifest)), [{"step": "input"}], source)
+    return read_json(folder / "done.json")["manifest"]
+
+
+def forget(out: Path, folders: list[Path]) -> None:
+    """Delete what the steps in `folders` and the whole run wrote before: it belongs to another input or recipe."""
+    for name in ("manifest.jsonl", "dropped.jsonl", "funnel.json", "card.md"):
+        (out / name).unlink(missing_ok=True)
+    for folder in folders:
+        for name in ("done.json", "manifest.jsonl", "dropped.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+
+
+def do_parts(job: Job, parts: list[Part], engine) -> None:
+    """Do the parts that have no result yet, with a progress bar."""
+    todo = [part for part in parts if not job.result(part).exists()]
+    began, hours = time.perf_counter(), 0.0
+    with tqdm(total=len(parts), initial=len(parts) - len(todo), desc=" ".join(s.name for s in job.steps), unit="part") as bar:
+        for got in engine(job, todo) if todo else ():
+            hours += got
+            bar.update()
+            bar.set_postfix_str(f"{hours:.2f} h, {3600 * hours / (time.perf_counter() - began):.0f} audio-h/h")
+
+
+def conclude(out: Path, folders: list[Path], root: Path) -> dict:
+    """Write the final dropped list, funnel, card and manifest.
+
+    Raises:
+        DataError: no record was kept (the lists are complete all the same).
+    """
+    last = folders[-1] / "manifest.jsonl"
+    linked = set()
+    with last.open("rb") as file:
+        for line in file:
+            path = json.loads(line)["path"]
+            if path.startswith(INPUT) and path not in linked:
+                link(root / path.removeprefix(INPUT), out / path)
+                linked.add(path)
+    with temporary(out, out / "dropped.jsonl") as place, place.open("wb") as target:
+        for folder in folders:
+            with (folder / "dropped.jsonl").open("rb") as file:
+                shutil.copyfileobj(file, target)
+    table = funnel(folders)
+    write_json(out, out / "funnel.json", table)
+    with temporary(out, out / "card.md") as place:
+        place.write_text(card(table, last), encoding="utf-8")
+    with temporary(out, out / "manifest.jsonl") as place:
+        shutil.copyfile(last, place)
+    shutil.rmtree(out / "tmp", ignore_errors=True)
+    if not last.stat().st_size:
+        step, reason, count = max(
+            ((s["step"], w, c["records"]) for s in table["steps"] for w, c in s["dropped"].items()), key=lambda x: x[2]
+        )
+        raise DataError(f"no record was kept: {count} dropped by step '{step}' as {reason}; see {out / 'dropped.jsonl'}")
+    return table
+
+
+def link(source: Path, target: Path) -> None:
+    """Make an input file part of the output without copying it where the file system allows."""
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copyfile(source, target)
+
+
+def total(tallies: Iterable[dict]) -> dict:
+    counter: Counter = Counter()
+    for tally in tallies:
+        counter.update(tally)
+    return {k: round(v, 6) for k, v in counter.items()}
+
+
+def funnel(folders: list[Path]) -> dict:
+    """Per step: files, records and hours kept, and records and hours dropped by reason; the same by source."""
+    steps = []
+    for folder in folders:
+        done = read_json(folder / "done.json")
+        rows = done["sources"].values()
+        reasons = sorted({reason for row in rows for reason in row["dropped"]})
+        steps.append(
+            {
+                "step": done["step"],
+                "kept": {"files": 0, "records": 0, "hours": 0.0} | total(row["kept"] for row in rows),
+                "dropped": {why: total(row["dropped"].get(why, {}) for row in rows) for why in reasons},
+                "sources": done["sources"],
+                "seconds": done["seconds"],
+            }
+        )
+    return {"manifest_sha256": done["manifest"], "dropped_sha256": [read_json(f / "done.json")["dropped"] for f in folders], "steps": steps}
+
+
+def card(table: dict, manifest: Path) -> str:
+    """The data card: hours by source, licence, language and split, then the funnel."""
+    groups: dict[tuple, Counter] = {}
+    with manifest.open("rb") as file:
+        for record in map(json.loads, file):
+            key = tuple(str(record.get(k) or "unknown") for k in ("source", "licence", "language", "split"))
+            groups.setdefault(key, Counter()).update(records=1, hours=(record.get("duration") or 0.0) / 3600)
+    lines = [
+        "# Curated speech",
+        "",
+        f"manifest sha256 `{table['manifest_sha256']}`",
+        "",
+        "| source | licence | language | split | records | hours |",
+        "|---|---|---|---|---|---|",
+        *(f"| {' | '.join(key)} | {c['records']} | {c['hours']:.2f} |" for key, c in sorted(groups.items())),
+        "",
+        "## Funnel",
+        "",
+        "| step | files | records | hours | dropped |",
+        "|---|---|---|---|---|",
+    ]
+    for step in table["steps"]:
+        why = ", ".join(f"{reason} {tally['records']}" for reason, tally in step["dropped"].items())
+        kept = step["kept"]
+        lines.append(f"| {step['step']} | {kept['files']} | {kept['records']} | {kept['hours']:.2f} | {why} |")
+    return "\n".join(lines) + "\n"
