@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from omnilib import report
 from omnilib.errors import CheckpointError
 from omnilib.provenance import stamp, write_json
+from omnilib.storage import SCALE
 
 SUMMARY = (
     *("wer_en_gt", "wer_en_codec", "wer_en_tts", "zh_gt", "zh_codec", "zh_tts", "zh_cer_gt", "zh_cer_tts"),
@@ -33,7 +34,7 @@ def count_parameters(folder: Path) -> int:
     """
     try:
         with safe_open(str(folder / "model.safetensors"), "pt") as file:
-            names = list(file.keys())
+            names = [name for name in file.keys() if not name.endswith(SCALE)]  # noqa: SIM118  not a dict
             return sum(int(np.prod(file.get_slice(name).get_shape())) for name in names)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot read {folder.name}/model.safetensors: {error}; restore it with `git checkout`") from None

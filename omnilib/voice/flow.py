@@ -9,6 +9,7 @@ then follows the velocity v(x_t, t | mu, speaker, prompt) from t = 0 to t = 1, w
 Notable choices
 - Published, v is the U-Net. A narrow U-Net cannot carry x_t and mu side by side to its output, so at small t it forgets mu. With
   `prior_variance` s2 it only learns what the Gaussian guess x1 ~ N(mu, s2) leaves open: v = `gaussian_velocity` + U-Net.
+  `speaker_prior` lets the encoder know the voice, so that mu is a mel of this speaker instead of the mean over all.
 - The encoder is in `flow_encoder.py`, the U-Net in `flow_estimator.py`; parameter names are those of the published `flow.pt`.
 - With `streaming`, attention sees whole chunks to the left only. Together with causal convolutions this makes a chunk
   independent of later ones, so `FlowStream` computes each chunk once, with caches, instead of the whole prefix again.
@@ -45,6 +46,7 @@ class FlowConfig:
     temperature: float = 1.0  # scale of the noise that inference starts from
     prior_weight: float = 0.0  # weight of a plain regression loss on mu (not in the published recipe)
     prior_variance: float = 0.0  # of x1 around mu; 0: the U-Net predicts the whole velocity, as published
+    speaker_prior: bool = False  # the encoder sees the speaker vector too; published: tokens alone
     mel_mean: float = 0.0  # the flow works on (mel - mean) / std; the published weights expect it as it is
     mel_std: float = 1.0
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
@@ -171,6 +173,7 @@ class Flow(nn.Module):
         self.spk_embed_affine_layer = nn.Linear(config.speaker_dim, config.mels)
         self.encoder = UpsampleEncoder(config.encoder)
         self.encoder_proj = nn.Linear(config.encoder.width, config.mels)
+        self.speaker_in = nn.Linear(config.speaker_dim, config.encoder.width) if config.speaker_prior else None
         self.decoder = FlowMatching(config)
         self.init_weights()
 
@@ -199,11 +202,22 @@ class Flow(nn.Module):
         """Direction of the speaker vector (B, 192) -> (B, M)."""
         return self.spk_embed_affine_layer(F.normalize(speaker, dim=1))
 
+    def embed(self, tokens: Tensor, speaker: Tensor) -> Tensor:
+        """Tokens (B, N) and speaker vectors (B, 192) -> (B, N, D)."""
+        x = self.input_embedding(tokens.clamp(min=0))
+        return x if self.speaker_in is None else x + self.speaker_in(F.normalize(speaker, dim=1))[:, None]
+
     def encode(
-        self, tokens: Tensor, lengths: Tensor | None = None, streaming: bool = False, finalize: bool = True, zero_padding: bool = True
+        self,
+        tokens: Tensor,
+        speaker: Tensor,
+        lengths: Tensor | None = None,
+        streaming: bool = False,
+        finalize: bool = True,
+        zero_padding: bool = True,
     ) -> Tensor:
         """First mel mu (B, F, M) of tokens (B, N); without `finalize` the last 3 tokens are look-ahead only."""
-        x = self.input_embedding(tokens.clamp(min=0))
+        x = self.embed(tokens, speaker)
         if lengths is not None:
             x = x * length_mask(lengths, tokens.shape[1])[..., None]
         drop_tail = 0 if finalize else self.config.encoder.look_ahead
@@ -239,7 +253,7 @@ class Flow(nn.Module):
             prompt_frames = draw_prompts(frames, c.prompt_share, c.prompt_probability, generator)
         draws = draws or draw(x1, c.guidance_drop, generator)
         prompt = x1 * length_mask(prompt_frames, x1.shape[1])[..., None]
-        mu = self.encode(tokens, token_lengths, streaming)
+        mu = self.encode(tokens, speaker, token_lengths, streaming)
         valid = length_mask(frames, x1.shape[1])
         loss, _ = self.decoder.loss(x1, valid, mu, self.project_speaker(speaker), prompt, draws, streaming)
         if c.prior_weight:
@@ -280,7 +294,7 @@ class Flow(nn.Module):
         rows = [torch.cat([prompt_tokens[i, :p], tokens[i, :n]]) for i, (p, n) in enumerate(zip(prompts, counts, strict=True))]
         lengths = torch.tensor([len(r) for r in rows], device=tokens.device)
         padded = None if lengths.min() == lengths.max() else lengths
-        mu = self.encode(pad_sequence(rows, True), padded, streaming, finalize)  # (B, F, M)
+        mu = self.encode(pad_sequence(rows, True), speaker, padded, streaming, finalize)  # (B, F, M)
         drop_tail = 0 if finalize else self.config.encoder.look_ahead
         frames = (lengths - drop_tail) * RATIO
 
@@ -313,7 +327,7 @@ class FlowStream:
         self.skip = prompt_tokens.shape[1] * RATIO  # prompt frames not yet passed
         self.encoder_cache, self.caches = Cache(), [Cache() for _ in range(n_timesteps)]
         with torch.inference_mode():
-            self.speaker = flow.project_speaker(speaker)
+            self.vector, self.speaker = speaker, flow.project_speaker(speaker)
         self.prompt = flow.normalize(prompt_mel)
         self.push(prompt_tokens)
 
@@ -327,7 +341,7 @@ class FlowStream:
         count = ready if last else ready // c.encoder.chunk * c.encoder.chunk
         if count <= 0:
             return self.speaker.new_zeros(1, c.mels, 0)
-        x = self.flow.input_embedding(self.pending[:, : count + ahead].clamp(min=0))
+        x = self.flow.embed(self.pending[:, : count + ahead], self.vector)
         encoded = self.flow.encoder(x, None, True, ahead, self.encoder_cache.rewind(), self.past)
         mu = self.flow.encoder_proj(encoded)  # (1, F, M)
         start, frames = self.past * RATIO, count * RATIO

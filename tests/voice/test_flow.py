@@ -85,7 +85,7 @@ def test_first_velocity_matches_the_reference(golden, run):
     flow, (streaming, finalize) = reference_flow(info, x), RUNS[run]
     all_tokens = torch.cat([x["in.prompt_token"], x["in.token"]], 1).long()
     with torch.inference_mode():
-        mu = flow.encode(all_tokens, None, streaming, finalize)
+        mu = flow.encode(all_tokens, x["in.embedding"], None, streaming, finalize)
         frames = mu.shape[1]
         prompt = torch.zeros_like(mu)
         prompt[:, : x["in.prompt_feat"].shape[1]] = x["in.prompt_feat"]
@@ -112,7 +112,7 @@ def test_training_loss_and_gradients_match_the_reference(golden, case):
     x1, prompt = x["in.speech_feat"], x[f"in.{case}.cond"].transpose(1, 2)
     keep = x[f"in.{case}.cfg_draw"] > info["config"]["decoder"]["training_cfg_rate"]
     draws = Draws(x[f"in.{case}.t"], x[f"in.{case}.z"].transpose(1, 2), keep)
-    mu = flow.encode(x["in.speech_token"], lengths, streaming, zero_padding=False)
+    mu = flow.encode(x["in.speech_token"], x["in.embedding"], lengths, streaming, zero_padding=False)
     speaker, valid = flow.project_speaker(x["in.embedding"]), length_mask(2 * lengths, x1.shape[1])
     loss, v = flow.decoder.loss(x1, valid, mu, speaker, prompt, draws, streaming)
     loss.backward()
@@ -149,7 +149,7 @@ def test_full_size_has_the_published_keys_shapes_and_noise(golden):
 CHUNK = 5
 
 
-def small_flow(channels=(16,), seed: int = 0, prior_variance: float = 0.0) -> Flow:
+def small_flow(channels=(16,), seed: int = 0, prior: bool = False) -> Flow:
     torch.manual_seed(seed)
     flow = Flow(
         FlowConfig(
@@ -158,7 +158,8 @@ def small_flow(channels=(16,), seed: int = 0, prior_variance: float = 0.0) -> Fl
             speaker_dim=6,
             mel_mean=-5.0,
             mel_std=2.0,
-            prior_variance=prior_variance,
+            prior_variance=0.35 if prior else 0.0,
+            speaker_prior=prior,
             encoder=EncoderConfig(width=16, heads=2, linear_units=32, blocks=1, up_blocks=1, chunk=CHUNK, dropout=0.0),
             estimator=EstimatorConfig(channels=list(channels), heads=2, head_dim=8, blocks=1, mid_blocks=1, chunk=2 * CHUNK),
         )
@@ -203,7 +204,7 @@ def test_full_context_does_look_at_later_tokens():
 @pytest.mark.parametrize("prompt", [0, 3, 7, 13])
 @pytest.mark.parametrize("pieces", [[40], [1] * 40, [3, 17, 2, 18], [5, 5, 30]])
 def test_cached_stream_equals_one_streaming_pass(prompt, pieces):
-    flow = small_flow()
+    flow = small_flow(prior=prompt == 7)
     tokens, *voice = small_input(40, prompt)
     whole = flow.inference(tokens, *voice, streaming=True, finalize=True, n_timesteps=3)
     stream, out, at = flow.stream(*voice, n_timesteps=3), [], 0
@@ -276,18 +277,26 @@ def test_gaussian_velocity_is_the_mean_of_what_could_have_been(t):
 
 
 def test_with_a_prior_an_untrained_flow_starts_near_mu():
-    flow = small_flow(prior_variance=1e-4)
+    flow = small_flow(prior=True)
+    flow.decoder.variance = 1e-4
     torch.nn.init.zeros_(flow.decoder.estimator.final_proj.weight)
     flow.decoder.guidance = 0.0
     tokens, prompt, prompt_mel, speaker = small_input(12)
     mel = flow.inference(tokens, prompt, prompt_mel, speaker, n_timesteps=40)
-    mu = flow.encode(torch.cat([prompt, tokens], 1))[:, prompt.shape[1] * 2 :].transpose(1, 2)
+    mu = flow.encode(torch.cat([prompt, tokens], 1), speaker)[:, prompt.shape[1] * 2 :].transpose(1, 2)
     assert ((mel + 5.0) / 2.0 - mu).abs().mean() < 0.05
 
 
-@pytest.mark.parametrize("variance", [0.0, 0.35])
-def test_flow_learns_one_batch(variance):
-    flow = small_flow(prior_variance=variance).train()
+def test_the_prior_knows_the_voice():
+    flow = small_flow(prior=True)
+    tokens, _, _, speaker = small_input(12)
+    assert (flow.encode(tokens, speaker) - flow.encode(tokens, -speaker)).abs().max() > 1e-3
+    assert torch.equal(small_flow().encode(tokens, speaker), small_flow().encode(tokens, -speaker))
+
+
+@pytest.mark.parametrize("prior", [False, True])
+def test_flow_learns_one_batch(prior):
+    flow = small_flow(prior=prior).train()
     tokens, _, _, speaker = small_input(20, batch=2)
     mel = torch.randn(30, 8, generator=torch.Generator().manual_seed(5))[tokens].repeat_interleave(2, 1).transpose(1, 2) * 2 - 5
     optimizer = torch.optim.AdamW(flow.parameters(), lr=5e-3)
