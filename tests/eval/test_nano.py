@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from omnilib.errors import CheckpointError, DataError
 from omnilib.eval import nano, recheck, results
 from omnilib.eval.frozen import Frozen, Heard
 from omnilib.speak import Speaker
+from omnilib.train.common import export_model
 from tests.tiny import tone, write_checkpoints
 
 RATE = 16_000
@@ -196,6 +198,12 @@ def test_missing_or_incomplete_frozen_set_is_one_line(tmp_path, frozen_folder):
     (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     with pytest.raises(DataError, match="no reference recording of bea"):
         Frozen(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["bfloat16", "int8"])
+def test_parameters_are_counted_in_every_form_of_storage(tmp_path, form):
+    export_model(tmp_path, torch.nn.Linear(64, 32), {}, {}, form)
+    assert results.count_parameters(tmp_path) == 64 * 32 + 32
 
 
 def test_truncated_checkpoint_is_one_line(tmp_path):
