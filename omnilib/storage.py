@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnilib.errors import CheckpointError, ConfigError
 
@@ -77,3 +77,32 @@ def read(path: Path) -> dict[str, Tensor]:
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"cannot read {path}: {error}; restore it with `git checkout` or train it again")
+
+
+def unique_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """State dict without the second name of tied tensors (safetensors stores each storage once)."""
+    seen: set[int] = set()
+    result = {}
+    for name, tensor in model.state_dict().items():
+        if tensor.data_ptr() in seen and tensor.numel():
+            continue
+        seen.add(tensor.data_ptr())
+        result[name] = tensor
+    return result
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file strictly (names tied to a loaded tensor may be absent).
+
+    Raises:
+        CheckpointError: file missing, truncated, or names or shapes differ.
+    """
+    weights = read(path)
+    expected = unique_tensors(model)
+    missing, unexpected = sorted(set(expected) - set(weights)), sorted(set(weights) - set(model.state_dict()))
+    if missing or unexpected:
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}: missing {missing[:3]}, unexpected {unexpected[:3]}")
+    try:
+        model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {str(error).splitlines()[-1].strip()}") from error

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from omnilib import storage
 from omnilib.errors import CheckpointError, ConfigError, UserError
 from omnilib.train import common
 
@@ -114,9 +115,9 @@ def test_optimizer_state_is_never_unpickled_freely(tmp_path):
 def test_weights_of_another_model_are_refused(tmp_path):
     common.export_model(tmp_path, nn.Linear(3, 2), {}, {})
     with pytest.raises(CheckpointError, match="does not fit"):
-        common.load_weights(nn.Linear(3, 4), tmp_path / "model.safetensors")
+        storage.load_weights(nn.Linear(3, 4), tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="missing"):
-        common.load_weights(nn.Sequential(nn.Linear(3, 2)), tmp_path / "model.safetensors")
+        storage.load_weights(nn.Sequential(nn.Linear(3, 2)), tmp_path / "model.safetensors")
 
 
 @pytest.mark.parametrize(("form", "bytes_each", "error"), [("float32", 4, 0.0), ("bfloat16", 2, 4e-3), ("int8", 1, 8e-3)])
@@ -126,7 +127,7 @@ def test_an_export_loads_back_to_float32(tmp_path, form, bytes_each, error):
         model.weight[0] *= 1e-3  # a row of its own size
         model.weight[1] = 0
     common.export_model(tmp_path, model, {}, {}, form)
-    common.load_weights(other, tmp_path / "model.safetensors")
+    storage.load_weights(other, tmp_path / "model.safetensors")
     assert other.weight.dtype == torch.float32
     largest = model.weight.abs().amax((1, 2), keepdim=True)
     assert ((other.weight - model.weight).abs() <= error * largest).all()

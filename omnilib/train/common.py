@@ -27,6 +27,7 @@ from torch import nn
 from omnilib import config as configs
 from omnilib import storage
 from omnilib.errors import CheckpointError, UserError
+from omnilib.storage import load_weights, unique_tensors
 
 
 def parse_args(doc: str, argv: list[str] | None = None) -> argparse.Namespace:
@@ -158,35 +159,6 @@ def load_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | d
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"cannot resume from {folder}: {reason}; delete the folder to start again") from error
-
-
-def unique_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """State dict without the second name of tied tensors (safetensors stores each storage once)."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in model.state_dict().items():
-        if tensor.data_ptr() in seen and tensor.numel():
-            continue
-        seen.add(tensor.data_ptr())
-        result[name] = tensor
-    return result
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a safetensors file strictly (names tied to a loaded tensor may be absent).
-
-    Raises:
-        CheckpointError: file missing, truncated, or names or shapes differ.
-    """
-    weights = storage.read(path)
-    expected = unique_tensors(model)
-    missing, unexpected = sorted(set(expected) - set(weights)), sorted(set(weights) - set(model.state_dict()))
-    if missing or unexpected:
-        raise CheckpointError(f"{path} does not fit {type(model).__name__}: missing {missing[:3]}, unexpected {unexpected[:3]}")
-    try:
-        model.load_state_dict(weights, strict=False)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {str(error).splitlines()[-1].strip()}") from error
 
 
 def export_model(folder: Path, model: nn.Module, config: object, meta: dict, form: str = "float32") -> None:

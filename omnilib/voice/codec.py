@@ -30,7 +30,7 @@ from torch import Tensor
 from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, load_wave, log_mel_128, mel_80, resample
 from omnilib.errors import AudioError
-from omnilib.train.common import load_weights
+from omnilib.storage import load_weights
 from omnilib.voice.flow import RATIO, Cache, Flow, FlowConfig
 from omnilib.voice.hift import HiFT
 from omnilib.voice.speaker import SpeakerEncoder

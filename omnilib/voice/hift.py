@@ -29,7 +29,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from omnilib import config as configs
-from omnilib.train.common import load_weights
+from omnilib.storage import load_weights
 
 F0_REACH = 5  # frames to either side that a predicted f0 depends on: five convolutions of width 3
 NOISE_SAMPLES = 1 << 17

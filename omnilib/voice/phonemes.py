@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from omnilib import config as configs
 from omnilib.errors import DataError
-from omnilib.train.common import load_weights
+from omnilib.storage import load_weights
 from omnilib.voice.tokenizer import Block, codes_to_values, valid_mask
 
 PAUSES = ("pau", "sil", "")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from omnilib import config as configs
-from omnilib.train.common import load_weights
+from omnilib.storage import load_weights
 from omnilib.voice.tokenizer import valid_mask
 
 

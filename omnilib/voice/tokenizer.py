@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from omnilib import config as configs
-from omnilib.train.common import load_weights
+from omnilib.storage import load_weights
 
 FRAMES_PER_CODE = 4
 TANH_SCALE = 0.9990000128746033  # keeps |value| < 1, as in the published weights

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from omnilib import config as configs
+from omnilib import storage
 from omnilib.data import write_manifest
 from omnilib.errors import DataError
 from omnilib.train import common
@@ -137,7 +138,7 @@ def test_the_exported_folder_builds_the_same_flow_and_the_loss_falls(corpus, tmp
     assert set(metrics) == {"dev_loss", "dev_mel_l1"}
     assert json.loads((tmp_path / "meta.json").read_text())["metrics"] == metrics
     flow = Flow(configs.load(FlowConfig, tmp_path / "config.yaml"))
-    common.load_weights(flow, tmp_path / "model.safetensors")
+    storage.load_weights(flow, tmp_path / "model.safetensors")
     again = script.evaluate(flow.eval(), dev_utterances(cfg, corpus), cfg, torch.device("cpu"), tmp_path / "again.safetensors")
     assert again == pytest.approx(metrics, rel=1e-4)
 
