@@ -28,10 +28,12 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import soundfile
@@ -40,7 +42,7 @@ from tqdm import tqdm
 from data_prep import nano
 from data_prep.corpora import lines, parse
 from data_prep.engines import ENGINES, RATE, render
-from omnilib.data import read_manifest, write_manifest
+from omnilib.data import read_manifest, sha256, write_manifest
 from omnilib.errors import ConfigError, DataError, UserError
 from omnilib.spoken import clean_text, detect_language
 
@@ -48,7 +50,8 @@ ANSWERS = ("response", "output", "answer", "text")  # LaMini, Belle's instructio
 CHARACTERS_PER_SECOND = {"en": 14.0, "zh": 4.2}  # only to sort texts by length before they are spoken
 SHARES = {"zh": 9 / 16, "en": 7 / 16}  # 900k and 700k conversations in the paper
 REFERENCE_SECONDS = (3.0, 20.0)
-GIVE_UP = 10  # failures before the first success that stop a run
+GIVE_UP = 10  # failures of the program or server in a row that stop a run
+FAILED = ("rewrite_failed", "synthesiser_failed")  # may work another time; other reasons lie in the text
 PROMPT = {
     "en": "Retell this answer as one would say it aloud: plain sentences, no lists, no markup, nothing left out or added.\n\n",
     "zh": "请把下面的回答改写成适合朗读的口语：完整的句子，不用列表和标记，不增不减内容。\n\n",
@@ -157,7 +160,7 @@ def drop(record: dict, step: str, reason: str, detail: str = "") -> dict:
     return record | {"dropped": {"step": step, "reason": reason} | ({"detail": detail} if detail else {})}
 
 
-# ---- synthesisers: say(text, language, voice) -> (wave, rate) --------------------------------------------------------------
+# ---- synthesisers: say(text, language, voice) -> (wave, rate); ValueError: not this text, RuntimeError: not now -----------
 
 
 @dataclass(frozen=True)
@@ -221,10 +224,11 @@ class Command:
             arguments = [part.format(**values) for part in shlex.split(self.template)]
             done = subprocess.run(arguments, capture_output=True, text=True, timeout=self.timeout)
             if done.returncode:
-                raise ValueError(f"exit {done.returncode}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]}")
+                said = done.stderr.strip() or done.stdout.strip() or "no message"
+                raise RuntimeError(f"exit {done.returncode}: {said.splitlines()[-1]}")
             made = sorted(Path(folder).glob("*.wav"))
             if len(made) != 1:
-                raise ValueError(f"wrote {len(made)} WAV files instead of one")
+                raise RuntimeError(f"wrote {len(made)} WAV files instead of one")
             return soundfile.read(made[0], dtype="float32")
 
 
@@ -244,9 +248,11 @@ class Http:
         body = {"model": self.model, "input": text, "language": language, "voice": voice.name, "response_format": "wav"}
         body |= {"reference_audio": clip, "reference_text": voice.text}
         try:
-            reply = httpx.post(self.url, json=body, timeout=self.timeout).raise_for_status()
+            reply = httpx.post(self.url, json=body, timeout=self.timeout)
         except httpx.HTTPError as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from None
+            raise RuntimeError(f"{type(error).__name__}: {error}") from None
+        if reply.status_code != 200:
+            raise (ValueError if reply.status_code in (400, 413, 422) else RuntimeError)(f"the server answers {reply.status_code}")
         return soundfile.read(io.BytesIO(reply.content), dtype="float32")
 
 
@@ -297,7 +303,9 @@ class Speak:
             wave, rate = self.synthesiser.say(text["text"], text["language"], voice)
         except UserError:  # a missing tool concerns every text
             raise
-        except (ValueError, OSError, subprocess.SubprocessError, soundfile.SoundFileError) as error:
+        except ValueError as error:
+            return drop(record, "speak", "cannot_say", str(error))
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # soundfile's errors are RuntimeErrors
             return drop(record, "speak", "synthesiser_failed", (str(error) or type(error).__name__).splitlines()[0])
         wave = wave.mean(axis=1) if wave.ndim == 2 else wave
         if not len(wave) or not np.isfinite(wave).all() or np.abs(wave).max() < 1e-3:
@@ -324,34 +332,47 @@ def finished(path: Path) -> dict[str, dict]:
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         os.truncate(path, whole)
-    return {r["id"]: r for r in map(json.loads, data[:whole].decode().splitlines())}
+    return {r["id"]: r for r in (parse(line, where) for where, line in lines(path))}
+
+
+def append(file: TextIO, results: list[dict]) -> None:
+    """One line each, on its way to the disk when this returns."""
+    file.writelines(json.dumps(r, ensure_ascii=False, sort_keys=True) + "\n" for r in results)
+    file.flush()
 
 
 def run(work: Callable[[dict], dict], items: list[dict], path: Path, pool: Executor | None, workers: int, name: str) -> list[dict]:
     """`work` on each item not yet in `path`, results appended there; all results in item order.
 
     Raises:
-        DataError: nothing but failures at the start.
+        DataError: GIVE_UP failures in a row; they are not written, so the next run tries these items again.
     """
     done = finished(path)
     left = [item for item in items if item["id"] not in done]
-    failures = None if any("dropped" not in r for r in done.values()) else 0  # in a row since the start; None after a success
     with path.open("a", encoding="utf-8") as file, tqdm(total=len(items), initial=len(done), desc=name, unit=" texts") as bar:
-        audio = 0.0
+        audio, waiting = 0.0, []  # waiting: failures since the last item that went well
         for start in range(0, len(left), 8 * workers):
             batch = left[start : start + 8 * workers]
             for result in map(work, batch) if pool is None else pool.map(work, batch):
-                file.write(json.dumps(result, ensure_ascii=False, sort_keys=True) + "\n")
-                file.flush()
+                waiting.append(result)
                 done[result["id"]] = result
                 audio += result.get("duration", 0.0) / 3600
                 bar.update()
                 bar.set_postfix(audio_hours=f"{audio:.2f}")
-                failures = failures + 1 if failures is not None and "dropped" in result else None
-                if failures is not None and failures >= GIVE_UP:
-                    detail = result["dropped"].get("detail", result["dropped"]["reason"])
-                    raise DataError(f"{name}: the first {failures} texts failed ({detail}); mend it, delete {path} and run again")
+                if result.get("dropped", {}).get("reason") not in FAILED:
+                    append(file, waiting)
+                    waiting = []
+                elif len(waiting) >= GIVE_UP:
+                    raise DataError(f"{name}: {GIVE_UP} texts in a row failed ({result['dropped']['detail']}); mend it and run again")
+        append(file, waiting)
     return [done[item["id"]] for item in items]
+
+
+def pool_of(workers: int, processes: bool = False) -> AbstractContextManager[Executor | None]:
+    """A pool, or none for one worker."""
+    if workers <= 1:
+        return nullcontext()
+    return ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if processes else ThreadPoolExecutor(workers)
 
 
 def build(
@@ -373,34 +394,31 @@ def build(
         DataError: unusable conversations or references, other settings in `out`, or a synthesiser that only fails.
     """
     out, synthesiser = Path(out), synthesiser or Engines()
+    if references_manifest is None and not isinstance(synthesiser, Engines):
+        raise DataError("--command and --http need --references, a manifest of recordings to take voices from")
     out.mkdir(parents=True, exist_ok=True)
     chosen, bins_filled = sample((t for p in conversations for t in answers(Path(p))), hours, span, bins, seed)
     if not chosen:
         raise DataError(f"no answer of {span[0]:g}-{span[1]:g} s in {', '.join(map(str, conversations))}: widen --seconds")
     settings = {"texts": number(*(t["id"] for t in chosen)), "seed": seed, "synthesiser": [synthesiser.name, asdict(synthesiser)]}
-    settings |= {"rewriter": rewriter and asdict(rewriter), "references": references_manifest and str(references_manifest)}
+    settings |= {"rewriter": rewriter and asdict(rewriter), "references": references_manifest and sha256(references_manifest)}
     settings = json.dumps(settings, sort_keys=True, indent=1) + "\n"
     note = out / "settings.json"
     if note.is_file() and note.read_text(encoding="utf-8") != settings:
         raise DataError(f"{out} holds a corpus of other texts or settings: choose another --out or delete it")
     note.write_text(settings, encoding="utf-8")
     write_manifest(out / "lengths.jsonl", bins_filled)
-    threads = ThreadPoolExecutor(workers) if workers > 1 else None
-    if rewriter:
-        chosen = run(rewriter, chosen, out / "rewritten.jsonl", threads, workers, "rewriting")
     languages = sorted({t["language"] for t in chosen})
     if isinstance(synthesiser, Engines):
         voices = {language: synthesiser.voices(language) for language in languages}
-        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers > 1 else None  # flite keeps global state
     else:
-        if references_manifest is None:
-            raise DataError("--command and --http need --references, a manifest of recordings to take voices from")
-        voices = {language: references(Path(references_manifest), out, language, seed) for language in languages}
-        pool = threads
+        voices = {language: references(references_manifest, out, language, seed) for language in languages}
+    if rewriter:
+        with pool_of(workers) as pool:
+            chosen = run(rewriter, chosen, out / "rewritten.jsonl", pool, workers, "rewriting")
     speak = Speak(synthesiser, voices, out, licence, seed)
-    spoken = run(speak, [t for t in chosen if "dropped" not in t], out / "spoken.jsonl", pool, workers, "speaking")
-    for executor in {pool, threads} - {None}:
-        executor.shutdown()
+    with pool_of(workers, processes=isinstance(synthesiser, Engines)) as pool:  # flite keeps global state
+        spoken = run(speak, [t for t in chosen if "dropped" not in t], out / "spoken.jsonl", pool, workers, "speaking")
     lost = [r for r in chosen + spoken if "dropped" in r]
     write_manifest(out / "dropped.jsonl", lost)
     return write_manifest(out / "manifest.jsonl", [r for r in spoken if "dropped" not in r])

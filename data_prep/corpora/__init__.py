@@ -17,7 +17,6 @@ Ids of a corpus are kept in memory to find repeated ones: about 100 bytes a reco
 """
 
 import importlib
-import io
 import json
 import os
 import re
@@ -51,13 +50,15 @@ def load(name: str) -> ModuleType:
 
 
 def need(path: Path, layout: str) -> Path:
-    """`path`, which must exist.
+    """`path`, which must exist and be readable.
 
     Raises:
-        DataError: it does not; the message repeats the published layout.
+        DataError: it is not; the message repeats the published layout.
     """
     if not path.exists():
-        raise DataError(f"no {path}: expected {' '.join(layout.split())}")
+        raise DataError(f"no {path}: expected {layout}")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"cannot read {path}: change its permissions")
     return path
 
 
@@ -118,12 +119,12 @@ def parse(line: str, where: str) -> dict:
     return value
 
 
-def probe(file: Path | bytes) -> tuple[float, int] | None:
+def probe(file: Path) -> tuple[float, int] | None:
     """(seconds, rate) from the header, None when it is not readable as audio."""
     try:
-        info = soundfile.info(io.BytesIO(file) if isinstance(file, bytes) else str(file))
+        info = soundfile.info(str(file))
     except (soundfile.SoundFileError, RuntimeError, TypeError):
-        return probe_av(file) if isinstance(file, Path) and file.suffix in (".m4a", ".aac", ".mp4") else None
+        return probe_av(file) if file.suffix.lower() == ".m4a" else None
     return (info.frames / info.samplerate, info.samplerate) if info.frames > 0 else None
 
 
@@ -236,7 +237,7 @@ class Shelf:
         seconds, rate = sound or (0.0, 0)
         record = {
             "id": name,
-            "path": f"{self.source}/{key}" if reason == "missing_audio" else self.place(file),
+            "path": f"{self.source}/{name}" if reason == "missing_audio" else self.place(file),
             "start": round(start, 4),
             "duration": round(seconds - start if duration is None else duration, 4),
             "rate": rate,
@@ -255,7 +256,7 @@ def save(records: Iterable[dict], out: Path, name: str) -> dict:
     """Stream records to `out/manifest.jsonl` and `out/dropped.jsonl`, both renamed into place at the end; returns the counts.
 
     Raises:
-        DataError: no records, or the disk is full.
+        DataError: no records, the disk is full, or something cannot be read.
     """
     out = Path(out)
     counts = {"kept": 0, "dropped": 0, "hours": 0.0}
@@ -272,7 +273,7 @@ def save(records: Iterable[dict], out: Path, name: str) -> dict:
         dropped.replace(out / "dropped.jsonl")
         kept.replace(out / "manifest.jsonl")
     except OSError as error:
-        raise DataError(f"cannot write to {out} ({error.strerror}): free space or choose another --out") from None
+        raise DataError(f"{name} stopped at {error.filename or out} ({error.strerror}): free space or change permissions") from None
     finally:
         kept.unlink(missing_ok=True)
         dropped.unlink(missing_ok=True)

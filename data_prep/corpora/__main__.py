@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
             out, records = args.out, corpus.stream(args.out, args.language, args.limit)
         else:
             if args.root is None:
-                raise DataError(f"{args.name} needs --root: {' '.join(corpus.LAYOUT.split())}")
+                raise DataError(f"{args.name} needs --root: {corpus.LAYOUT}")
             out = args.out or args.root
             records = islice(corpus.prepare(args.root, out, args.language, args.allow_missing), args.limit)
         counts = save(records, out, args.name)

@@ -1,7 +1,8 @@
 """Emilia and Emilia-YODAS: in-the-wild speech cut, transcribed and filtered by Emilia-Pipe, MP3 at 24 kHz.
 
-Two published layouts are read. The hub's: WebDataset archives of one .mp3 and one .json a clip (hours and fields from the
-dataset card; YODAS writes `_id` for `id`). The first release's: one folder a batch beside a .jsonl (Amphion's README, lhotse).
+Two published layouts are read. The hub's: WebDataset archives of one .mp3 and one .json a clip (fields from the dataset viewer;
+YODAS writes `_id` for `id` and has another licence). The first release's: one folder a batch beside a .jsonl (Amphion's README,
+which also has the hours, and lhotse).
 A speaker label is one voice in one recording: the same person has other labels elsewhere. Batches and archives are numbered apart.
 """
 
@@ -59,7 +60,8 @@ def fields(meta: dict, where: str, path: str) -> dict:
     """The record's fields from a clip's json."""
     if missing := [k for k in NEEDED if k not in meta]:
         raise DataError(f"{where}: no {', '.join(missing)}; download it again")
-    licence = YODAS_LICENCE if "yodas" in path.lower() else LICENCE
+    yodas = meta.get("_id") or "emilia-yodas" in path.lower()
+    licence = YODAS_LICENCE if yodas else LICENCE
     return {k: meta[k] for k in NEEDED} | {"licence": licence, "dnsmos": meta.get("dnsmos")}
 
 

@@ -57,7 +57,10 @@ def metadata(shelf: Shelf, path: Path) -> dict[Path, tuple[str, dict]]:
         table = [line.rstrip("\n").split("|") for line in text]
         head = ["file_name", "text"] if len(table[0]) == 2 else ["file_name", "written", "text"]
     else:
-        head, *table = csv.reader(text)
+        try:
+            head, *table = csv.reader(text)
+        except csv.Error as error:
+            raise DataError(f"{path} is not CSV ({error}): write it again") from None
     name = next((c for c in NAME_COLUMNS if c in head), None)
     said = next((c for c in TEXT_COLUMNS if c in head), None)
     if name is None or said is None:

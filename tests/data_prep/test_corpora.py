@@ -443,10 +443,17 @@ def test_metadata_errors_name_the_line(tmp_path):
         (("file_name,text", "one.wav,hi,there"), "metadata.csv:2: 3 columns where 2"),
         (("file_name,text", "one.wav,hi", "one.wav,ho"), "metadata.csv:3: 'one.wav' stands twice"),
         (("file_name,text", "two.wav,hi"), "metadata.csv:2: no audio file"),
+        (("file_name,text", "one.wav," + "x" * 200_000), "is not CSV"),
     ):
         write(tmp_path / "metadata.csv", *rows)
         with pytest.raises(DataError, match=message):
             prepared("folder", tmp_path)
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("data_prep.corpora.os.access", lambda *_: False)  # whoever runs the tests may be allowed to read everything
+    with pytest.raises(DataError, match=f"cannot read {tmp_path}"):
+        prepared("folder", tmp_path)
 
 
 def test_many_files_of_one_wrong_type_are_named(tmp_path):

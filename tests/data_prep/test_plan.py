@@ -6,7 +6,20 @@ import numpy as np
 import pytest
 
 from data_prep import plan as planner
-from data_prep.plan import ASSUMPTIONS, COSTLY, Cluster, Guess, Prices, assumption, between, plan, public_sets, read_rates, render, supply
+from data_prep.plan import (
+    ASSUMPTIONS,
+    COSTLY,
+    Cluster,
+    Guess,
+    Prices,
+    assumption,
+    between,
+    plan,
+    public_sets,
+    read_rates,
+    render,
+    supply,
+)
 from omnilib.errors import ConfigError, DataError
 
 RATES = {name: {"core": 200.0} for name in COSTLY}
