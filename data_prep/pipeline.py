@@ -359,14 +359,19 @@ def run_step(step: Step, records: list[dict], audio: Audio) -> list[dict]:
     return results
 
 
+def open_steps(steps: Iterable[Step]) -> list[Step]:
+    """Copies of steps, with their models loaded."""
+    opened = [copy(step) for step in steps]
+    for step in opened:
+        step.open()
+    return opened
+
+
 class Worker:
     """Holds the opened steps of a job in one process."""
 
     def __init__(self, job: Job):
-        self.job, self.audio = job, Audio(job.root, job.out)
-        self.steps = [copy(step) for step in job.steps]
-        for step in self.steps:
-            step.open()
+        self.job, self.audio, self.steps = job, Audio(job.root, job.out), open_steps(job.steps)
 
     def __call__(self, part: Part) -> float:
         state = begin(self.job, part)
@@ -645,6 +650,8 @@ def do_parts(job: Job, parts: list[Part], engine) -> None:
             hours += got
             bar.update()
             bar.set_postfix_str(f"{hours:.2f} h, {3600 * hours / (time.perf_counter() - began):.0f} audio-h/h")
+    if missing := sum(not job.result(part).exists() for part in todo):
+        raise DataError(f"{missing} of {len(todo)} parts were not finished: run again to do them")
 
 
 def conclude(out: Path, folders: list[Path], root: Path) -> dict:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -20,17 +22,37 @@ def note(line: str) -> None:
             file.write(line + "\n")
 
 
+def workers() -> dict[str, int]:
+    """Ray node -> last process that worked there."""
+    log = Path(os.environ["CURATION_LOG"])
+    lines = [line.split() for line in log.read_text().splitlines()] if log.exists() else []
+    return {line[2]: int(line[1]) for line in lines if line[0] == "here"}
+
+
+def node() -> str:
+    """The Ray node this process runs on."""
+    if "ray" not in sys.modules:
+        return "none"
+    import ray
+
+    return ray.get_runtime_context().get_node_id() if ray.is_initialized() else "none"
+
+
 @register
 class Halve(Step):
     """Split every record in two halves and write their audio; 'bad' ones are dropped."""
 
     name = "test_halve"
     pause: float = 0.0
+    meet: int = 0  # Ray nodes that must be at work before the first record is done
 
     def run(self, records: list[dict], audio: Audio) -> list[dict]:
         results = []
+        note(f"here {os.getpid()} {node()}")
+        while self.meet and len(workers()) < self.meet:
+            time.sleep(0.1)
         for record in records:
-            note(f"halve {record['id']} {os.getpid()} {os.environ.get('RAY_NODE', '')}")
+            note(f"halve {record['id']}")
             time.sleep(self.pause)
             if "bad" in record["id"]:
                 results.append(dropped(record, self.name, "bad"))
@@ -97,6 +119,19 @@ class Doubles(Step):
 
     def run(self, records: list[dict], audio: Audio) -> list[dict]:
         return [r | {"id": "same", "parent": r["id"]} for r in records]
+
+
+@register
+class Dies(Step):
+    """A worker that the system kills."""
+
+    name = "test_dies"
+    at: str = ""
+
+    def run(self, records: list[dict], audio: Audio) -> list[dict]:
+        if self.at in {r["id"] for r in records}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return records
 
 
 def corpus(folder: Path, count: int = 12) -> Path:

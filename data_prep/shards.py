@@ -1,0 +1,248 @@
+"""Curated records -> Parquet shards by length, and the loader that streams them into training.
+
+    python -m data_prep.shards --manifest out/manifest.jsonl --out shards --workers 2
+    datasets.load_dataset("shards", split="train")        # or streaming=True; `audio` holds FLAC bytes
+
+Records of a split are ordered by length (lengths within RATIO mixed by a hash of the id) and cut every `seconds` of audio, so a
+shard holds records of nearly one length and a batch of it pads little. Writing again continues: a shard is complete or absent.
+
+    shards/<split>/00000-<key>.parquet    id, audio {bytes, path}, duration, rate, ..., more (JSON of the other fields)
+    shards/index.json                     written last: records, seconds, lengths, sha256 of each shard
+    shards/checksums.sha256, README.md    for `sha256sum -c` and for `load_dataset`
+
+Shapes: B batch, T samples. Units: seconds.
+"""
+
+import argparse
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet as parquet
+import soundfile
+from tqdm import tqdm
+
+from data_prep.pipeline import Audio, check_input, digest, file_digest, file_name, read_json, temporary, write_json
+from omnilib.data import FIELDS, bucket_batches, padding_waste
+from omnilib.errors import DataError, UserError
+
+SECONDS = 900.0
+RATIO = 1.05  # lengths that may be mixed
+PIECE = 25  # lengths are counted in 1/25 s, the length of a speech token
+AUDIO_TYPE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+SCHEMA = pyarrow.schema(
+    [("id", pyarrow.string()), ("audio", AUDIO_TYPE), ("duration", pyarrow.float64()), ("rate", pyarrow.int64())]
+    + [(name, pyarrow.string()) for name in FIELDS if name not in ("id", "path", "start", "duration", "rate")]
+    + [("more", pyarrow.string())]
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard to write: its place, and the byte offsets of its records in the manifest."""
+
+    path: str
+    offsets: tuple[int, ...]
+
+
+def plan(manifest: Path, seconds: float) -> list[Shard]:
+    """Which records go into which shard: depends on the records only, not on their order."""
+    splits: dict[str, list[tuple]] = {}
+    offset = 0
+    with manifest.open("rb") as file:
+        for line in file:
+            record = json.loads(line)
+            if not record.get("duration"):
+                raise DataError(f"'{record['id']}' has no duration: run the manifest through a recipe with `decode` first")
+            bucket = int(math.log(record["duration"], RATIO))
+            entry = (bucket, digest(record["id"].encode()), offset, record["duration"], digest(line))
+            splits.setdefault(file_name(record["split"] or "train"), []).append(entry)
+            offset += len(line)
+    return [shard for split, entries in sorted(splits.items()) for shard in pack(split, sorted(entries), seconds)]
+
+
+def pack(split: str, entries: list[tuple], seconds: float) -> Iterator[Shard]:
+    """Cut entries (length bucket, id hash, offset, duration, line hash) into shards of about `seconds`."""
+    group, length, index = [], 0.0, 0
+    for number, entry in enumerate(entries, 1):
+        group.append(entry)
+        length += entry[3]
+        if length >= seconds or number == len(entries):
+            key = digest("".join(e[4] for e in group).encode())[:12]  # other records, other name: a stale shard is never taken up
+            yield Shard(f"{split}/{index:05d}-{key}.parquet", tuple(e[2] for e in group))
+            group, length, index = [], 0.0, index + 1
+
+
+def flac(record: dict, audio: Audio) -> bytes:
+    """The record's sound as FLAC: the file itself where it is one, else its piece encoded anew."""
+    path = audio.source(record)
+    try:
+        info = soundfile.info(str(path)) if path.suffix == ".flac" else None
+    except soundfile.SoundFileError:
+        info = None  # `audio.wave` says what is wrong
+    if info and not record["start"] and info.channels == 1 and info.frames == round(record["duration"] * info.samplerate):
+        return path.read_bytes()
+    rate = record["rate"]
+    samples = np.clip(np.rint(audio.wave(record, rate) * 32768.0), -32768, 32767).astype(np.int16)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, rate, "PCM_16", format="FLAC")
+    return buffer.getvalue()
+
+
+def row_of(record: dict, audio: Audio) -> dict:
+    named = {name: record.get(name) for name in SCHEMA.names if name not in ("audio", "more")}
+    more = {k: v for k, v in record.items() if k not in named and k not in ("path", "start")}
+    sound = {"bytes": flac(record, audio), "path": f"{record['id']}.flac"}
+    return named | {"audio": sound, "more": json.dumps(more, ensure_ascii=False, sort_keys=True)}
+
+
+def write_shard(job: tuple[Path, Path, Shard]) -> dict:
+    """Write one shard unless it is there; returns its line of the index."""
+    manifest, out, shard = job
+    audio = Audio(manifest.parent, manifest.parent, cache_bytes=0)
+    records = []
+    with manifest.open("rb") as file:
+        for offset in shard.offsets:
+            file.seek(offset)
+            records.append(json.loads(file.readline()))
+    target = out / shard.path
+    if not target.exists():
+        table = pyarrow.Table.from_pylist([row_of(record, audio) for record in records], SCHEMA)
+        with temporary(out, target) as place:
+            parquet.write_table(table, place, compression="zstd", row_group_size=32)
+    lengths = [record["duration"] for record in records]
+    extent = {"seconds": round(sum(lengths), 3), "shortest": min(lengths), "longest": max(lengths)}
+    return {"path": shard.path, "split": shard.path.split("/")[0], "records": len(records), "sha256": file_digest(target)} | extent
+
+
+def write_shards(manifest: Path, out: Path, seconds: float = SECONDS, workers: int = 1) -> dict:
+    """Write, or go on writing, the shards of a manifest; returns the index.
+
+    Raises:
+        DataError: bad manifest, unreadable audio, or no place to write.
+    """
+    manifest, out = Path(manifest), Path(out)
+    for _ in check_input(manifest):
+        pass
+    jobs = [(manifest, out, shard) for shard in plan(manifest, seconds)]
+    try:
+        (out / "index.json").unlink(missing_ok=True)
+        if workers == 1:
+            lines = [write_shard(job) for job in tqdm(jobs, desc="shards", unit="shard")]
+        else:
+            with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+                lines = list(tqdm(pool.map(write_shard, jobs), total=len(jobs), desc="shards", unit="shard"))
+        for stale in {str(p.relative_to(out)) for p in out.glob("*/*.parquet")} - {line["path"] for line in lines}:
+            (out / stale).unlink()
+        (out / "checksums.sha256").write_text("".join(f"{line['sha256']}  {line['path']}\n" for line in lines), encoding="utf-8")
+        (out / "README.md").write_text(card(lines, manifest), encoding="utf-8")
+        index = {"manifest_sha256": file_digest(manifest), "shards": lines}
+        write_json(out, out / "index.json", index)
+        (out / "tmp").rmdir()
+    except BrokenProcessPool:
+        raise DataError("a worker process died (out of memory?): run again with fewer --workers; finished shards are kept") from None
+    except OSError as error:
+        raise DataError(f"cannot write {error.filename or out} ({error.strerror or error}): free some space and run again") from None
+    return index
+
+
+def card(lines: list[dict], manifest: Path) -> str:
+    """README.md of the shards: what `load_dataset` reads, hours by split, then the card of the manifest."""
+    splits = sorted({line["split"] for line in lines})
+    config = "".join(f"  - split: {s}\n    path: {s}/*.parquet\n" for s in splits)
+    rows = []
+    for split in splits:
+        mine = [line for line in lines if line["split"] == split]
+        hours = sum(line["seconds"] for line in mine) / 3600
+        rows.append(f"| {split} | {len(mine)} | {sum(line['records'] for line in mine)} | {hours:.2f} |\n")
+    about = manifest.with_name("card.md")
+    return (
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n{config}---\n# Speech shards\n\n"
+        f"| split | shards | records | hours |\n|---|---|---|---|\n{''.join(rows)}\n"
+        + (about.read_text(encoding="utf-8") if about.is_file() else "")
+    )
+
+
+class Shards:
+    """Batches of an epoch, streamed shard by shard.
+
+    Args:
+        batch_seconds: audio a batch holds, padding included.
+        rank, world: this process and how many share the epoch.
+    """
+
+    def __init__(self, folder: Path, split: str = "train", batch_seconds: float = 120.0, seed: int = 0, rank: int = 0, world: int = 1):
+        self.folder, self.batch_seconds, self.seed, self.rank, self.world = Path(folder), batch_seconds, seed, rank, world
+        index = read_json(self.folder / "index.json")
+        self.shards = [s for s in index["shards"] if s["split"] == split] if index else []
+        if not self.shards:
+            raise DataError(f"no shards of split '{split}' in {folder}: write them with `python -m data_prep.shards`")
+
+    def plan(self, shard: dict, epoch: int) -> tuple[list[list[int]], list[int]]:
+        """Batches (row numbers) of one shard, and all its lengths in 1/25 s; reads no audio."""
+        durations = parquet.read_table(self.folder / shard["path"], columns=["duration"])["duration"].to_pylist()
+        lengths = [math.ceil(d * PIECE) for d in durations]
+        return bucket_batches(lengths, round(self.batch_seconds * PIECE), self.seed, epoch), lengths
+
+    def batches(self, epoch: int = 0, skip: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, list[dict]]]:
+        """Waves (B, T) float32 padded with zeros, lengths (B,), records. `skip`: batches that a resumed run has had."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))[self.rank :: self.world]
+        for number in order:
+            shard = self.shards[number]
+            batches, _ = self.plan(shard, epoch)
+            if skip >= len(batches):
+                skip -= len(batches)
+                continue
+            rows = parquet.read_table(self.folder / shard["path"]).to_pylist()
+            for batch in batches[skip:]:
+                yield collate([rows[i] for i in batch])
+            skip = 0
+
+    def padding_waste(self, epoch: int = 0) -> float:
+        """Share of padded samples in an epoch's batches."""
+        batches, lengths = [], []
+        for shard in self.shards:
+            own, its = self.plan(shard, epoch)
+            batches += [[len(lengths) + i for i in batch] for batch in own]
+            lengths += its
+        return padding_waste(batches, lengths)
+
+
+def collate(rows: list[dict]) -> tuple[np.ndarray, np.ndarray, list[dict]]:
+    """Decode and pad."""
+    waves = [soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")[0] for row in rows]
+    lengths = np.array([len(wave) for wave in waves])
+    padded = np.zeros((len(waves), lengths.max()), np.float32)
+    for line, wave in zip(padded, waves, strict=True):
+        line[: len(wave)] = wave
+    return padded, lengths, [{k: v for k, v in row.items() if k not in ("audio", "more")} | json.loads(row["more"]) for row in rows]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="audio a shard holds")
+    parser.add_argument("--workers", type=int, default=1)
+    args = parser.parse_args(argv)
+    try:
+        index = write_shards(args.manifest, args.out, args.seconds, args.workers)
+        waste = {split: Shards(args.out, split).padding_waste() for split in sorted({s["split"] for s in index["shards"]})}
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(index['shards'])} shards; padding waste " + ", ".join(f"{split} {share:.1%}" for split, share in waste.items()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
