@@ -1,0 +1,1 @@
+"""The steps of curation, one idea a file; importing a module registers its steps."""

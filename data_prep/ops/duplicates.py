@@ -1,0 +1,172 @@
+"""The same audio twice: byte for byte, re-encoded, shifted, louder, or cut out of the other; and the same words by one voice.
+
+`fingerprint` follows Haitsma and Kalker (2002): windows of 0.25 s, 16 ms apart, 25 energies between 200 and 2,800 Hz, and a bit for
+the sign of each difference of neighbouring bands against half a window earlier. Level cancels out, codecs flip few bits, and
+overlapping windows make a shift of half a hop harmless. Adds `audio_sha256` (of the samples) and `fingerprint` (base64).
+`duplicates` looks up windows that agree in one of four sets of 18 bits, votes for pairs and offsets, and calls two records one
+where, at the best offset, the share of differing bits is at most `most_errors` over most of the shorter one. The longest stays, of equals the first by id. Reasons:
+duplicate_audio, duplicate_text, with `duplicate_of`.
+
+Shapes: T samples at 8 kHz, N windows, B = 25 bands.
+"""
+
+import base64
+import hashlib
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+
+from data_prep.pipeline import Audio, Step, dropped, register
+
+RATE, SIZE, HOP = 8_000, 2048, 128
+LAG = 8  # windows between the two that a bit compares
+BANDS, LOW, HIGH = 25, 200.0, 2800.0
+QUIET_DB = 30.0  # windows so far below the loudest hold noise, their bits mean nothing
+BLOCK = 4096  # windows analysed at once
+MASKS = tuple(  # the bits of each of the four keys: every fourth bit is left out, in turn
+    np.uint32(sum(1 << b for b in range(BANDS - 1) if b % 4 != left)) for left in range(4)
+)
+
+
+@cache
+def band_edges() -> np.ndarray:
+    """First spectrum bin of each band and the end of the last: (B + 1,)."""
+    return np.round(np.geomspace(LOW, HIGH, BANDS + 1) * SIZE / RATE).astype(int)
+
+
+def band_energies(wave: np.ndarray) -> np.ndarray:
+    """(T,) -> (N, B)."""
+    wave = np.pad(wave, (0, max(0, SIZE + LAG * HOP - len(wave))))
+    frames = np.lib.stride_tricks.sliding_window_view(wave, SIZE)[::HOP]  # (N, SIZE)
+    window, edges = np.hanning(SIZE).astype(np.float32), band_edges()
+    parts = []
+    for i in range(0, len(frames), BLOCK):
+        spectrum = np.fft.rfft(frames[i : i + BLOCK] * window)[:, : edges[-1]]
+        parts.append(np.add.reduceat(spectrum.real**2 + spectrum.imag**2, edges[:-1], axis=1))
+    return np.concatenate(parts)
+
+
+def words_of(energies: np.ndarray) -> np.ndarray:
+    """24 bits a window, 0 where it is quiet: (N, B) -> (N - LAG,) uint32."""
+    slope = np.diff(np.log(energies + 1e-12), axis=1)  # (N, B - 1)
+    difference = slope[LAG:] - slope[:-LAG]
+    words = ((difference > 0) << np.arange(BANDS - 1)).sum(axis=1).astype(np.uint32)
+    level = 10 * np.log10(energies.sum(axis=1) + 1e-12)
+    return np.where(level[LAG:] > level.max() - QUIET_DB, words, 0)
+
+
+@register
+@dataclass
+class Fingerprint(Step):
+    """What a record sounds like, in 250 bytes a second."""
+
+    name: ClassVar[str] = "fingerprint"
+
+    def run(self, records: list[dict], audio: Audio) -> list[dict]:
+        return [self.mark(record, audio) for record in records]
+
+    def mark(self, record: dict, audio: Audio) -> dict:
+        samples = (audio.wave(record) * 32767).round().astype("<i2")
+        words = words_of(band_energies(audio.wave(record, RATE)))
+        return record | {
+            "audio_sha256": hashlib.sha256(samples.tobytes()).hexdigest(),
+            "fingerprint": base64.b64encode(words.astype("<u4").tobytes()).decode(),
+        }
+
+
+def read_words(record: dict) -> np.ndarray:
+    """The fingerprint of a record: (N,)."""
+    return np.frombuffer(base64.b64decode(record["fingerprint"]), dtype="<u4")
+
+
+def error_share(one: np.ndarray, other: np.ndarray, offset: int) -> tuple[float, float]:
+    """Share of bits that differ where other[i + offset] lies under one[i], and the share of the shorter that overlaps."""
+    start, end = max(0, -offset), min(len(one), len(other) - offset)
+    a, b = one[start:end], other[start + offset : end + offset]
+    sounding = (a != 0) & (b != 0)
+    if not sounding.any():
+        return 1.0, 0.0
+    overlap = sounding.sum() / min((one != 0).sum(), (other != 0).sum())
+    return float(np.bitwise_count(a[sounding] ^ b[sounding]).mean() / (BANDS - 1)), float(overlap)
+
+
+@register
+@dataclass
+class Duplicates(Step):
+    """Keep one of each."""
+
+    name: ClassVar[str] = "duplicates"
+    scope: ClassVar[str] = "all"
+    most_errors: float = 0.3  # of the bits; unrelated speech differs in about a half
+    least_overlap: float = 0.6  # of the shorter record's sounding windows
+    votes: int = 2  # equal keys at one offset that a pair needs before it is compared
+    most_shared: int = 40  # a window that more records share is too common to vote
+    text: bool = True  # one text by one speaker is kept once
+
+    def run(self, records: list[dict], audio: Audio) -> list[dict]:
+        ordered = sorted(records, key=lambda r: (-round(r["duration"]), r["id"]))
+        first = self.same_text(ordered) if self.text else {}
+        first |= self.same_sound(ordered)
+        return [dropped(r | {"duplicate_of": first[r["id"]][1]}, self.name, first[r["id"]][0]) if r["id"] in first else r for r in records]
+
+    def same_text(self, records: list[dict]) -> dict[str, tuple[str, str]]:
+        """id -> (reason, id kept) of texts one speaker says again."""
+        seen: dict[tuple, str] = {}
+        found = {}
+        for record in records:
+            letters = "".join(c for c in (record.get("text") or "").casefold() if c.isalnum())
+            if not letters or not record.get("speaker"):
+                continue
+            key = (record["source"], record["speaker"], letters)
+            if key in seen:
+                found[record["id"]] = ("duplicate_text", seen[key])
+            seen.setdefault(key, record["id"])
+        return found
+
+    def same_sound(self, records: list[dict]) -> dict[str, tuple[str, str]]:
+        """id -> (reason, id kept) of recordings that hold the same sound."""
+        seen: dict[str, str] = {}
+        found = {}
+        for record in records:
+            if (kept := seen.setdefault(record["audio_sha256"], record["id"])) != record["id"]:
+                found[record["id"]] = ("duplicate_audio", kept)
+        rest = [r for r in records if r["id"] not in found]
+        words = [read_words(r) for r in rest]
+        for (one, other), offsets in sorted(self.candidates(words).items()):
+            if rest[other]["id"] in found:
+                continue
+            near = {offset + d for offset in offsets for d in (-1, 0, 1)}
+            errors, overlap = min((error_share(words[one], words[other], offset) for offset in near), key=lambda e: e[0])
+            if errors <= self.most_errors and overlap >= self.least_overlap:
+                kept = rest[one]["id"]
+                found[rest[other]["id"]] = ("duplicate_audio", found[kept][1] if kept in found else kept)
+        return found
+
+    def candidates(self, words: list[np.ndarray]) -> dict[tuple[int, int], list[int]]:
+        """Pairs (one < other) of records that share windows, and the offsets most of them vote for."""
+        value = np.concatenate(words)
+        owner = np.repeat(np.arange(len(words)), [len(w) for w in words])
+        place = np.concatenate([np.arange(len(w)) for w in words])
+        value, owner, place = value[value != 0], owner[value != 0], place[value != 0]
+        pairs = np.concatenate([self.pairs(value & mask, owner, place) for mask in MASKS])  # (P, 3): one, other, offset
+        pairs, votes = np.unique(pairs, axis=0, return_counts=True)
+        found: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for one, other, offset in pairs[votes >= self.votes].tolist():
+            found[one, other].append(offset)
+        return found
+
+    def pairs(self, key: np.ndarray, owner: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """(one, other, offset) of windows of different records with the same key: (P, 3)."""
+        order = np.lexsort((owner, key))
+        key, owner, place = key[order], owner[order], place[order]
+        starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
+        common = np.repeat(np.diff(np.r_[starts, len(key)]) > self.most_shared, np.diff(np.r_[starts, len(key)]))
+        key, owner, place = key[~common], owner[~common], place[~common]
+        found = []
+        for step in range(1, self.most_shared):
+            same = (key[step:] == key[:-step]) & (owner[step:] != owner[:-step])
+            found.append(np.stack([owner[:-step][same], owner[step:][same], (place[step:] - place[:-step])[same]], axis=1))
+        return np.concatenate(found)
