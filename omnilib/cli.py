@@ -14,6 +14,15 @@ from pathlib import Path
 from omnilib.errors import UserError
 from omnilib.paths import CHECKPOINTS, REPORTS, ROOT
 
+DATA_TASKS = {  # name -> (module, what it does)
+    "build-nano": ("data_prep.nano", "speak and collect the nano corpus"),
+    "corpus": ("data_prep.corpora", "records of a published corpus on this disk"),
+    "synthesise": ("data_prep.synthetic", "speak conversations with reference voices"),
+    "curate": ("data_prep.curate", "raw recordings to checked segments"),
+    "validate": ("data_prep.validate", "find what is wrong with a curated corpus"),
+    "shards": ("data_prep.shards", "length-bucketed training shards with checksums"),
+    "plan": ("data_prep.plan", "cost of curating many hours"),
+}
 TRAIN = Path(__file__).resolve().parent / "train"
 
 
@@ -39,12 +48,12 @@ def build_parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--notebooks", action="store_true", help="every notebook, no re-evaluation")
     reproduce.add_argument("--scale", default="nano", choices=["smoke", "nano", "paper"])
 
-    train = commands.add_parser("train", help="run one training stage", add_help=False)
+    train = commands.add_parser("train", help="run one training stage")
     train.add_argument("stage", nargs="?", help=", ".join(stages()))
     train.add_argument("rest", nargs=argparse.REMAINDER, help="--config NAME --set key=value ... --out FOLDER")
 
-    data = commands.add_parser("data", help="build corpora", add_help=False)
-    data.add_argument("task", choices=["build-nano"], help="build-nano: speak and collect the nano corpus")
+    data = commands.add_parser("data", help="build, curate, check, shard and plan corpora")
+    data.add_argument("task", nargs="?", help=", ".join(DATA_TASKS))
     data.add_argument("rest", nargs=argparse.REMAINDER)
 
     fetch = commands.add_parser("fetch", help="download published weights from the hub, pinned to a commit (uses the network)")
@@ -151,7 +160,7 @@ def run_module(name: str, arguments: list[str]) -> int:
 
 def train(args: argparse.Namespace) -> int:
     """Hand over to omnilib/train/<stage>.py."""
-    if args.stage in (None, "-h", "--help"):
+    if args.stage is None:
         print(f"usage: omni train STAGE --config NAME [--set key=value ...] --out FOLDER\nstages: {', '.join(stages())}")
         return 0
     if args.stage not in stages():
@@ -161,7 +170,12 @@ def train(args: argparse.Namespace) -> int:
 
 def data(args: argparse.Namespace) -> int:
     """Hand over to data_prep."""
-    return run_module("data_prep.nano", args.rest)
+    if args.task is None:
+        print("usage: omni data TASK [--help] ...\n" + "\n".join(f"  {task:<11} {what}" for task, (_, what) in DATA_TASKS.items()))
+        return 0
+    if args.task not in DATA_TASKS:
+        raise UserError(f"no data task '{args.task}': choose one of {', '.join(DATA_TASKS)}")
+    return run_module(DATA_TASKS[args.task][0], args.rest)
 
 
 def fetch(args: argparse.Namespace) -> int:

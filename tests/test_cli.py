@@ -100,10 +100,20 @@ def test_train_passes_its_flags_on_and_reports_a_wrong_config_key(tmp_path, caps
     assert "stepz" in capsys.readouterr().err
 
 
-def test_unknown_data_task_exits_2():
-    with pytest.raises(SystemExit) as stop:
-        omni("data", "build-mega")
-    assert stop.value.code == 2
+def test_unknown_data_task_names_the_known_ones(capsys):
+    assert omni("data", "build-mega") == 2
+    assert "choose one of build-nano, corpus" in capsys.readouterr().err
+
+
+def test_every_data_task_has_a_script_with_help(capsys):
+    assert omni("data") == 0
+    listed = capsys.readouterr().out
+    for task in cli.DATA_TASKS:
+        assert f"\n  {task}" in listed
+        with pytest.raises(SystemExit) as stop:
+            omni("data", task, "--help")
+        assert stop.value.code == 0
+        assert "--" in capsys.readouterr().out
 
 
 def test_reproduce_goes_on_after_failures_and_exits_1(tmp_path, monkeypatch, capsys):
