@@ -204,10 +204,10 @@ def test_written_names_are_safe_and_different(tmp_path):
 # --------------------------------------------------------------------------------------------------------- bad input
 
 
-def edit(path: Path, number: int, **changes) -> None:
-    lines = path.read_text().splitlines()
+def edit(manifest: Path, number: int, /, **changes) -> None:
+    lines = manifest.read_text().splitlines()
     lines[number] = json.dumps(json.loads(lines[number]) | changes)
-    path.write_text("\n".join(lines) + "\n")
+    manifest.write_text("\n".join(lines) + "\n")
 
 
 BAD_INPUT = {
