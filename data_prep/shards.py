@@ -21,6 +21,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -136,11 +137,13 @@ def write_shards(manifest: Path, out: Path, seconds: float = SECONDS, workers: i
     jobs = [(manifest, out, shard) for shard in plan(manifest, seconds)]
     try:
         (out / "index.json").unlink(missing_ok=True)
-        if workers == 1:
-            lines = [write_shard(job) for job in tqdm(jobs, desc="shards", unit="shard")]
-        else:
-            with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-                lines = list(tqdm(pool.map(write_shard, jobs), total=len(jobs), desc="shards", unit="shard"))
+        with ExitStack() as stack:
+            bar = stack.enter_context(tqdm(total=len(jobs), desc="shards", unit="shard"))
+            many = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map if workers > 1 else map
+            lines = []
+            for line in many(write_shard, jobs):
+                lines.append(line)
+                bar.update()
         for stale in {str(p.relative_to(out)) for p in out.glob("*/*.parquet")} - {line["path"] for line in lines}:
             (out / stale).unlink()
         (out / "checksums.sha256").write_text("".join(f"{line['sha256']}  {line['path']}\n" for line in lines), encoding="utf-8")

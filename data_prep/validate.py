@@ -23,7 +23,7 @@ from data_prep.pipeline import INPUT, check_input, file_digest, number_of, read_
 from omnilib.errors import DataError, UserError
 
 SLACK = 0.05  # seconds a duration may be off
-SPEEDS = {"zh": (0.3, 12.0), None: (0.5, 40.0)}  # letters, digits and Han characters a second: outside nobody speaks
+SPEEDS = {"zh": (0.5, 12.0), None: (1.0, 40.0)}  # letters, digits and Han characters a second: outside nobody speaks
 LEAST_SCRIPT = 0.5
 Problem = tuple[str, str, str]  # id, reason, detail
 
