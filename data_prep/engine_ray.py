@@ -67,7 +67,7 @@ def connect(address: str | None, workers: int | None) -> None:
         raise MissingTool("the ray engine needs Ray: pip install 'ray[data]'") from None
     if ray.is_initialized():
         return
-    options = {"address": address} if address else {"num_cpus": workers or len(os.sched_getaffinity(0)), "include_dashboard": False}
+    options = {"address": address} if address else {"num_cpus": workers or os.cpu_count(), "include_dashboard": False}
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:  # Ray raises plain Exceptions too

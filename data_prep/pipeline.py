@@ -19,7 +19,7 @@ Units: seconds, hours where named so; T samples, float32 in [-1, 1], mono.
 """
 
 import hashlib
-import importlib.util
+import importlib
 import inspect
 import json
 import os
@@ -35,7 +35,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from threading import Thread
@@ -52,7 +52,7 @@ from tqdm import tqdm
 
 from omnilib.errors import AudioError, ConfigError, DataError
 
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES, OPS = Path(__file__).parent / "recipes", Path(__file__).parent / "ops"
 INPUT = "input/"
 DEFAULTS = {"start": 0.0, "duration": None, "rate": None, "text": None, "language": None, "speaker": None, "split": None}
 PART_SECONDS, PART_RECORDS = 1800.0, 500  # a part ends at whichever comes first
@@ -206,7 +206,7 @@ class Step:
         raise NotImplementedError
 
     def parameters(self) -> dict:
-        return {k: v for k, v in asdict_shallow(self).items() if k not in ("gpus", "cpus")}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in ("gpus", "cpus")}
 
     def code(self) -> str:
         """Hash of the source files that decide the result."""
@@ -224,10 +224,6 @@ def register(cls: type[Step]) -> type[Step]:
     return cls
 
 
-def asdict_shallow(step: Step) -> dict:
-    return {f.name: getattr(step, f.name) for f in fields(step) if f.init}
-
-
 def dropped(record: dict, step: str, reason: str) -> dict:
     """The record, marked as dropped."""
     return record | {"dropped": {"step": step, "reason": reason}}
@@ -239,9 +235,8 @@ def load_recipe(recipe: str | Path) -> tuple[list[Step], float]:
     Raises:
         ConfigError: no such recipe, not YAML, or an unknown step, parameter or key.
     """
-    if importlib.util.find_spec("data_prep.ops"):
-        for module in pkgutil.iter_modules(importlib.import_module("data_prep.ops").__path__):
-            importlib.import_module(f"data_prep.ops.{module.name}")
+    for module in pkgutil.iter_modules([str(OPS)]):
+        importlib.import_module(f"data_prep.ops.{module.name}")
     path = next((p for p in (Path(recipe), RECIPES / f"{recipe}.yaml") if p.is_file()), None)
     if path is None:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
@@ -254,7 +249,10 @@ def load_recipe(recipe: str | Path) -> tuple[list[Step], float]:
         raise ConfigError(f"recipe {path.name}: needs a list `steps:` of at least one step")
     if unknown := set(content) - {"steps", "part_seconds"}:
         raise ConfigError(f"recipe {path.name}: unknown key '{sorted(unknown)[0]}'; known: steps, part_seconds")
-    return [build_step(entry, path.name) for entry in content["steps"]], float(content.get("part_seconds", PART_SECONDS))
+    part_seconds = content.get("part_seconds", PART_SECONDS)
+    if not isinstance(part_seconds, int | float) or part_seconds <= 0:
+        raise ConfigError(f"recipe {path.name}: part_seconds is {part_seconds}: give seconds of audio, e.g. 1800")
+    return [build_step(entry, path.name) for entry in content["steps"]], part_seconds
 
 
 def build_step(entry: object, recipe: str) -> Step:
@@ -264,7 +262,6 @@ def build_step(entry: object, recipe: str) -> Step:
         name = entry.get("name") if isinstance(entry, dict) else entry
         raise ConfigError(f"recipe {recipe}: unknown step '{name}'; known: {', '.join(sorted(STEPS))}")
     cls = STEPS[entry["name"]]
-    assert is_dataclass(cls), f"{cls} is not a dataclass"
     parameters = {k: v for k, v in entry.items() if k != "name"}
     if unknown := set(parameters) - {f.name for f in fields(cls) if f.init}:
         known = ", ".join(f.name for f in fields(cls) if f.init)
@@ -346,9 +343,9 @@ def run_step(step: Step, records: list[dict], audio: Audio) -> list[dict]:
     try:
         results = step.run(records, audio)
     except AudioError:
-        if len(records) == 1 or step.scope == "all":
-            if step.scope == "all":
-                raise
+        if step.scope == "all":
+            raise
+        if len(records) == 1:
             return [dropped(records[0], step.name, "unreadable_audio")]
         return [result for record in records for result in run_step(step, [record], audio)]
     covered = {r["id"] for r in results} | {r.get("parent") for r in results}
@@ -526,11 +523,13 @@ def join(out: Path, folders: list[Path], results: Iterable[dict], done: list[dic
                 lines = (json.loads(x) for place in output.places for x in place.open("rb"))
                 twice = next(r["id"] for r in lines if number_of(r["id"]) == number)
                 raise DataError(f"step '{entry['step']}' gave the id '{twice}' twice; ids must be unique")
-    for output, folder, entry in zip(outputs, folders, done, strict=True):
+    for output, entry in zip(outputs, done, strict=True):
         manifest, drops = (h.hexdigest() for h in output.hashes)
         entry |= {"input": source, "manifest": manifest, "dropped": drops}
-        write_json(out, folder / "done.json", entry | {"seconds": round(output.seconds, 3), "sources": output.summary()})
+        entry |= {"seconds": round(output.seconds, 3), "sources": output.summary()}
         source = manifest
+    for folder, entry in reversed(list(zip(folders, done, strict=True))):  # the first step last: killed in between, all are joined again
+        write_json(out, folder / "done.json", entry)
     return source
 
 
@@ -570,12 +569,17 @@ def curate(
     steps, part_seconds = load_recipe(recipe)
     if engine not in ("local", "ray"):
         raise ConfigError(f"unknown engine '{engine}'; known: local, ray")
+    if workers is not None and workers < 1:
+        raise ConfigError(f"{workers} workers: give at least 1")
     if manifest.parent.resolve() == out.resolve():
         raise ConfigError(f"--out {out} is the folder of the input, which stays as it is: choose another")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with FileLock(out / ".lock", timeout=0):
             shutil.rmtree(out / "tmp", ignore_errors=True)
+            final, written = out / "manifest.jsonl", read_json(out / "funnel.json")
+            if written and final.is_file() and file_digest(final) != written["manifest_sha256"]:
+                raise DataError(f"{final} was changed after it was written: give it another name, then run again")
             last = run_steps(manifest, steps, part_seconds, out, choose_engine(engine, workers, address))
             return conclude(out, last, manifest.parent)
     except Timeout:
@@ -590,7 +594,7 @@ def curate(
 def choose_engine(engine: str, workers: int | None, address: str | None):
     """A function (job, parts) -> hours of each part as it is finished."""
     if engine == "local":
-        return lambda job, parts: local_engine(job, parts, workers or len(os.sched_getaffinity(0)))
+        return lambda job, parts: local_engine(job, parts, workers or os.cpu_count())
     from data_prep.engine_ray import ray_engine
 
     return lambda job, parts: ray_engine(job, parts, workers, address)
@@ -615,7 +619,7 @@ def run_steps(manifest: Path, steps: list[Step], part_seconds: float, out: Path,
         parts = cut(job.manifest, part_seconds if steps[index].scope == "map" else None)
         do_parts(job, parts, engine)
         source = join(out, folders[index + 1 : end + 1], part_lines(job, parts), wanted[index:end], source)
-        shutil.rmtree(out / "work")
+        shutil.rmtree(out / "work", ignore_errors=True)
         index = end
     return folders
 
@@ -720,7 +724,7 @@ def funnel(folders: list[Path]) -> dict:
                 "seconds": done["seconds"],
             }
         )
-    return {"manifest_sha256": done["manifest"], "dropped_sha256": [read_json(f / "done.json")["dropped"] for f in folders], "steps": steps}
+    return {"manifest_sha256": done["manifest"], "steps": steps}
 
 
 def card(table: dict, manifest: Path) -> str:

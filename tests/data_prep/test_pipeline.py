@@ -117,6 +117,23 @@ def test_a_run_killed_in_the_middle_continues_to_the_same_result(run, tmp_path):
     assert sum(n for line, n in calls(tmp_path).items() if line.startswith("halve")) == 13 - finished  # only what was missing
 
 
+def test_killed_between_two_steps_of_a_group_only_joins_again(run, tmp_path, monkeypatch):
+    plain, real, count = contents(run("plain")), pipeline.write_json, []
+    (tmp_path / "log").unlink()
+
+    def killed(out, target, value):
+        count.append(target)
+        if len(count) == 3:  # the input's, then the second step's were written; the first step's is not
+            raise KeyboardInterrupt
+        real(out, target, value)
+
+    monkeypatch.setattr(pipeline, "write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert [p.parent.name for p in count] == ["00_input", "02_test_level", "01_test_halve"]
+    assert contents(run()) == plain and sum(calls(tmp_path).values()) == 13 + 24 + 1 + 20
+
+
 def test_a_worker_that_dies_is_one_line_and_finished_parts_stay(run, tmp_path, capsys):
     dies = recipe(tmp_path, "{name: test_dies, at: tone07}", part_seconds=1.0)
     arguments = ["--recipe", str(dies), "--manifest", str(run.manifest), "--out", str(tmp_path / "out"), "--workers", "2"]
@@ -250,6 +267,7 @@ BAD_RECIPES = {
     "steps: [{name: test_halve, pausen: 1}]": "step 'test_halve' has no parameter 'pausen'; known: gpus, cpus, pause",
     "steps: [{name: test_halve, pause: fast}]": "step 'test_halve': ",
     "steps: [{name: test_halve}]\nworkers: 3": "unknown key 'workers'",
+    "steps: [{name: test_halve}]\npart_seconds: long": "part_seconds is long: give seconds",
     "steps: []": "needs a list `steps:`",
     "steps: [": "not readable YAML",
     "steps: [{name: filter, rules: {nonsense: {}}}]": "unknown filter 'nonsense'; known: ",
@@ -277,6 +295,15 @@ def test_a_manifest_edited_by_hand_is_noticed(run, name):
     with pytest.raises(DataError, match=rf"02_test_level/{name} was changed after it was written"):
         run()
     assert "t0ne" in edited.read_text() and (out / "manifest.jsonl").exists()
+
+
+def test_the_final_manifest_edited_by_hand_is_kept(run):
+    out = run()
+    edit(out / "manifest.jsonl", 0, text="corrected")
+    with pytest.raises(DataError, match="manifest.jsonl was changed after it was written: give it another name"):
+        run()
+    (out / "manifest.jsonl").rename(out / "mine.jsonl")
+    assert "corrected" not in (run() / "manifest.jsonl").read_text() and "corrected" in (out / "mine.jsonl").read_text()
 
 
 def test_another_manifest_does_not_overwrite_a_finished_run(run):
@@ -326,7 +353,8 @@ def test_full_disk_while_writing_audio_leaves_no_half_file(tmp_path, monkeypatch
 def test_many_files_of_one_bad_type_end_in_one_line_with_the_lists_complete(run, tmp_path, capsys):
     for path in (run.manifest.parent / "audio").iterdir():
         path.write_bytes(b"not audio")
-    arguments = ["--recipe", str(recipe(tmp_path, "{name: test_level}")), "--manifest", str(run.manifest), "--out", str(tmp_path / "out")]
+    steps = ("{name: test_level}", "{name: test_rank}", "{name: test_level}")
+    arguments = ["--recipe", str(recipe(tmp_path, *steps)), "--manifest", str(run.manifest), "--out", str(tmp_path / "out")]
     assert main(arguments + ["--workers", "1"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "no record was kept: 13 dropped by step 'test_level' as unreadable_audio" in line
