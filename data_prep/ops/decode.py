@@ -5,7 +5,7 @@ blocks, so an 8-hour file needs little memory: it is written in pieces of `piece
 piece's last 10 s. A recording with a transcript is never cut.
 
 Adds `recording` (the id before any cut), `offset` (seconds, of a piece) and `peak`.
-Reasons: missing_file, empty_file, unreadable, truncated, not_finite, silent, too_long (a transcript but more than one piece).
+Reasons: missing_file, empty_file, unreadable, damaged (in the middle), truncated, not_finite, silent, too_long (a transcript but more than one piece).
 
 Shapes: T samples, float32, mono.
 """
@@ -36,8 +36,10 @@ class Unusable(Exception):
 
 def sndfile_blocks(path: Path, start: float, duration: float | None) -> Iterator[tuple[np.ndarray, int]]:
     """(mono block (T,), rate) through libsndfile."""
+    opened = False
     try:
         with soundfile.SoundFile(str(path)) as file:
+            opened = True
             rate, first = file.samplerate, round(start * file.samplerate)
             if first >= max(1, file.frames):
                 raise Unusable("truncated" if file.frames else "unreadable")
@@ -53,7 +55,7 @@ def sndfile_blocks(path: Path, start: float, duration: float | None) -> Iterator
                 else:
                     break
     except soundfile.SoundFileError:
-        raise Unusable("unreadable") from None
+        raise Unusable("damaged" if opened else "unreadable") from None
 
 
 def ffmpeg_blocks(path: Path, start: float, duration: float | None) -> Iterator[tuple[np.ndarray, int]]:
@@ -130,7 +132,7 @@ def quietest(wave: np.ndarray, rate: int) -> int:
 
 def pieces(blocks: Iterator[np.ndarray], rate: int, seconds: float) -> Iterator[np.ndarray]:
     """Waves of at most `seconds`, cut where it is quiet."""
-    kept, size, search = [], 0, round(SEARCH_SECONDS * rate)
+    kept, size, search = [], 0, round(min(SEARCH_SECONDS, seconds / 2) * rate)
     for block in blocks:
         kept, size = [*kept, block], size + len(block)
         while size > seconds * rate:

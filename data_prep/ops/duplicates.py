@@ -25,6 +25,7 @@ RATE, SIZE, HOP = 8_000, 2048, 128
 LAG = 8  # windows between the two that a bit compares
 BANDS, LOW, HIGH = 25, 200.0, 2800.0
 QUIET_DB = 30.0  # windows so far below the loudest hold noise, their bits mean nothing
+NEAR = 4  # neighbouring offsets that vote together
 BLOCK = 4096  # windows analysed at once
 MASKS = tuple(  # the bits of each of the four keys: every fourth bit is left out, in turn
     np.uint32(sum(1 << b for b in range(BANDS - 1) if b % 4 != left)) for left in range(4)
@@ -100,9 +101,9 @@ class Duplicates(Step):
 
     name: ClassVar[str] = "duplicates"
     scope: ClassVar[str] = "all"
-    most_errors: float = 0.3  # of the bits; unrelated speech differs in about a half
+    most_errors: float = 0.33  # of the bits; copies at 6 kbit/s reach 0.28, unrelated speech starts at 0.42
     least_overlap: float = 0.6  # of the shorter record's sounding windows
-    votes: int = 2  # equal keys at one offset that a pair needs before it is compared
+    votes: int = 2  # equal keys about one offset that a pair needs before it is compared
     most_shared: int = 40  # a window that more records share is too common to vote
     text: bool = True  # one text by one speaker is kept once
 
@@ -138,7 +139,7 @@ class Duplicates(Step):
         for (one, other), offsets in sorted(self.candidates(words).items()):
             if rest[other]["id"] in found:
                 continue
-            near = {offset + d for offset in offsets for d in (-1, 0, 1)}
+            near = {NEAR * place + d for place in offsets for d in range(-1, NEAR + 1)}
             errors, overlap = min((error_share(words[one], words[other], offset) for offset in near), key=lambda e: e[0])
             if errors <= self.most_errors and overlap >= self.least_overlap:
                 kept = rest[one]["id"]
@@ -146,7 +147,7 @@ class Duplicates(Step):
         return found
 
     def candidates(self, words: list[np.ndarray]) -> dict[tuple[int, int], list[int]]:
-        """Pairs (one < other) of records that share windows, and the offsets most of them vote for."""
+        """Pairs (one < other) of records that share windows, and the offsets (in NEAR windows) they have votes for."""
         value = np.concatenate(words)
         owner = np.repeat(np.arange(len(words)), [len(w) for w in words])
         place = np.concatenate([np.arange(len(w)) for w in words])
@@ -159,7 +160,7 @@ class Duplicates(Step):
         return found
 
     def pairs(self, key: np.ndarray, owner: np.ndarray, place: np.ndarray) -> np.ndarray:
-        """(one, other, offset) of windows of different records with the same key: (P, 3)."""
+        """(one, other, offset // NEAR) of windows of different records with the same key: (P, 3)."""
         order = np.lexsort((owner, key))
         key, owner, place = key[order], owner[order], place[order]
         starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
@@ -168,5 +169,5 @@ class Duplicates(Step):
         found = []
         for step in range(1, self.most_shared):
             same = (key[step:] == key[:-step]) & (owner[step:] != owner[:-step])
-            found.append(np.stack([owner[:-step][same], owner[step:][same], (place[step:] - place[:-step])[same]], axis=1))
+            found.append(np.stack([owner[:-step][same], owner[step:][same], (place[step:] - place[:-step])[same] // NEAR], axis=1))
         return np.concatenate(found)

@@ -91,7 +91,10 @@ class LongForm(Step):
             wave[at : at + len(part)] = part[: len(wave) - at]
         first = group[0][1]
         new = f"long-{hashlib.sha256(repr(key).encode()).hexdigest()[:10]}-{number:04d}"
-        parts = [{"id": r["id"], "start": round(s, 4), "end": round(s + r["duration"], 4), "text": r["text"]} for s, r in group]
+        parts = [
+            {"id": r["id"], "start": round(s * rate) / rate, "end": round(s * rate) / rate + r["duration"], "text": r["text"]}
+            for s, r in group
+        ]
         return {
             **{name: first[name] for name in ("source", "licence", "split", "language", "speaker")},
             "id": new,

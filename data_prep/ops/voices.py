@@ -68,7 +68,7 @@ class Turns(Step):
 
     name: ClassVar[str] = "turns"
     model: str = "resemblyzer"
-    seconds: float = 4.0  # of a region that are listened to
+    seconds: float = 1.8  # of a region that are listened to: one partial utterance of Resemblyzer
     least: float = 0.8  # seconds; shorter regions go with the nearest longer one
     threshold: float = 0.7  # cosine between averages above which two voices are one
 
@@ -111,7 +111,7 @@ class Voiceprint(Step):
 
     name: ClassVar[str] = "voiceprint"
     model: str = "resemblyzer"
-    seconds: float = 6.0
+    seconds: float = 3.4  # three partial utterances
 
     def open(self) -> None:
         self.voices = Voices(self.model, self.seconds)
