@@ -5,7 +5,8 @@ blocks, so an 8-hour file needs little memory: it is written in pieces of `piece
 piece's last 10 s. A recording with a transcript is never cut.
 
 Adds `recording` (the id before any cut), `offset` (seconds, of a piece) and `peak`.
-Reasons: missing_file, empty_file, unreadable, damaged (in the middle), truncated, not_finite, silent, too_long (a transcript but more than one piece).
+Reasons: missing_file, empty_file, unreadable, damaged (in the middle), truncated, not_finite, silent, too_long (a transcript but
+more than one piece).
 
 Shapes: T samples, float32, mono.
 """

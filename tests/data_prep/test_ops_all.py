@@ -7,7 +7,8 @@ import pytest
 import soundfile
 from frozen_audio import RATE, Shelf, reasons, run, spoken, wave_of
 
-from data_prep.ops.duplicates import Duplicates, Fingerprint
+from data_prep.ops import duplicates
+from data_prep.ops.duplicates import Duplicates, Fingerprint, masks
 from data_prep.ops.longform import LongForm
 from data_prep.ops.speed import Speed
 from data_prep.ops.split import Split, letters, voice_of
@@ -111,6 +112,15 @@ def test_copies_are_found_however_they_were_changed_and_nothing_else(shelf):
     results = run(Duplicates(), run(Fingerprint(), records, shelf), shelf)
     pairs = {frozenset((r["id"], r["duplicate_of"])) for r in results if "dropped" in r}
     assert pairs == {frozenset((records[i]["id"], records[12 + i]["id"])) for i in range(12)}
+
+
+def test_a_larger_corpus_uses_longer_keys_and_a_sample_of_windows(shelf, monkeypatch):
+    assert [len({*masks(n)}) for n in (10, 1 << 20, 1 << 22, 1 << 24, 1 << 30)] == [4, 4, 4, 4, 1]
+    assert [int(masks(n)[0]).bit_count() for n in (10, 1 << 22, 1 << 24, 1 << 30)] == [18, 20, 22, 24]
+    waves = [wave_of(r) for r in spoken(role="eval")[:8]]
+    records = run(Fingerprint(), [shelf.add(w) for w in [*waves, *(0.5 * w[2000:] for w in waves)]], shelf)
+    monkeypatch.setattr(duplicates, "WINDOWS", 300)  # of about 4,000
+    assert [r["id"] for r in Duplicates().run(records, shelf.audio) if "dropped" not in r] == [f"r{i:03d}" for i in range(1, 9)]
 
 
 def test_the_longest_copy_stays_whatever_the_order(shelf):
