@@ -95,7 +95,7 @@ def language(record: dict, wanted: list[str] | None = None, least: float = 0.5) 
 
 
 @known
-def transcript(record: dict, most: float = 0.3, languages: dict[str, float] | None = None, doubt: float = 1.0) -> str | None:
+def transcript(record: dict, most: float = 0.25, languages: dict[str, float] | None = None, doubt: float = 1.5) -> str | None:
     """Given text against what was heard: both the error is large and the given text is much less likely than the heard one.
 
     Args:

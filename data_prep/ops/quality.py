@@ -53,6 +53,7 @@ class Quality(Step):
     overall: bool = False
 
     def open(self) -> None:
+        mel_db(np.ones((1, WINDOW), np.float32))  # imports librosa: part of loading, not of the first record
         self.p808 = open_session(model_file("speechmos", "dnsmos_models/model_v8.onnx", INSTALL))
         self.ovrl = open_session(model_file("speechmos", "dnsmos_models/sig_bak_ovr.onnx", INSTALL)) if self.overall else None
 
