@@ -2,7 +2,8 @@
 
 A recording with a transcript stays one segment, only the silence around it goes. Without one, regions are joined while the gap is
 short, the sum fits and the voice stays the same (`turns`, see voices.py). New records `<id>-000`, ... with `parent`; `speech`
-becomes relative to the segment, `segment_start` stays when a later step writes the segment to its own file. Reasons: too_short, too_long.
+becomes relative to the segment, `segment_start` stays when a later step writes the segment to its own file. Reasons: too_short,
+too_long.
 """
 
 from dataclasses import dataclass
