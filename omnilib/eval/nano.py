@@ -380,6 +380,8 @@ def evaluate(
 def write(bench: Bench, reports: Path, scale: str, parts: Sequence[str], walls: dict[str, float]) -> None:
     """Hand over to `results.write`."""
     settings = {"decode": asdict(bench.settings), "codec": asdict(bench.speaker.codec.settings), "wall_seconds": walls}
+    flow = bench.speaker.codec.flow.config
+    settings["flow"] = {"temperature": flow.temperature, "guidance": flow.guidance}
     if bench.judge is not None:
         settings["judges"] = {"speech": bench.judge.id, "speaker": bench.voices.id}
     parameters = {"parts": list(parts), "limit": bench.limit, "seed": bench.seed}

@@ -46,6 +46,7 @@ class Config:
     steps: int = 10_000
     batch_seconds: float = 60.0
     max_seconds: float = 16.0  # longer recordings are left out
+    repeat: dict[str, int] = field(default_factory=dict)  # language -> times its recordings count, for one that lags
     other_prompt: float = 0.3  # share of batches whose prompt is another utterance of the voice
     prompt_seconds: list[float] = field(default_factory=lambda: [1.0, 4.0])  # its length
     lr: float = 1e-3
@@ -195,6 +196,7 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
     tokens = load_vectors(find_data(cfg.tokens), "`python -m omnilib.train.tokens --tokenizer ...`")
     speakers = load_vectors(find_data(cfg.speakers), "`python -m omnilib.train.tokens --speaker ...`")
     split = {s: [r for r in records if r["split"] == s] for s in ("train", "dev")}
+    split["train"] = [r for r in split["train"] for _ in range(cfg.repeat.get(r["language"], 1))]
     data, dev = (Utterances(split[s], manifest.parent, tokens, speakers, cfg) for s in ("train", "dev"))
 
     model = Flow(cfg.model).to(device)
@@ -238,6 +240,7 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
         if log and (done % cfg.save_every == 0 or last):
             common.save_state(out, both, optimizer, done, {"seconds": spent + time.time() - started})
     if log:
+        metrics = metrics or evaluate(average, dev, cfg, device, out / "samples" / f"{cfg.steps:06d}.safetensors")
         seconds = spent + time.time() - started
         meta = common.run_meta(cfg, cfg.steps, seconds, metrics=metrics, manifest_sha256=sha256(manifest))
         common.export_model(out, average, cfg.model, meta, form=cfg.storage)

@@ -212,6 +212,7 @@ def train(cfg: Config, out: Path) -> dict:
         if log and (done % cfg.save_every == 0 or last):
             common.save_state(out, nets, optimizers, done, {"seconds": seconds})
     if log:
+        metrics = metrics or evaluate(model.eval(), dev)
         meta = common.run_meta(cfg, cfg.steps, spent + time.time() - started, metrics=metrics, manifest_sha256=sha256(manifest))
         common.export_model(out, model, cfg.model, meta, form=cfg.storage)
     return metrics

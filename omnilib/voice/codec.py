@@ -108,7 +108,8 @@ class Codec:
 
     @classmethod
     def load(cls, folder: str | Path, settings: CodecSettings | None = None) -> "Codec":
-        """Read checkpoints/<scale>: one folder each for tokenizer, speaker, flow and hift.
+        """Read checkpoints/<scale>: one folder each for tokenizer, speaker, flow and hift; settings are those of codec.yaml,
+        if there is one, unless given.
 
         Raises:
             CheckpointError, ConfigError: a part is missing, truncated, or of another model.
@@ -117,6 +118,8 @@ class Codec:
         tokenizer, speaker = SpeechTokenizer.load(folder / "tokenizer"), SpeakerEncoder.load(folder / "speaker")
         flow = Flow(configs.load(FlowConfig, folder / "flow" / "config.yaml"))
         load_weights(flow, folder / "flow" / "model.safetensors")
+        if settings is None and (folder / "codec.yaml").exists():
+            settings = configs.load(CodecSettings, folder / "codec.yaml")
         return cls(tokenizer, speaker, flow, HiFT.load(folder / "hift").fold_weight_norm(), settings)
 
     def to(self, device: str | torch.device) -> "Codec":

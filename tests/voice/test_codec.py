@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omnilib.audio import VOICE_RATE, save_wave
-from omnilib.errors import AudioError, CheckpointError
+from omnilib.errors import AudioError, CheckpointError, ConfigError
 from omnilib.train.common import export_model
 from omnilib.voice.codec import Codec, CodecSettings, CrossFadeStream, Voice
 from omnilib.voice.flow import EncoderConfig, EstimatorConfig, Flow, FlowConfig
@@ -228,3 +228,13 @@ def test_the_hift_of_a_loaded_codec_is_folded(codec, tmp_path):
     keys = Codec.load(tmp_path).hift.state_dict().keys()
     assert "conv_pre.weight" in keys
     assert "conv_pre.parametrizations.weight.original0" in HiFT(TINY).state_dict()
+
+
+def test_settings_of_a_folder_are_read_from_codec_yaml(codec, tmp_path):
+    save_codec(codec, tmp_path)
+    (tmp_path / "codec.yaml").write_text("steps: 3\n")
+    assert Codec.load(tmp_path).settings.steps == 3
+    assert Codec.load(tmp_path, CodecSettings(steps=5)).settings.steps == 5
+    (tmp_path / "codec.yaml").write_text("stepz: 3\n")
+    with pytest.raises(ConfigError, match="stepz"):
+        Codec.load(tmp_path)
