@@ -50,6 +50,7 @@ FACTORS = (1.0, 0.93, 1.08, 0.87, 1.16)  # speeds of the worlds
 WORLD_MINUTES = 41.0  # raw audio that the frozen subset makes in one world
 GROUPS = {"reader": ("_100",), "crowd": ("_122", "_132"), "club": ("_085", "_087", "_115")}  # voices by their pitch
 FORMS = {"reader": "flac", "crowd": "mp3", "club": "opus"}
+LEAST_MINUTES = 2.0
 SPOKEN_ALONE = 0.6  # share of a voice's sentences that become files of their own; the others go on the radio
 FAULTS = {  # shares of the sentence files
     "wrong_transcript": 0.10,
@@ -291,7 +292,7 @@ def sentence_item(source: str, form: str, sentence: Sentence, fault: str, everyo
         claims["speaker"] = str(rng.choice(others or ["somebody"]))
     if fault != "clipped":
         wave = wave / np.abs(wave).max() * rng.uniform(0.15, 0.85)
-    start, end = lead / RATE, (lead + len(sentence.wave)) / RATE
+    start, end = round(lead / RATE, 4), round((lead + len(sentence.wave)) / RATE, 4)
     truth = unit("sentence", start, end, voice=sentence.voice, language=sentence.language, text=sentence.text, speech=[[start, end]])
     return Item(
         source,
@@ -502,12 +503,12 @@ def build(out: Path, minutes: float, seed: int = 0) -> dict:
     """Write a wild set of about `minutes`; returns its truth.
 
     Raises:
-        ConfigError: longer than the frozen subset can be varied.
+        ConfigError: too short to hold every fault, or longer than the frozen subset can be varied.
         DataError: the folder holds something else.
     """
     most = WORLD_MINUTES * len(FACTORS)
-    if not 0 < minutes <= most * 1.1:
-        raise ConfigError(f"{minutes:g} minutes: the frozen recordings make up to {most:.0f}, choose fewer (more would repeat itself)")
+    if not LEAST_MINUTES <= minutes <= most:
+        raise ConfigError(f"{minutes:g} minutes: choose {LEAST_MINUTES:g} (to hold every fault) to {most:.0f} (more would repeat itself)")
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} is not empty: choose another --out, or delete it")
     out.mkdir(parents=True, exist_ok=True)
