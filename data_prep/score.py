@@ -134,7 +134,7 @@ def share(count: int, total: int) -> dict:
     if not total:
         return {"value": None, "n": 0, "ci95": None, "unit": "rate"}
     low, high = binomtest(count, total).proportion_ci(method="wilson")
-    return {"value": count / total, "n": total, "ci95": [low, high], "unit": "rate"}
+    return {"value": count / total, "n": total, "ci95": [float(low), float(high)], "unit": "rate"}
 
 
 def passed(unit: dict) -> bool:
@@ -142,7 +142,7 @@ def passed(unit: dict) -> bool:
 
 
 def pairs_of(units: Sequence[dict]) -> list[tuple[dict, dict]]:
-    """(original, copy) of every duplicate."""
+    """(original, copy) of every duplicate of a good recording."""
     known = {u["id"]: u for u in units}
     return [(known[u["copy_of"]], u) for u in units if u["copy_of"] and u["fault"] is None]
 
@@ -164,9 +164,8 @@ def duplicate_recall(pairs: Sequence[tuple[dict, dict]]) -> dict:
 
 def filter_rows(units: Sequence[dict]) -> list[dict]:
     """Precision and recall of every filter; duplicates, whose fault is to be the second of two, are counted in pairs."""
-    pairs, twins = pairs_of(units), set()
-    for pair in pairs:
-        twins |= {u["id"] for u in pair}
+    pairs = pairs_of(units)
+    twins = {name for u in units if u["copy_of"] for name in (u["id"], u["copy_of"])}  # with a fault or not
     rows = []
     for name, (fault, reasons) in FILTERS.items():
         taken = [u for u in units if u["outcome"] in reasons and u["fault"] != "borderline"]

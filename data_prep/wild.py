@@ -472,7 +472,7 @@ def mirrored(item: Item, source: str, rng: np.random.Generator) -> Item:
     tune = 0.1 * music(round(RATE * rng.uniform(3, 6)), rng)
     wave = np.concatenate([tune, np.zeros(RATE // 2, np.float32), item.wave * np.float32(10 ** (-4 / 20))])
     shift = (len(tune) + RATE // 2) / RATE
-    copies = [moved(u, shift) | {"copy": "recording"} if u["fault"] is None else moved(u, shift) | {"copy_of": None} for u in item.units]
+    copies = [moved(u, shift) | {"copy": "recording"} for u in item.units]
     jingle = unit("sound", 0, len(tune) / RATE, fault="music", detail="jingle")
     return Item(source, "mp3" if item.form != "mp3" else "opus", wave, {}, [jingle, *copies], item.licence)
 
