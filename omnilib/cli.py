@@ -21,6 +21,8 @@ DATA_TASKS = {  # name -> (module, what it does)
     "curate": ("data_prep.curate", "raw recordings to checked segments"),
     "validate": ("data_prep.validate", "find what is wrong with a curated corpus"),
     "shards": ("data_prep.shards", "length-bucketed training shards with checksums"),
+    "wild": ("data_prep.wild", "a set of recordings with known faults"),
+    "score": ("data_prep.score", "what curation made of that set"),
     "plan": ("data_prep.plan", "cost of curating many hours"),
 }
 TRAIN = Path(__file__).resolve().parent / "train"
