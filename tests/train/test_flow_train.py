@@ -131,7 +131,9 @@ def test_a_killed_run_continues_with_the_same_losses(corpus, tmp_path, monkeypat
 
 
 def test_the_exported_folder_builds_the_same_flow_and_the_loss_falls(corpus, tmp_path):
-    cfg = settings(corpus, "steps=60", "lr=5e-3", "warmup=5", "eval_every=30", "save_every=60", "average=0.9", "bf16=false", "storage=float32")
+    cfg = settings(
+        corpus, "steps=60", "lr=5e-3", "warmup=5", "eval_every=30", "save_every=60", "average=0.9", "bf16=false", "storage=float32"
+    )
     metrics = script.train(cfg, tmp_path)
     seen = losses(tmp_path)
     assert sum(seen[s] for s in range(51, 61)) < 0.7 * sum(seen[s] for s in range(1, 11))
