@@ -203,7 +203,8 @@ class Step:
         """Load models; called once a worker."""
 
     def run(self, records: list[dict], audio: Audio) -> list[dict]:
-        raise NotImplementedError
+        """The step itself; every subclass has its own."""
+        raise NotImplementedError(f"{type(self).__name__} has no run")
 
     def parameters(self) -> dict:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in ("gpus", "cpus")}

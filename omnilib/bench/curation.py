@@ -61,7 +61,7 @@ def recordings(minutes: float) -> Iterator[np.ndarray]:
     records = read_manifest(folder / "manifest.jsonl")
     while total < minutes * 60 * RATE:
         wave, rate = soundfile.read(folder / records[index % len(records)]["path"], dtype="float32")
-        if rate == RATE:  # the human prompts have another rate and are few
+        if rate == RATE:  # human prompts and Mandarin kept as FLAC have 16 kHz
             waves += [wave, np.zeros(round(rng.uniform(0.3, 2.5) * RATE), np.float32)]
         index += 1
         if sum(map(len, waves)) > 60 * RATE:

@@ -404,7 +404,8 @@ def test_transcripts_are_tidied_as_their_corpus_needs(tmp_path):
 
 
 def test_m4a_is_read_too(tmp_path):
-    av = pytest.importorskip("av")
+    import av
+
     wave, rate = soundfile.read(CLIP, dtype="int16")
     with av.open(str(tmp_path / "one.m4a"), "w", format="ipod") as container:
         stream = container.add_stream("aac", rate=rate, layout="mono")
@@ -515,7 +516,6 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
 
 
 def streamed(name: str, source: Path, out: Path, **options) -> list[dict]:
-    pytest.importorskip("datasets")
     save(load(name).stream(out, source=str(source), **options), out, name)
     return read_manifest(out / "manifest.jsonl")
 
@@ -547,8 +547,8 @@ def test_aishell3_streams_from_its_hub_layout(tmp_path):
 
 
 def test_librispeech_streams_from_its_hub_layout(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
     import pyarrow
+    from pyarrow import parquet
 
     flac = sound(tmp_path / "x.flac").read_bytes()
     configs = []

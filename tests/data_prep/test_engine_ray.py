@@ -10,12 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import ray
 from curation_steps import STEPS, contents, corpus, recipe, workers
 
 from data_prep.curate import main
 from data_prep.pipeline import curate
 
-ray = pytest.importorskip("ray", reason="pip install 'ray[data]'")
 LIMIT = 900  # seconds after which a run counts as hanging
 
 

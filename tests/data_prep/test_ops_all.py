@@ -72,7 +72,6 @@ def test_clusters_are_numbered_as_they_appear():
 
 @pytest.mark.slow
 def test_real_voices_are_told_apart(shelf):
-    pytest.importorskip("webrtcvad")
     people = [spoken(speaker="rms_100")[:5], spoken(speaker="slt_122")[:5]]
     records = [shelf.add(wave_of(r), speaker=r["speaker"]) for person in people for r in person]
     records[0]["speaker"], truth = "slt_122", {records[0]["id"]}

@@ -55,7 +55,6 @@ def test_language_by_script_needs_no_model():
 
 @pytest.mark.slow
 def test_a_wrong_transcript_and_a_wrong_language_are_heard(tmp_path):
-    pytest.importorskip("faster_whisper")
     shelf = Shelf(tmp_path)
     human, other = spoken(role="human")[:2]
     chinese = spoken(role="eval", language="zh")[0]
