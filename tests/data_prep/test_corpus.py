@@ -145,6 +145,15 @@ def test_an_engine_speaks_or_says_how_to_install_it(engine, voice, text):
     assert np.array_equal(wave, again), "the engine is not deterministic"
     assert len(wave) % engines.STEP == 0 and len(phonemes) > 3
     assert ends is None or ends[-1] == pytest.approx(len(wave) / engines.RATE)
+    assert ends is None or (len(ends) == len(phonemes) and ends == sorted(ends))
+
+
+def test_phonemes_of_espeak_are_written_as_those_of_flite():
+    symbols = ["^", "ð", "ə", " ", "l", "ˈ", "a", "ɪ", "t", ".", "$"]
+    phonemes, ends = engines.from_espeak(symbols, [0.1] * len(symbols))
+    assert phonemes == ["pau", "dh", "ax", "l", "ay", "t", "pau"]
+    assert ends == pytest.approx([0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.1]), "stress and spaces lengthen the phoneme before them"
+    assert engines.from_espeak(["^", "ˈ", "d", "ʒ", "ˌ", "ɑ", "ː"], [0.1] * 7)[0] == ["pau", "jh", "aa"]
 
 
 def test_missing_text_packages_are_named(monkeypatch, tmp_path):

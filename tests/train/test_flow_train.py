@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from omnilib import config as configs
 from omnilib import storage
 from omnilib.data import write_manifest
-from omnilib.errors import DataError
+from omnilib.errors import CheckpointError, DataError
 from omnilib.train import common
 from omnilib.train import flow as script
 from omnilib.voice.flow import Flow, FlowConfig
@@ -75,13 +75,21 @@ def losses(out) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
 
-@pytest.mark.parametrize("name", ["flow_smoke", "flow_nano", "flow_paper"])
+SIZES = {
+    "flow_smoke": (1e4, 3e5),
+    "flow_nano_start": (2e6, 6e6),
+    "flow_nano_encoder": (4e6, 7e6),
+    "flow_nano": (4e6, 7e6),
+    "flow_paper": (112549360, 112549360),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
 def test_every_flow_config_loads_and_builds(name):
     cfg = configs.load(script.Config, name)
     with torch.device("meta"):
         count = common.count_parameters(Flow(cfg.model))["total"]
-    low, high = {"flow_smoke": (1e4, 3e5), "flow_nano": (2e6, 6e6), "flow_paper": (112549360, 112549360)}[name]
-    assert low <= count <= high
+    assert SIZES[name][0] <= count <= SIZES[name][1]
 
 
 def test_a_batch_is_a_function_of_the_step_and_aligned(corpus):
@@ -137,12 +145,34 @@ def test_the_exported_folder_builds_the_same_flow_and_the_loss_falls(corpus, tmp
     metrics = script.train(cfg, tmp_path)
     seen = losses(tmp_path)
     assert sum(seen[s] for s in range(51, 61)) < 0.7 * sum(seen[s] for s in range(1, 11))
-    assert set(metrics) == {"dev_loss", "dev_mel_l1"}
+    assert set(metrics) == {"dev_loss", "dev_prior_loss", "dev_mel_l1"}
     assert json.loads((tmp_path / "meta.json").read_text())["metrics"] == metrics
     flow = Flow(configs.load(FlowConfig, tmp_path / "config.yaml"))
     storage.load_weights(flow, tmp_path / "model.safetensors")
     again = script.evaluate(flow.eval(), dev_utterances(cfg, corpus), cfg, torch.device("cpu"), tmp_path / "again.safetensors")
     assert again == pytest.approx(metrics, rel=1e-4)
+
+
+def test_the_encoder_learns_alone_then_both_from_the_weights_of_earlier_runs(corpus, tmp_path):
+    """`encoder_steps` leaves the U-Net as it was; `init` takes the parts it names from the runs it names."""
+    common_part = ["lr=5e-3", "warmup=2", "eval_every=60", "average=0.5", "bf16=false", "storage=float32"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    script.train(settings(corpus, "steps=40", "encoder_steps=40", "model.prior_weight=1.0", *common_part), first)
+    seen = losses(first)
+    assert sum(seen[s] for s in range(31, 41)) < 0.8 * sum(seen[s] for s in range(1, 11))
+    common.seed_everything(0)
+    fresh = Flow(settings(corpus).model).state_dict()
+    trained = storage.read(first / "model.safetensors")
+    assert all(torch.equal(trained[k], fresh[k]) for k in fresh if k.startswith("decoder."))
+    assert not torch.equal(trained["encoder_proj.weight"], fresh["encoder_proj.weight"])
+
+    late = ["steps=1", f"init={{encoder: {first}}}", "seed=3", *common_part, "lr=1e-9", "warmup=0"]
+    script.train(settings(corpus, *late), second)
+    mixed = storage.read(second / "model.safetensors")
+    assert torch.allclose(mixed["encoder_proj.weight"], trained["encoder_proj.weight"], atol=1e-6)
+    assert not torch.allclose(mixed["input_embedding.weight"], trained["input_embedding.weight"], atol=1e-3)
+    with pytest.raises(CheckpointError, match="no earlier run .*none"):
+        script.train(settings(corpus, f"init={{encoder: {tmp_path}/none}}"), tmp_path / "third")
 
 
 def dev_utterances(cfg: script.Config, corpus) -> script.Utterances:

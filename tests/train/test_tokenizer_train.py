@@ -113,6 +113,21 @@ def test_frame_labels_follow_the_phoneme_times_at_any_speed():
     assert (untimed.labels == -100).all()
 
 
+def test_disturbed_recordings_keep_their_peaks_and_lose_their_quiet_cells():
+    random = torch.Generator().manual_seed(0)
+    mel = torch.full((40, 128, 30), -1.0)  # Whisper's scale: 8 decades from the loudest cell to the floor are 2.0
+    mel[:, 60:70, 10:20] = 1.0
+    heard = training.disturb(mel, 0.5, random)
+    changed = (heard != mel).flatten(1).any(1)
+    assert 8 < changed.sum() < 32 and torch.equal(heard[~changed], mel[~changed])
+    assert torch.equal(training.disturb(mel, 0.0, random), mel) and heard.isfinite().all()
+    loud, quiet = heard[changed][:, 60:70, 10:20], heard[changed][:, :, :5]
+    assert (loud - 1.0).abs().max() < 0.2, "6 dB are 0.15; noise adds a little"
+    assert (quiet > -0.9).float().mean() > 0.9, "noise or the coder's floor covers the deepest cells"
+    again = [training.disturb(mel, 0.5, torch.Generator().manual_seed(5)) for _ in range(2)]
+    assert torch.equal(*again)
+
+
 def test_forced_alignment_finds_the_path_and_skips_absent_pauses():
     frames = [0, 1, 1, 2, 2, 2, 0, 2, 1, 1]
     noise = np.random.default_rng(0).normal(0, 0.3, (len(frames), 3))
