@@ -46,6 +46,7 @@ class Config:
     speakers: str = "nano/speakers.safetensors"  # record id -> float (192,) speaker vector
     init: dict[str, str] = field(default_factory=dict)  # start of parameter names ("": all) -> run folder to take them from
     steps: int = 10_000
+    stop: int = 0  # end after so many steps of the schedule, for a run that another one goes on from; 0: run all `steps`
     encoder_steps: int = 0  # the first steps train the encoder alone, on the regression loss: three times as fast
     batch_seconds: float = 60.0
     max_seconds: float = 16.0  # longer recordings are left out
@@ -241,7 +242,8 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
 
     model.train()
     started, heard, metrics = time.time(), 0.0, {}
-    for step, batch in prefetch(lambda s: data.batch(s * ranks + rank), first, cfg.steps):
+    end = cfg.stop or cfg.steps
+    for step, batch in prefetch(lambda s: data.batch(s * ranks + rank), first, end):
         torch.manual_seed((cfg.seed << 32) + step * ranks + rank)  # time, noise, dropout: a function of the step
         lr = common.lr_at(step, cfg.steps, cfg.lr, cfg.warmup)
         for group in optimizer.param_groups:
@@ -257,7 +259,7 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
         optimizer.step()
         update_average(average, model, min(cfg.average, (1 + step) / (10 + step)))
 
-        done, last = step + 1, step + 1 == cfg.steps
+        done, last = step + 1, step + 1 == end
         heard += batch.lengths.sum().item() / 25
         if log and (done % cfg.log_every == 0 or last):
             speed = heard * ranks / (time.time() - started)
@@ -269,9 +271,9 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
         if log and (done % cfg.save_every == 0 or last):
             common.save_state(out, both, optimizer, done, {"seconds": spent + time.time() - started})
     if log:
-        metrics = metrics or evaluate(average, dev, cfg, device, out / "samples" / f"{cfg.steps:06d}.safetensors")
+        metrics = metrics or evaluate(average, dev, cfg, device, out / "samples" / f"{end:06d}.safetensors")
         seconds = spent + time.time() - started
-        meta = common.run_meta(cfg, cfg.steps, seconds, metrics=metrics, manifest_sha256=sha256(manifest))
+        meta = common.run_meta(cfg, end, seconds, metrics=metrics, manifest_sha256=sha256(manifest))
         common.export_model(out, average, cfg.model, meta, form=cfg.storage)
     return metrics
 

@@ -204,21 +204,26 @@ def silence_codes(manifest: Path, codes: dict[str, Tensor], size: int) -> list[i
 
 
 def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
-    """Stage 1: a text backbone plus fresh adapter and speech rows. Stage 2: the result of stage 1."""
+    """Stage 1: a text backbone plus fresh adapter and speech rows. Stage 2: the result of stage 1, or of another stage 2.
+
+    The codes that mean silence are counted anew: an earlier run may have learnt the codes of another tokenizer.
+    """
     folder = ROOT / config.init
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"no model in {config.init}: train the stage before (see `make retrain`) or correct `init`")
-    if config.stage == 2:
-        return SpeechLM.load(folder)
-    if config.stage != 1:
+    if config.stage not in (1, 2):
         raise ConfigError(f"stage is {config.stage}: it must be 1 or 2")
+    silence = silence_codes(DATA / config.manifest, read_codes(config), config.codes)
+    if config.stage == 2:
+        model = SpeechLM.load(folder)
+        model.config.speech_blank, model.config.speech_blank_codes = silence[0] if silence else None, silence
+        return model
     backbone = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     base = {
         k: v for k, v in Qwen3Config.from_pretrained(folder).to_dict().items() if k not in ("vocab_size", "architectures", "model_type")
     }
     text = text_size(tokenizer)
     speech = config.codes + 2
-    silence = silence_codes(DATA / config.manifest, read_codes(config), config.codes)
     lm = SpeechLMConfig(
         **base,
         vocab_size=text + config.streams * speech,

@@ -122,7 +122,7 @@ class Batches:
 
 def disturb(mel: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """A copy of Whisper log-mels (B, bands, F), `share` of its rows each with another microphone (a smooth curve of +-6 dB over the
-    bands), steady coloured noise 15 to 60 dB below the loudest cell, and quiet cells lost below 40 to 80 dB as in coded sound."""
+    bands), steady coloured noise 30 to 70 dB below the loudest cell, and quiet cells lost below 50 to 80 dB as in coded sound."""
     rows, bands, _ = mel.shape
     uniform = lambda low, high, *size: low + (high - low) * torch.rand(*size, generator=generator)  # noqa: E731
     row = lambda low, high: uniform(low, high, rows, 1, 1)  # noqa: E731
@@ -131,8 +131,8 @@ def disturb(mel: Tensor, share: float, generator: torch.Generator) -> Tensor:
     top = decades.amax(dim=(1, 2), keepdim=True)
     tilt = row(-1, 1) * torch.linspace(-1, 1, bands)[None, :, None]
     grain = -torch.log(uniform(1e-3, 1, *mel.shape))  # power of noise in a cell is exponentially distributed
-    noise = 10 ** (top - row(1.5, 6.0) + tilt) * grain
-    heard = torch.maximum((10**decades + noise).log10(), top - row(4.0, 8.0))
+    noise = 10 ** (top - row(3.0, 7.0) + tilt) * grain
+    heard = torch.maximum((10**decades + noise).log10(), top - row(5.0, 8.0))
     return torch.where(uniform(0, 1, rows, 1, 1) < share, heard / 4, mel)
 
 
