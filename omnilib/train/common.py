@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from omnilib import config as configs
@@ -159,6 +159,26 @@ def load_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | d
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"cannot resume from {folder}: {reason}; delete the folder to start again") from error
+
+
+def start_from(model: nn.Module, folder: Path, prefix: str = "", within: str = "") -> None:
+    """Copy the weights of an earlier run whose names, beginning with `prefix`, and shapes match; the rest stays fresh.
+
+    Args:
+        folder: of the run; its `state/` is read.
+        within: what precedes the model's names there, if the state holds more than the model.
+
+    Raises:
+        CheckpointError: there is no such run.
+    """
+    path = folder / "state" / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"no earlier run {path}: train it first (see `make retrain`) or leave `init` empty")
+    own = model.state_dict()
+    saved = {k.removeprefix(within): v for k, v in load_file(str(path)).items() if k.startswith(within)}
+    found = {k: v for k, v in saved.items() if k.startswith(prefix) and k in own and own[k].shape == v.shape}
+    model.load_state_dict(found, strict=False)
+    print(f"started with {len(found)} of {len(own)} tensors from {folder.name}")
 
 
 def export_model(folder: Path, model: nn.Module, config: object, meta: dict, form: str = "float32") -> None:

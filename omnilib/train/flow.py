@@ -28,7 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from omnilib import config as configs
 from omnilib.audio import mel_80
 from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
-from omnilib.errors import CheckpointError, DataError
+from omnilib.errors import DataError
 from omnilib.paths import DATA, ROOT
 from omnilib.train import common
 from omnilib.train.prefetch import prefetch
@@ -195,22 +195,6 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
 # ---------------------------------------------------------------- loop
 
 
-def start_from(model: Flow, folder: Path, prefix: str = "") -> None:
-    """Copy the weights of an earlier run whose names, beginning with `prefix`, and shapes match.
-
-    Raises:
-        CheckpointError: there is no such run.
-    """
-    path = folder / "state" / "model.safetensors"
-    if not path.is_file():
-        raise CheckpointError(f"no earlier run {path}: train it first (see `make retrain`) or leave `init` empty")
-    own = model.state_dict()
-    average = {k.removeprefix("average."): v for k, v in load_file(str(path)).items() if k.startswith("average.")}
-    found = {k: v for k, v in average.items() if k.startswith(prefix) and k in own and own[k].shape == v.shape}
-    model.load_state_dict(found, strict=False)
-    print(f"started with {len(found)} of {len(own)} tensors from {folder.name}")
-
-
 def train(cfg: Config, out: Path) -> dict[str, float]:
     """Run or continue a run in `out`; returns the final development metrics."""
     common.seed_everything(cfg.seed)
@@ -227,7 +211,7 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
 
     model = Flow(cfg.model)
     for prefix, folder in cfg.init.items():
-        start_from(model, ROOT / folder, prefix)
+        common.start_from(model, ROOT / folder, prefix, within="average.")
     model = model.to(device)
     average = copy.deepcopy(model).eval()
     both = nn.ModuleDict({"model": model, "average": average})

@@ -18,14 +18,13 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, ctc_loss, mse_loss, pad
 
 from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, log_mel_128, resample
 from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
-from omnilib.errors import CheckpointError, DataError
+from omnilib.errors import DataError
 from omnilib.paths import DATA, ROOT
 from omnilib.train.common import (
     JsonlLog,
@@ -39,6 +38,7 @@ from omnilib.train.common import (
     run_meta,
     save_state,
     seed_everything,
+    start_from,
 )
 from omnilib.train.prefetch import prefetch
 from omnilib.voice.phonemes import FRAME_SECONDS, FRAMES, PhonemeHead, PhonemeHeadConfig, align, edit_distance, phoneme_set
@@ -258,21 +258,6 @@ def evaluate(model: Recogniser, records: list[dict], root: Path, config: Tokeniz
     result["dev_error"] = sum(edits.values()) / max(1, sum(totals.values()))
     result["code_perplexity"] = float((-(share * share.clamp(min=1e-9).log()).sum()).exp())
     return result
-
-
-def start_from(model: Recogniser, folder: Path) -> None:
-    """Copy the weights of an earlier run whose names and shapes match; the codebook's projection stays fresh.
-
-    Raises:
-        CheckpointError: there is no such run.
-    """
-    path = folder / "state" / "model.safetensors"
-    if not path.is_file():
-        raise CheckpointError(f"no earlier run {path}: train it first (see `make retrain`) or leave `init` empty")
-    own = model.state_dict()
-    found = {k: v for k, v in load_file(str(path)).items() if k in own and own[k].shape == v.shape}
-    model.load_state_dict(found, strict=False)
-    print(f"started from {len(found)} of {len(own)} tensors of {folder.name}")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
