@@ -33,6 +33,7 @@ import soundfile
 from tqdm import tqdm
 
 from data_prep.pipeline import Audio, check_input, digest, file_digest, file_name, read_json, temporary, write_json
+from data_prep.score import add_to_summary
 from omnilib.data import FIELDS, bucket_batches, padding_waste
 from omnilib.errors import DataError, UserError
 
@@ -236,6 +237,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="audio a shard holds")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--report", type=Path, help="JSON file for what the data loader would waste on padding")
+    parser.add_argument("--summary", type=Path, help="summary.json to put the padding of the training split in")
     args = parser.parse_args(argv)
     try:
         index = write_shards(args.manifest, args.out, args.seconds, args.workers)
@@ -243,6 +246,15 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    counts = {split: sum(s["records"] for s in index["shards"] if s["split"] == split) for split in waste}
+    if args.report:
+        args.report.parent.mkdir(parents=True, exist_ok=True)
+        report = {"padding_waste": waste, "records": counts, "manifest_sha256": file_digest(args.manifest)}
+        args.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    if args.summary and "train" in waste:
+        source = "/".join(args.report.parts[-4:]) if args.report else str(args.out)
+        entry = {"value": waste["train"], "n": counts["train"], "ci95": None}
+        add_to_summary(args.summary, {"curation_padding_waste": entry}, source)
     print(f"{len(index['shards'])} shards; padding waste " + ", ".join(f"{split} {share:.1%}" for split, share in waste.items()))
     return 0
 

@@ -25,6 +25,7 @@ import soundfile
 from tqdm import tqdm
 
 from data_prep import frozen
+from data_prep.score import add_to_summary
 from omnilib.data import read_manifest, write_manifest
 from omnilib.errors import UserError
 from omnilib.paths import REPORTS
@@ -163,6 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--steps", nargs="+", choices=[*STEPS, "shards"], default=None, help="report these only")
     parser.add_argument("--out", type=Path, default=REPORTS / "nano" / "curation" / "bench.json")
+    parser.add_argument("--summary", type=Path, help="summary.json to put the rate without the recogniser in")
     args = parser.parse_args(argv)
     try:
         result = bench(args.minutes, args.steps)
@@ -171,6 +173,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if args.summary:
+        entry = {"value": result["audio_hours_per_hour_no_asr"], "n": len(result["steps"]), "ci95": None}
+        add_to_summary(args.summary, {"curation_audio_hours_per_hour_no_asr": entry}, "/".join(args.out.parts[-4:]))
     for name, row in result["steps"].items():
         print(f"{name:14s} {row['audio_hours_per_core_hour']:10.1f} audio-h per core-h {row['peak_memory_mb']:6d} MB")
     print(f"all but the recogniser: {result['audio_hours_per_hour_no_asr']} audio-h per hour on {CORES} cores")
