@@ -28,6 +28,7 @@ import re
 import shutil
 import time
 import uuid
+from abc import ABC, abstractmethod
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator
@@ -185,7 +186,7 @@ def dump(record: dict) -> bytes:
 
 
 @dataclass
-class Step:
+class Step(ABC):
     """A step of the pipeline. A subclass is a dataclass under `@register`: its fields are its parameters in the recipe.
 
     `run` is pure: the same records give the same result, in any company ("map") or given all of them ("all"). It returns every
@@ -199,12 +200,12 @@ class Step:
     gpus: float = 0.0  # what a Ray actor of it asks for; does not change the result
     cpus: float = 1.0
 
-    def open(self) -> None:
+    def open(self) -> None:  # noqa: B027  a step without models needs none
         """Load models; called once a worker."""
 
+    @abstractmethod
     def run(self, records: list[dict], audio: Audio) -> list[dict]:
-        """The step itself; every subclass has its own."""
-        raise NotImplementedError(f"{type(self).__name__} has no run")
+        """The step itself."""
 
     def parameters(self) -> dict:
         return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in ("gpus", "cpus")}

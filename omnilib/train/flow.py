@@ -47,7 +47,7 @@ class Config:
     init: dict[str, str] = field(default_factory=dict)  # start of parameter names ("": all) -> run folder to take them from
     steps: int = 10_000
     stop: int = 0  # end after so many steps of the schedule, for a run that another one goes on from; 0: run all `steps`
-    encoder_steps: int = 0  # the first steps train the encoder alone, on the regression loss: three times as fast
+    encoder_steps: int = 0  # the first steps train the encoder alone, on the regression loss: about half the time a step
     batch_seconds: float = 60.0
     max_seconds: float = 16.0  # longer recordings are left out
     repeat: dict[str, int] = field(default_factory=dict)  # language -> times its recordings count, for one that lags
