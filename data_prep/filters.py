@@ -84,28 +84,39 @@ def speech_share(record: dict, least: float = 0.5) -> str | None:
 
 
 @known
-def language(record: dict, wanted: list[str] | None = None, least: float = 0.5) -> str | None:
-    """Language heard: the one the record says, one that is wanted, and clearly so."""
+def language(record: dict, wanted: list[str] | None = None, least: float = 0.5, foreign: float = 0.9) -> str | None:
+    """Language heard: the one the record says and one that is wanted.
+
+    On short sentences a recogniser guesses among a hundred languages, so what the record says stands against a doubtful guess.
+
+    Args:
+        least: probability that decides between wanted languages, and that a recording without a language needs.
+        foreign: probability from which a language that is not wanted is believed against the record.
+    """
     heard, sure = field(record, "heard_language", "language"), field(record, "language_probability", "language")
-    if wanted is not None and heard not in wanted:
+    said, known = record.get("language"), wanted is None or heard in wanted
+    if wanted is not None and said not in (None, *wanted):
         return "language_not_wanted"
-    if record.get("language") not in (None, heard):
-        return "wrong_language"
-    return "language_unsure" if sure < least else None
+    if said is not None:
+        return "wrong_language" if heard != said and sure >= (least if known else foreign) else None
+    return "language_not_wanted" if not known else "language_unsure" if sure < least else None
 
 
 @known
-def transcript(record: dict, most: float = 0.25, languages: dict[str, float] | None = None, doubt: float = 1.5) -> str | None:
-    """Given text against what was heard: both the error is large and the given text is much less likely than the heard one.
+def transcript(
+    record: dict, most: float = 0.25, languages: dict[str, float] | None = None, doubt: float = 2.5, tail: float = 0.3
+) -> str | None:
+    """Given text against what was heard: the error is large, and either the given text is much less likely or it ends too early.
 
     Args:
         most: share of words (zh: syllables) that may differ; `languages` has limits of single languages.
         doubt: how much less likely a token of the given text may be on average, in nats.
+        tail: share of what was heard that may go on after the given text ends, or come before it begins.
     """
     error = field(record, "error", "transcribe")
     if error is None or error <= (languages or {}).get(record["language"], most):
         return None
-    return "wrong_transcript" if record["surprise"] > doubt else None
+    return "wrong_transcript" if record["surprise"] > doubt or record["beyond"] > tail else None
 
 
 @known

@@ -1,11 +1,12 @@
 """What a Whisper hears: the language, the words, and how far they are from the given transcript.
 
     language     adds `heard_language`, `language_probability`; `by: script` looks at the text instead and needs no model
-    transcribe   adds these and `heard`, `heard_logprob`, `error`, `surprise`; the sound is encoded once for all of them
+    transcribe   adds these and `heard`, `heard_logprob`, `error`, `surprise`, `beyond`; the sound is encoded once for all of them
 
 `error` is the word error rate (zh: of toneless syllables) of `heard` against the record's text, `surprise` how much less likely
-(nats a token) the model finds the given text than its own. A wrong transcript is bad in both, a homophone only in the first.
-Both are null without a text, or in a language without a normaliser. `model` is a faster-whisper folder or hub id; empty takes
+(nats a token) the model finds the given text than its own: a wrong transcript is bad in both, a homophone only in the first.
+`beyond` is the share of `heard` that goes on where the text ends (eval/wer.py): a text cut short is no surprise as far as it goes.
+All three are null without a text, or in a language without a normaliser. `model` is a faster-whisper folder or hub id; empty takes
 OMNILIB_WHISPER or Whisper base from its packages (eval/judges.py). A judge must not filter what it later scores: filter with
 another Whisper than the one that judges where both matter.
 
@@ -20,7 +21,7 @@ import numpy as np
 from data_prep.pipeline import Audio, Step, register
 from omnilib.errors import ConfigError
 from omnilib.eval.judges import FRAMES, PIECE_SECONDS, RATE, Whisper, window_frames
-from omnilib.eval.wer import line_rates
+from omnilib.eval.wer import beyond, line_rates
 from omnilib.spoken import LANGUAGES, detect_language
 
 ENCODER_FRAMES = 2  # mel frames an encoder frame
@@ -125,11 +126,12 @@ class Transcribe(Step):
         heard_language, sure = self.ears.language(encoded)
         language, text = record.get("language") or heard_language, record.get("text")
         heard, score = self.ears.words(encoded, language)
-        error = surprise = None
+        error = surprise = more = None
         if text and language in LANGUAGES:
             rates = line_rates(text, heard, language)
             error = round(rates["pinyin" if language == "zh" else "wer"].error, 4)
             surprise = round(score - self.ears.logprob(encoded, frames, text, language), 3)
+            more = round(beyond(text, heard, language), 3)
         return record | {
             "heard_language": heard_language,
             "language_probability": round(sure, 3),
@@ -137,4 +139,5 @@ class Transcribe(Step):
             "heard_logprob": round(score, 3),
             "error": error,
             "surprise": surprise,
+            "beyond": more,
         }

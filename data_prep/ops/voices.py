@@ -11,6 +11,7 @@ Shapes: T samples at 16 kHz, N waves, E vector size.
 
 import base64
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,14 +48,19 @@ class Voices:
         self.judge = SpeakerJudge() if model == "resemblyzer" else None
         self.encoder = None if self.judge else SpeakerEncoder.load(model)
 
-    @torch.inference_mode()
-    def vector(self, wave: np.ndarray) -> np.ndarray | None:
-        """Unit vector (E,) of the middle of a wave, None where no voice is found."""
+    def middle(self, wave: np.ndarray) -> np.ndarray:
         start = max(0, (len(wave) - self.size) // 2)
-        wave = np.array(wave[start : start + self.size])
+        return np.array(wave[start : start + self.size])
+
+    @torch.inference_mode()
+    def vectors(self, waves: Iterable[np.ndarray]) -> list[np.ndarray | None]:
+        """Unit vector (E,) of the middle of each wave, None where no voice is found."""
+        if self.judge:
+            return self.judge.embed_all([self.middle(wave) for wave in waves], RATE)
+        return [self.encoded(self.middle(wave)) for wave in waves]
+
+    def encoded(self, wave: np.ndarray) -> np.ndarray | None:
         try:
-            if self.judge:
-                return self.judge.embed(wave, RATE)
             vector = self.encoder(fbank_80(torch.from_numpy(wave))[None])[0].numpy()
         except AudioError:
             return None
@@ -82,7 +88,8 @@ class Turns(Step):
         """The voice of each region, numbered in order of appearance."""
         wave = audio.wave(record, RATE)
         found = [(i, *region) for i, region in enumerate(record["speech"]) if region[1] - region[0] >= self.least]
-        vectors = {i: self.voices.vector(wave[round(start * RATE) : round(end * RATE)]) for i, start, end in found}
+        pieces = [wave[round(start * RATE) : round(end * RATE)] for _, start, end in found]
+        vectors = dict(zip((i for i, *_ in found), self.voices.vectors(pieces), strict=True))
         heard = [i for i, vector in vectors.items() if vector is not None]
         groups = cluster(np.stack([vectors[i] for i in heard]), self.threshold) if heard else []
         label = dict(zip(heard, groups, strict=True))
@@ -117,11 +124,11 @@ class Voiceprint(Step):
         self.voices = Voices(self.model, self.seconds)
 
     def run(self, records: list[dict], audio: Audio) -> list[dict]:
-        results = []
-        for record in records:
-            vector = self.voices.vector(audio.wave(record, RATE))
-            results.append(record | {"voice": pack(vector)} if vector is not None else dropped(record, self.name, "no_voice"))
-        return results
+        vectors = self.voices.vectors(audio.wave(record, RATE) for record in records)
+        return [
+            dropped(record, self.name, "no_voice") if vector is None else record | {"voice": pack(vector)}
+            for record, vector in zip(records, vectors, strict=True)
+        ]
 
 
 @register

@@ -17,7 +17,7 @@ Shape legend: T samples, F mel frames, N partial utterances, E embedding width (
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -187,6 +187,7 @@ def pieces(samples: np.ndarray, seconds: float = PIECE_SECONDS) -> list[np.ndarr
 LEVEL_DB = -25.0
 PARTIAL = 160  # frames of one partial utterance (1.6 s)
 STEP = 77  # frames between two partials (1.3 a second)
+BATCH = 16  # partials that go through the network together
 
 
 def partial_starts(samples: int) -> list[int]:
@@ -256,20 +257,38 @@ class SpeakerJudge:
         keep = np.convolve(smooth, np.ones(7), "same") > 0
         return samples[np.repeat(keep, window)]
 
+    def partials(self, samples: np.ndarray) -> np.ndarray | None:
+        """Mels of the partial utterances of a mono wave at 16 kHz, (N, 160, 40); None where there is no speech."""
+        speech = self.speech_only(samples)
+        if len(speech) < RATE // 4:
+            return None
+        starts = partial_starts(len(speech))
+        end = (starts[-1] + PARTIAL) * 160
+        mel = self.mel(np.pad(speech, (0, max(0, end - len(speech)))))  # (F, 40)
+        return np.stack([mel[i : i + PARTIAL] for i in starts])
+
     @torch.inference_mode()
+    def embed_all(self, waves: Sequence[np.ndarray | torch.Tensor], rate: int) -> list[np.ndarray | None]:
+        """Unit vectors (E,), each the mean over partial utterances of 1.6 s; None where no speech was found.
+
+        Partials of several waves share a batch: half the time of one wave after the other.
+        """
+        mels = [self.partials(as_mono_16k(wave, rate)) for wave in waves]
+        found = [m for m in mels if m is not None]
+        if not found:
+            return [None] * len(mels)
+        rows = torch.cat([self.network(part) for part in torch.from_numpy(np.concatenate(found)).split(BATCH)]).numpy()
+        parts = iter(np.split(rows, np.cumsum([len(m) for m in found])[:-1]))
+        means = [None if m is None else next(parts).mean(0) for m in mels]
+        return [None if v is None else v / np.linalg.norm(v) for v in means]
+
     def embed(self, wave: np.ndarray | torch.Tensor, rate: int) -> np.ndarray:
-        """Unit vector (E,) of one wave: mean over partial utterances of 1.6 s.
+        """Unit vector (E,) of one wave.
 
         Raises:
             AudioError: no speech found.
         """
-        samples = as_mono_16k(wave, rate)
-        speech = self.speech_only(samples)
-        if len(speech) < RATE // 4:  # judging music or noise, or a clip too quiet for the detector
+        (vector,) = self.embed_all([wave], rate)
+        if vector is None:  # judging music or noise, or a clip too quiet for the detector
             raise AudioError("the speaker judge found less than 0.25 s of speech")
-        starts = partial_starts(len(speech))
-        end = (starts[-1] + PARTIAL) * 160
-        mel = self.mel(np.pad(speech, (0, max(0, end - len(speech)))))  # (F, 40)
-        partials = np.stack([mel[i : i + PARTIAL] for i in starts])  # (N, 160, 40)
-        vector = self.network(torch.from_numpy(partials)).mean(0).numpy()
-        return vector / np.linalg.norm(vector)
+        return vector

@@ -46,18 +46,9 @@ def spoken_error(model: SpeechLM, tokenizer, config: SpeechLMTraining, parts: Pa
     return phoneme_errors(PhonemeHead.load(parts / "tokenizer"), [r.tokens for r in results], records)[0]
 
 
-def train_run(config: SpeechLMTraining, frozen: bool, parts: Path) -> dict:
-    """One run of the grid: final measures and a curve."""
-    seed_everything(config.seed)
-    tokenizer = load_tokenizer(ROOT / config.text)
-    model = build(config, tokenizer)
-    layout = layout_of(model.config, tokenizer)
-    data = Conversations(config, tokenizer, layout)
-    dev = Conversations(replace(config, corrupt=0.0, seed=0), tokenizer, layout, "dev")  # the same for all runs
-    if frozen:
-        model.freeze_backbone()
-    optimizers = optimizers_of(model.train(), config)
-    began, curve = time.time(), []
+def fit(model: SpeechLM, data: Conversations, dev: Conversations, config: SpeechLMTraining) -> list[dict]:
+    """Train on `data` for `config.steps`; returns the development measures along the way."""
+    optimizers, curve = optimizers_of(model.train(), config), []
     every = max(1, config.steps // CURVE_POINTS)
     for step in range(config.steps + 1):
         if step % every == 0 or step == config.steps:
@@ -76,6 +67,21 @@ def train_run(config: SpeechLMTraining, frozen: bool, parts: Path) -> dict:
                 group["lr"] = lr_at(step, config.steps, config.lr, config.warmup) * group["scale"]
             optimizer.step()
             optimizer.zero_grad()
+    return curve
+
+
+def train_run(config: SpeechLMTraining, frozen: bool, parts: Path) -> dict:
+    """One run of the grid: final measures and a curve."""
+    seed_everything(config.seed)
+    tokenizer = load_tokenizer(ROOT / config.text)
+    model = build(config, tokenizer)
+    layout = layout_of(model.config, tokenizer)
+    data = Conversations(config, tokenizer, layout)
+    dev = Conversations(replace(config, corrupt=0.0, seed=0), tokenizer, layout, "dev")  # the same for all runs
+    if frozen:
+        model.freeze_backbone()
+    began = time.time()
+    curve = fit(model, data, dev, config)
     last = {k: v for k, v in curve[-1].items() if k != "step"}
     spoken = spoken_error(model, tokenizer, config, parts)
     return {

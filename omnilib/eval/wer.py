@@ -100,6 +100,22 @@ def line_rates(truth: str, hypothesis: str, language: str) -> dict[str, Rates]:
     return {"wer": rates(normalize(truth, language), normalize(hypothesis, language))}
 
 
+def beyond(truth: str, hypothesis: str, language: str) -> float:
+    """Share of the hypothesis that comes after the last word of the truth, or before the first, where that word is recognised.
+
+    High when the truth is the beginning or the end of what was said only. The words of zh are toneless syllables.
+    """
+    import jiwer
+
+    clean = toneless_pinyin if language == "zh" else lambda text: normalize(text, language)
+    truth, hypothesis = clean(truth), clean(hypothesis)
+    if not truth.strip() or not hypothesis.strip():
+        return 0.0
+    chunks = jiwer.process_words(truth, hypothesis).alignments[0]
+    ends = [(a, b) for a, b in (chunks[:2], chunks[:-3:-1]) if a.type == "insert" and b.type == "equal"] if len(chunks) > 1 else []
+    return sum(a.hyp_end_idx - a.hyp_start_idx for a, _ in ends) / len(hypothesis.split(" "))
+
+
 def min_rule(text: str, text_norm: str, hypothesis: str, language: str) -> Rates:
     """Error against the text or against its spoken form, whichever is smaller; a tie takes the spoken form."""
     raw = rates(normalize(text, language), normalize(hypothesis, language))

@@ -50,7 +50,7 @@ class Config:
     encoder_steps: int = 0  # the first steps train the encoder alone, on the regression loss: about half the time a step
     batch_seconds: float = 60.0
     max_seconds: float = 16.0  # longer recordings are left out
-    repeat: dict[str, int] = field(default_factory=dict)  # language -> times its recordings count, for one that lags
+    repeat: dict[str, int] = field(default_factory=dict)  # speaker or language -> times its recordings count, for one that lags
     other_prompt: float = 0.3  # share of batches whose prompt is another utterance of the voice
     prompt_seconds: list[float] = field(default_factory=lambda: [1.0, 4.0])  # its length
     lr: float = 1e-3
@@ -206,7 +206,7 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
     tokens = load_vectors(find_data(cfg.tokens), "`python -m omnilib.train.tokens --tokenizer ...`")
     speakers = load_vectors(find_data(cfg.speakers), "`python -m omnilib.train.tokens --speaker ...`")
     split = {s: [r for r in records if r["split"] == s] for s in ("train", "dev")}
-    split["train"] = [r for r in split["train"] for _ in range(cfg.repeat.get(r["language"], 1))]
+    split["train"] = [r for r in split["train"] for _ in range(cfg.repeat.get(r["speaker"], cfg.repeat.get(r["language"], 1)))]
     data, dev = (Utterances(split[s], manifest.parent, tokens, speakers, cfg) for s in ("train", "dev"))
 
     model = Flow(cfg.model)

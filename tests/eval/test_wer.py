@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from omnilib.eval.wer import Rates, bootstrap, corpus, line_rates, min_rule, rates, toneless_pinyin
+from omnilib.eval.wer import Rates, beyond, bootstrap, corpus, line_rates, min_rule, rates, toneless_pinyin
 
 
 def test_homophones_are_character_errors_but_no_pinyin_errors():
@@ -73,3 +73,18 @@ def test_nothing_to_average_raises():
 def test_rates_of_one_line_are_its_corpus():
     line = Rates(0.25, 0.25, 0.0, 0.0, 4)
     assert corpus([line])["value"] == 0.25
+
+
+@pytest.mark.parametrize(
+    ("truth", "heard", "language", "share"),
+    [
+        ("You are", "you are no longer muted.", "en", 3 / 5),
+        ("longer muted", "You are no longer muted.", "en", 3 / 5),
+        ("You are no longer muted.", "You are no longer muted.", "en", 0.0),
+        ("You are no longer muted.", "You were no longer mute", "en", 0.0),  # other words are no more words
+        ("You are", "", "en", 0.0),
+        ("移除系统中", "移除系統中不再需要", "zh", 4 / 9),
+    ],
+)
+def test_beyond_is_what_was_said_outside_the_text(truth, heard, language, share):
+    assert beyond(truth, heard, language) == pytest.approx(share)

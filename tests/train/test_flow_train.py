@@ -79,6 +79,7 @@ SIZES = {
     "flow_smoke": (1e4, 3e5),
     "flow_nano_start": (2e6, 6e6),
     "flow_nano_encoder": (4e6, 7e6),
+    "flow_nano_joint": (4e6, 7e6),
     "flow_nano": (4e6, 7e6),
     "flow_paper": (112549360, 112549360),
 }
