@@ -18,7 +18,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -197,6 +197,12 @@ class Shards:
         lengths = [math.ceil(d * PIECE) for d in durations]
         return bucket_batches(lengths, round(self.batch_seconds * PIECE), self.seed, epoch), lengths
 
+    def records(self, numbers: Iterable[int]) -> list[dict]:
+        """Fields of the records of some shards, without their sound."""
+        columns = [name for name in SCHEMA.names if name != "audio"]
+        rows = [row for n in numbers for row in parquet.read_table(self.folder / self.shards[n]["path"], columns=columns).to_pylist()]
+        return [fields_of(row) for row in rows]
+
     def batches(self, epoch: int = 0, skip: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, list[dict]]]:
         """Waves (B, T) float32 padded with zeros, lengths (B,), records. `skip`: batches that a resumed run has had."""
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))[self.rank :: self.world]
@@ -228,7 +234,12 @@ def collate(rows: list[dict]) -> tuple[np.ndarray, np.ndarray, list[dict]]:
     padded = np.zeros((len(waves), lengths.max()), np.float32)
     for line, wave in zip(padded, waves, strict=True):
         line[: len(wave)] = wave
-    return padded, lengths, [{k: v for k, v in row.items() if k not in ("audio", "more")} | json.loads(row["more"]) for row in rows]
+    return padded, lengths, [fields_of(row) for row in rows]
+
+
+def fields_of(row: dict) -> dict:
+    """A record again, without its sound."""
+    return {k: v for k, v in row.items() if k not in ("audio", "more")} | json.loads(row["more"])
 
 
 def main(argv: list[str] | None = None) -> int:

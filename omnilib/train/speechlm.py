@@ -58,6 +58,9 @@ class SpeechLMTraining:
     text: str = "checkpoints/nano/text"  # the text tokenizer
     manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
     tokens: str = "nano/tokens.safetensors"  # record id -> 25 Hz codes
+    shards: str = ""  # a folder of data_prep.shards to stream instead of `manifest` and `tokens`; its records carry their tokens
+    window: int = 32  # shards in memory at a time, 15 minutes of speech each
+    window_steps: int = 100  # steps between two windows
     seed: int = 0
     # mouth
     adapter: str = "[2,256,4_2,768]"  # [layers, width, heads_gqa, mlp]
@@ -95,8 +98,14 @@ class SpeechLMTraining:
     storage: str = "bfloat16"  # form of the exported weights, see omnilib/storage.py
 
 
-def read_codes(config: SpeechLMTraining) -> dict[str, Tensor]:
-    """Record id -> 25 Hz codes (T,).
+def check_codes(highest: int, config: SpeechLMTraining, place: Path) -> None:
+    """Raises DataError on codes of another tokenizer."""
+    if highest >= config.codes:
+        raise DataError(f"{place} holds code {highest}, beyond codes={config.codes}: give the number of codes of its tokenizer")
+
+
+def read_pairs(config: SpeechLMTraining, split: str) -> list[tuple[dict, Tensor]]:
+    """Records of a split that have 25 Hz codes, and these (T,).
 
     Raises:
         DataError: no such file, or codes of another tokenizer.
@@ -105,30 +114,57 @@ def read_codes(config: SpeechLMTraining) -> dict[str, Tensor]:
     if not path.is_file():
         raise DataError(f"no speech tokens {path}: make them with `python -m omnilib.train.tokens`")
     codes = load_file(str(path))
-    highest = max((int(c.max()) for c in codes.values() if len(c)), default=0)
-    if highest >= config.codes:
-        raise DataError(f"{path} holds code {highest}, beyond codes={config.codes}: give the number of codes of its tokenizer")
-    return codes
+    check_codes(max((int(c.max()) for c in codes.values() if len(c)), default=0), config, path)
+    return [(r, codes[r["id"]].long()) for r in read_manifest(DATA / config.manifest) if r["split"] == split and r["id"] in codes]
+
+
+class ShardWindows:
+    """A few shards at a time, in an order drawn anew for every pass: what does not fit in memory.
+
+    Raises:
+        DataError: no shards of that split, no tokens in them, or codes of another tokenizer.
+    """
+
+    def __init__(self, config: SpeechLMTraining, split: str):
+        from data_prep.shards import Shards
+
+        self.config, self.shards = config, Shards(DATA / config.shards, split, seed=config.seed)
+        self.per_pass = -(-len(self.shards.shards) // config.window)
+        self.hours = sum(s["seconds"] for s in self.shards.shards) / 3600
+
+    def pairs(self, number: int) -> list[tuple[dict, Tensor]]:
+        """Records and codes of the window of that number; one after the other they pass over all shards."""
+        epoch, place = divmod(number, self.per_pass)
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.shards.shards))
+        records = self.shards.records(order[place :: self.per_pass])
+        pairs = [(r, torch.tensor(r["tokens"], dtype=torch.long)) for r in records if r.get("tokens")]
+        if not pairs:
+            raise DataError(f"the records of {self.config.shards} have no tokens: end their recipe with the step `tokens`")
+        check_codes(max(int(c.max()) for _, c in pairs), self.config, Path(self.config.shards))
+        return pairs
 
 
 class Conversations:
     """Training samples; a batch is a function of (seed, step) alone."""
 
     def __init__(self, config: SpeechLMTraining, tokenizer, layout, split: str = "train"):
-        manifest = DATA / config.manifest
-        codes = read_codes(config)
         self.config, self.tokenizer, self.layout = config, tokenizer, layout
         self.rules = ChunkRules(config.chunk_min, config.chunk_max)
-        self.speakers: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
-        for record in read_manifest(manifest):
-            if record["split"] == split and record["language"] in config.languages and record["id"] in codes:
-                item = {"text": record["text"], "seconds": record["duration"], "codes": codes[record["id"]].long()}
-                item["phonemes"] = record.get("phonemes")
-                self.speakers[record["language"]][record["speaker"]].append(item)
+        self.windows, self.window = (ShardWindows(config, split), 0) if config.shards else (None, 0)
+        self.index(self.windows.pairs(0) if self.windows else read_pairs(config, split))
         missing = [lang for lang in config.languages if not self.speakers[lang]]
         if missing:
-            raise DataError(f"{manifest} holds no {split} speech in {', '.join(missing)} with tokens: build the corpus and its tokens")
-        low, high = config.reference_seconds
+            place = config.shards or config.manifest
+            raise DataError(f"{place} holds no {split} speech in {', '.join(missing)} with tokens: build the corpus and its tokens")
+
+    def index(self, pairs: list[tuple[dict, Tensor]]) -> None:
+        """Sort records by language and speaker."""
+        self.speakers: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
+        for record, codes in pairs:
+            if record["language"] in self.config.languages:
+                item = {"text": record["text"], "seconds": record["duration"], "codes": codes, "phonemes": record.get("phonemes")}
+                self.speakers[record["language"]][record["speaker"]].append(item)
+        low, high = self.config.reference_seconds
         self.references = {
             speaker: [r for r in records if low <= r["seconds"] <= high] or records
             for speakers in self.speakers.values()
@@ -137,7 +173,11 @@ class Conversations:
 
     @property
     def hours(self) -> float:
-        return sum(r["seconds"] for s in self.speakers.values() for records in s.values() for r in records) / 3600
+        return (
+            self.windows.hours
+            if self.windows
+            else sum(r["seconds"] for s in self.speakers.values() for records in s.values() for r in records) / 3600
+        )
 
     def sample(self, rng: np.random.Generator, language: str, seconds: float) -> tuple[Tensor, Tensor]:
         """Rows and labels (L, 1 + k) of one conversation of about `seconds` of speech."""
@@ -160,12 +200,17 @@ class Conversations:
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, labels (B, L, 1 + k) and mask (B, L), padded on the right."""
         config = self.config
+        if self.windows and step // config.window_steps != self.window:
+            self.window = step // config.window_steps
+            self.index(self.windows.pairs(self.window))
+        languages = {lang: share for lang, share in zip(config.languages, config.language_shares, strict=True) if self.speakers[lang]}
+        shares = np.array(list(languages.values())) / sum(languages.values())
         rng = step_rng(config.seed, step)
         kind = int(rng.choice(len(config.shares), p=np.array(config.shares) / sum(config.shares)))
         seconds = float(rng.uniform(config.seconds[kind], config.seconds[kind + 1]))
         samples, longest = [], 0
         while not samples or (len(samples) + 1) * longest <= config.rows:
-            language = str(rng.choice(config.languages, p=np.array(config.language_shares) / sum(config.language_shares)))
+            language = str(rng.choice(list(languages), p=shares))
             samples.append(self.sample(rng, language, seconds))
             longest = max(longest, len(samples[-1][0]))
         rows = torch.nn.utils.rnn.pad_sequence([r for r, _ in samples], batch_first=True)
@@ -185,16 +230,16 @@ class Conversations:
         return torch.where(hit, noise, rows)
 
 
-def silence_codes(manifest: Path, codes: dict[str, Tensor], size: int) -> list[int]:
+def silence_codes(pairs: list[tuple[dict, Tensor]], size: int) -> list[int]:
     """Codes that mostly (80 %) stand in pauses, the most frequent first: the decoder's guard counts them.
 
     Known from records that tell when each phoneme ends (field `phoneme_ends`, pauses are called "pau").
     """
     heard, silent = np.zeros(size), np.zeros(size)
-    for record in read_manifest(manifest):
-        if record["split"] != "train" or not record.get("phoneme_ends") or record["id"] not in codes:
+    for record, codes in pairs:
+        if not record.get("phoneme_ends"):
             continue
-        row = codes[record["id"]].numpy()
+        row = codes.numpy()
         spoken = np.searchsorted(record["phoneme_ends"], (np.arange(len(row)) + 0.5) / 25)
         pause = np.array([p == "pau" for p in [*record["phonemes"], "pau"]])[spoken]
         heard += np.bincount(row, minlength=size)
@@ -213,7 +258,8 @@ def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
         raise CheckpointError(f"no model in {config.init}: train the stage before (see `make retrain`) or correct `init`")
     if config.stage not in (1, 2):
         raise ConfigError(f"stage is {config.stage}: it must be 1 or 2")
-    silence = silence_codes(DATA / config.manifest, read_codes(config), config.codes)
+    pairs = ShardWindows(config, "train").pairs(0) if config.shards else read_pairs(config, "train")
+    silence = silence_codes(pairs, config.codes)
     if config.stage == 2:
         model = SpeechLM.load(folder)
         model.config.speech_blank, model.config.speech_blank_codes = silence[0] if silence else None, silence
@@ -322,6 +368,13 @@ def read_aloud(model: SpeechLM, tokenizer, conversations: Conversations) -> dict
     return result
 
 
+def data_hashes(config: SpeechLMTraining) -> dict[str, str]:
+    """What the run was trained on."""
+    if config.shards:
+        return {"shards_sha256": sha256(DATA / config.shards / "index.json")}
+    return {"manifest_sha256": sha256(DATA / config.manifest), "tokens_sha256": sha256(DATA / config.tokens)}
+
+
 def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_args(__doc__, argv)
     config = configs.load(SpeechLMTraining, args.config, args.overrides)
@@ -401,8 +454,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             config.steps,
             seconds_before + time.time() - began,
             metrics=metrics,
-            manifest_sha256=sha256(DATA / config.manifest),
-            tokens_sha256=sha256(DATA / config.tokens),
+            **data_hashes(config),
             chunk_rules={"min_tokens": config.chunk_min, "max_tokens": config.chunk_max},
             weight_change=weight_change(before, weights, layout.text_size - CONTROL_ROWS),
         )

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from data_prep.shards import write_shards
 from omnilib import config as configs
+from omnilib.data import read_manifest, write_manifest
 from omnilib.errors import CheckpointError, ConfigError, DataError
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.paths import CONFIGS
-from omnilib.text import load_tokenizer
+from omnilib.text import layout_of, load_tokenizer
 from omnilib.train import speechlm as training
 from tests.train import corpus as tiny
 
@@ -170,3 +172,50 @@ def test_weight_change_is_relative_and_by_group():
     after["model.embed_tokens.weight"][3:] *= 3.0
     change = training.weight_change(before, after, text_rows=3)
     assert change == pytest.approx({"backbone": 0.0, "adapter": 0.5, "text rows": 0.0, "speech rows": 2.0})
+
+
+# ---------------------------------------------------------------- shards
+
+
+@pytest.fixture(scope="module")
+def shards(corpus, tmp_path_factory) -> Path:
+    """The tiny corpus with tokens in its records, as curation writes it, in shards of a few seconds."""
+    from safetensors.torch import load_file
+
+    folder = tmp_path_factory.mktemp("shards")
+    codes = load_file(str(corpus.tokens))
+    root = corpus.manifest.parent
+    records = [r | {"tokens": codes[r["id"]].tolist(), "path": str(Path(r["path"]))} for r in read_manifest(corpus.manifest)]
+    write_manifest(root / "with_tokens.jsonl", records)
+    write_shards(root / "with_tokens.jsonl", folder, seconds=6)
+    return folder
+
+
+def conversations(corpus: tiny.Corpus, *overrides: str) -> training.Conversations:
+    config = configs.load(training.SpeechLMTraining, "speechlm_stage1_smoke", [*corpus.overrides(), *overrides])
+    tokenizer = load_tokenizer(corpus.text)
+    return training.Conversations(config, tokenizer, layout_of(training.build(config, tokenizer).config, tokenizer))
+
+
+def test_windows_of_shards_pass_over_every_record_and_batches_depend_on_the_step_alone(corpus, shards):
+    data = conversations(corpus, f"shards={shards}", "window=2", "window_steps=3")
+    windows, whole = data.windows, conversations(corpus)
+    assert windows.per_pass > 1 and data.hours == pytest.approx(whole.hours, rel=0.01)
+    ids = [sorted(r["id"] for n in range(p * windows.per_pass, (p + 1) * windows.per_pass) for r, _ in windows.pairs(n)) for p in (0, 1)]
+    assert ids[0] == ids[1] == sorted(r["id"] for r in read_manifest(corpus.manifest) if r["split"] == "train")
+    batches = [data.batch(step) for step in range(8)]
+    again = conversations(corpus, f"shards={shards}", "window=2", "window_steps=3")
+    for step in (7, 2, 4):  # a resumed run starts anywhere
+        assert all(torch.equal(a, b) for a, b in zip(again.batch(step), batches[step], strict=True))
+
+
+def test_training_streams_shards(corpus, shards, tmp_path):
+    run(corpus, tmp_path / "out", 1, f"shards={shards}", "window=2", "window_steps=2", "steps=6", "save_every=6", "eval_every=6")
+    assert len(losses(tmp_path / "out")) == 6
+    assert "shards_sha256" in json.loads((tmp_path / "out" / "meta.json").read_text())
+
+
+def test_shards_without_tokens_say_what_to_do(corpus, tmp_path):
+    write_shards(corpus.manifest, tmp_path / "bare", seconds=600)
+    with pytest.raises(DataError, match="step `tokens`"):
+        run(corpus, tmp_path / "out", 1, f"shards={tmp_path / 'bare'}")
