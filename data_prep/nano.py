@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from data_prep import texts
 from data_prep.engines import ENGINES, RATE, render
+from data_prep.ops.longform import LongForm
 from omnilib.data import write_manifest
 from omnilib.errors import DataError, UserError
 from omnilib.paths import DATA
@@ -193,32 +194,13 @@ def collect(out: Path, names: list[str]) -> list[dict]:
 
 
 def longform(records: list[dict], seconds: tuple[float, float] = (60.0, 600.0)) -> list[dict]:
-    """Join utterances of one speaker and split, in order, into recordings spread uniformly over `seconds`."""
-    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for record in records:
-        groups[record["speaker"], record["split"]].append(record)
+    """Joins of one speaker's utterances as the curation step `longform` plans them, not written as sound."""
+    step = LongForm(least=seconds[0], most=seconds[1], splits=["train", "dev", "test"])
     joined = []
-    for (speaker, split), items in sorted(groups.items()):
-        rng = np.random.default_rng(key_of(f"{speaker}-{split}"))
-        cursor = 0
-        while cursor < len(items):
-            target, parts, duration = rng.uniform(*seconds), [], 0.0
-            while cursor < len(items) and duration < target:
-                pause = float(rng.integers(1, 5)) * 0.16  # whole rows: 0.16-0.64 s
-                parts.append({"id": items[cursor]["id"], "pause": round(pause, 2)})
-                duration += items[cursor]["duration"] + pause
-                cursor += 1
-            if duration >= seconds[0]:
-                joined.append(
-                    {
-                        "id": f"{speaker}-{split}-long-{len(joined):04d}",
-                        "speaker": speaker,
-                        "split": split,
-                        "language": items[0]["language"],
-                        "duration": round(duration, 2),
-                        "parts": parts,
-                    }
-                )
+    for name, group in step.plan(records):
+        parts = [{"id": r["id"], "start": round(start, 3), "end": round(start + r["duration"], 3)} for start, r in group]
+        about = {key: group[0][1][key] for key in ("speaker", "split", "language")}
+        joined.append({"id": name, **about, "duration": parts[-1]["end"], "parts": parts})
     return joined
 
 

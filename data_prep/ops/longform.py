@@ -60,12 +60,17 @@ class LongForm(Step):
     seed: int = 0
 
     def run(self, records: list[dict], audio: Audio) -> list[dict]:
+        return records + [self.join(name, group, audio) for name, group in self.plan(records)]
+
+    def plan(self, records: list[dict]) -> Iterator[tuple[str, list[tuple[float, dict]]]]:
+        """Name and (start, record) of the parts of each long recording; no sound is read."""
         voices = defaultdict(list)
         for record in records:
             if record.get("speaker") and record.get("text") and record.get("split") in self.splits:
                 voices[record["source"], record["split"], record["language"], record["speaker"]].append(record)
-        made = [self.join(key, n, group, audio) for key in sorted(voices) for n, group in enumerate(self.groups(key, voices[key]))]
-        return records + made
+        for key in sorted(voices):
+            for number, group in enumerate(self.groups(key, voices[key])):
+                yield f"long-{hashlib.sha256(repr(key).encode()).hexdigest()[:10]}-{number:04d}", group
 
     def groups(self, key: tuple, records: list[dict]) -> Iterator[list[tuple[float, dict]]]:
         """(start, record) of each long recording of one voice."""
@@ -82,7 +87,7 @@ class LongForm(Step):
         if end >= self.least:
             yield group
 
-    def join(self, key: tuple, number: int, group: list[tuple[float, dict]], audio: Audio) -> dict:
+    def join(self, name: str, group: list[tuple[float, dict]], audio: Audio) -> dict:
         """One long record, written."""
         rate, (last_start, last) = group[0][1]["rate"], group[-1]
         wave = np.zeros(round((last_start + last["duration"]) * rate) + 1, np.float32)
@@ -90,15 +95,14 @@ class LongForm(Step):
             part, at = faded(audio.wave(record, rate), rate), round(start * rate)
             wave[at : at + len(part)] = part[: len(wave) - at]
         first = group[0][1]
-        new = f"long-{hashlib.sha256(repr(key).encode()).hexdigest()[:10]}-{number:04d}"
         parts = [
             {"id": r["id"], "start": round(s * rate) / rate, "end": round(s * rate) / rate + r["duration"], "text": r["text"]}
             for s, r in group
         ]
         return {
-            **{name: first[name] for name in ("source", "licence", "split", "language", "speaker")},
-            "id": new,
-            "path": audio.write(new, wave, rate),
+            **{key: first[key] for key in ("source", "licence", "split", "language", "speaker")},
+            "id": name,
+            "path": audio.write(name, wave, rate),
             "start": 0.0,
             "duration": len(wave) / rate,
             "rate": rate,

@@ -122,7 +122,9 @@ def test_long_form_joins_one_speaker_with_pauses(tiny, no_open_lines, tmp_path):
     assert joined
     for item in joined:
         assert {speaker[p["id"]] for p in item["parts"]} == {item["speaker"]}
-        assert item["duration"] == pytest.approx(sum(duration[p["id"]] + p["pause"] for p in item["parts"]), abs=0.01)
+        assert all(p["end"] - p["start"] == pytest.approx(duration[p["id"]], abs=0.01) for p in item["parts"])
+        assert all(a["end"] < b["start"] for a, b in zip(item["parts"], item["parts"][1:], strict=False))
+        assert 3.0 <= item["duration"] == item["parts"][-1]["end"]
 
 
 def test_the_folder_of_another_plan_is_refused(tiny, no_open_lines, tmp_path):
