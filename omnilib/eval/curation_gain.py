@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from omnilib import config as configs
 from omnilib.data import FIELDS, read_manifest, sha256, write_manifest
 from omnilib.errors import ConfigError, DataError
-from omnilib.eval.stage2_grid import fit
+from omnilib.eval.stage2_grid import fit, summarise
 from omnilib.paths import DATA, REPORTS, ROOT
 from omnilib.provenance import stamp, write_json
 from omnilib.text import layout_of, load_tokenizer
@@ -85,16 +85,6 @@ def train_arm(config: SpeechLMTraining, folder: Path) -> dict:
             "hours": data.hours, "seconds": round(time.time() - began, 1)}  # fmt: skip
 
 
-def summarise(runs: list[dict]) -> dict[str, dict]:
-    """Mean and range over seeds of each arm's measures."""
-    result: dict[str, dict] = {}
-    for arm in dict.fromkeys(r["arm"] for r in runs):
-        mine = [r for r in runs if r["arm"] == arm]
-        values = {m: [r[m] for r in mine] for m in MEASURES if m in mine[0]}
-        result[arm] = {m: {"value": sum(v) / len(v), "low": min(v), "high": max(v), "n": len(v)} for m, v in values.items()}
-    return result
-
-
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raw", type=Path, required=True, help="--out of data_prep.curate --recipe raw")
@@ -124,7 +114,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
                 run = train_arm(replace(config, seed=seed), folder)
                 write_json(kept, {"arm": name, "seed": seed, "steps": args.steps, "records": len(records), **run})
             runs.append(json.loads(kept.read_text(encoding="utf-8")))
-    summary = summarise(runs)
+    summary = summarise(runs, "arm", MEASURES)
     settings = {"steps": args.steps, "seeds": args.seeds, "config": args.config, "init": config.init, "lr": config.lr,
                 "optimizer": config.optimizer, "hours_available": available, "temperature": config.meter_temperature, "retries": 0,
                 "lines": config.meter_lines, "reader": "phoneme head of the speech tokenizer"}  # fmt: skip

@@ -13,6 +13,7 @@ Writes reports/nano/stage2_grid/metrics.json (chapter 06 draws it).
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from omnilib.voice.tokenizer import SpeechTokenizer
 
 # name -> (is the backbone frozen, the adapter's rate as a multiple of the backbone's)
 VARIANTS = {"frozen": (True, 1.0), "adapter x1": (False, 1.0), "adapter x2": (False, 2.0), "adapter x5": (False, 5.0)}
+MEASURES = ("dev_speech_loss", "dev_text_loss", "dev_token_error", "phoneme_error")
 CURVE_POINTS = 6
 SPOKEN_LINES = 24
 
@@ -93,21 +95,12 @@ def train_run(config: SpeechLMTraining, frozen: bool, parts: Path) -> dict:
     }
 
 
-def summarise(runs: list[dict]) -> dict[str, dict]:
-    """Mean and range over seeds of each variant's final measures."""
+def summarise(runs: list[dict], factor: str = "variant", measures: Sequence[str] = MEASURES) -> dict[str, dict]:
+    """Mean and range over seeds of the final measures, for each value of the factor."""
     result: dict[str, dict] = {}
-    for name in VARIANTS:
-        mine = [r for r in runs if r["variant"] == name]
-        if mine:
-            result[name] = {
-                key: {
-                    "value": sum(r[key] for r in mine) / len(mine),
-                    "low": min(r[key] for r in mine),
-                    "high": max(r[key] for r in mine),
-                    "n": len(mine),
-                }
-                for key in ("dev_speech_loss", "dev_text_loss", "dev_token_error", "phoneme_error")
-            }
+    for name in dict.fromkeys(r[factor] for r in runs):
+        values = {m: [r[m] for r in runs if r[factor] == name] for m in measures}
+        result[name] = {m: {"value": sum(v) / len(v), "low": min(v), "high": max(v), "n": len(v)} for m, v in values.items()}
     return result
 
 
