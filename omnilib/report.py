@@ -381,6 +381,13 @@ HEADLINES = {
     "ttfs_stream_s": ("time to first sound, streaming", "s"),
     "retrain_hours": ("retraining everything", "h"),
     "params_total": ("parameters, all modules", ""),
+    "curation_bad_kept": ("curation: bad items kept", "%"),
+    "curation_good_dropped": ("curation: good items dropped", "%"),
+    "curation_duplicate_recall": ("curation: duplicates found", "%"),
+    "curation_wrong_transcript_recall": ("curation: wrong transcripts found", "%"),
+    "curation_boundary_error_s": ("curation: boundaries, mean error", "s"),
+    "curation_padding_waste": ("curation: padding in training batches", "%"),
+    "curation_audio_hours_per_hour_no_asr": ("curation: audio-hours an hour, 2 cores, no recogniser", ""),
 }
 
 
