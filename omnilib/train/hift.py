@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from omnilib import config as configs
 from omnilib.audio import mel_80, save_wave
 from omnilib.data import Segments, load_segment, read_manifest, sha256
-from omnilib.paths import DATA
+from omnilib.paths import DATA, ROOT
 from omnilib.train import common
 from omnilib.voice.discriminators import (
     DiscriminatorConfig,
@@ -40,6 +40,7 @@ class Config:
     """One vocoder run."""
 
     manifest: str = "nano/codec.jsonl"  # below the data folder, or a path
+    init: str = ""  # run folder whose generator and discriminators this one goes on from
     crop_seconds: float = 0.64
     batch_seconds: float = 5.12
     steps: int = 10_000
@@ -141,6 +142,8 @@ def train(cfg: Config, out: Path) -> dict:
     example = max(by_split["dev"], key=lambda r: (r["duration"] < 8, r["duration"]))
 
     nets = nn.ModuleDict({"generator": HiFT(cfg.model), "judges": Discriminators(cfg.discriminator)}).to(device)
+    if cfg.init:
+        common.start_from(nets, ROOT / cfg.init)
     model, judges = nets["generator"], nets["judges"]
     # the pitch loss is in Hz and reaches the predictor only: its large gradient must not shrink the others' when clipping
     sounding = [p for name, p in model.named_parameters() if not name.startswith("f0_predictor")]
