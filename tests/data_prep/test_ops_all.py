@@ -8,7 +8,7 @@ import soundfile
 from frozen_audio import RATE, Shelf, reasons, run, spoken, wave_of
 
 from data_prep.ops import duplicates
-from data_prep.ops.duplicates import Duplicates, Fingerprint, masks
+from data_prep.ops.duplicates import Duplicates, Fingerprint, error_share, masks
 from data_prep.ops.longform import LongForm
 from data_prep.ops.speed import Speed
 from data_prep.ops.split import Split, letters, voice_of
@@ -240,3 +240,9 @@ def test_tokens_are_those_of_the_training_code(shelf):
         codes, count = tokenizer.encode(log_mel_128(wave[None]), torch.tensor([len(wave) // 160]))
         assert result["tokens"] == codes[0][: int(count[0])].tolist()
         assert len(result["speaker_vector"]) == SpeakerEncoder.load(step.speaker).config.dim
+
+
+def test_words_that_do_not_overlap_at_an_offset_are_no_copies():
+    short, long = np.arange(1, 5, dtype=np.uint32), np.arange(1, 105, dtype=np.uint32)
+    assert error_share(short, long, -6) == error_share(long, short, 200) == (1.0, 0.0)
+    assert error_share(short, long, 0) == (0.0, 1.0)
