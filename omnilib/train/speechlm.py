@@ -48,6 +48,8 @@ from omnilib.train.common import (
 from omnilib.train.prefetch import prefetch
 from omnilib.voice.phonemes import PhonemeHead, intelligibility
 
+DRAWS = 200  # of a sample, before the corpus is blamed
+
 
 @dataclass
 class SpeechLMTraining:
@@ -183,9 +185,9 @@ class Conversations:
         """Rows and labels (L, 1 + k) of one conversation of about `seconds` of speech."""
         speakers = sorted(self.speakers[language])
         weights = np.sqrt([len(self.speakers[language][s]) for s in speakers])
-        speaker = speakers[int(rng.choice(len(speakers), p=weights / weights.sum()))]
-        references, records = self.references[speaker], self.speakers[language][speaker]
-        while True:
+        for _ in range(DRAWS):
+            speaker = speakers[int(rng.choice(len(speakers), p=weights / weights.sum()))]
+            references, records = self.references[speaker], self.speakers[language][speaker]
             reference = references[int(rng.integers(len(references)))]
             chosen, total = [], 0.0
             while total < seconds:
@@ -196,6 +198,9 @@ class Conversations:
                 return training_rows(self.tokenizer, self.layout, reference["text"], reference["codes"], sentences, self.rules)
             except DataError:  # a sentence longer than a whole chunk: draw again
                 continue
+        raise DataError(
+            f"{DRAWS} draws of {language} speech all held a sentence longer than a chunk: raise chunk_max or cut the recordings"
+        )
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Rows, labels (B, L, 1 + k) and mask (B, L), padded on the right."""

@@ -219,3 +219,14 @@ def test_shards_without_tokens_say_what_to_do(corpus, tmp_path):
     write_shards(corpus.manifest, tmp_path / "bare", seconds=600)
     with pytest.raises(DataError, match="step `tokens`"):
         run(corpus, tmp_path / "out", 1, f"shards={tmp_path / 'bare'}")
+
+
+def test_sentences_longer_than_a_chunk_are_passed_over_or_reported(corpus):
+    data = conversations(corpus)
+    for item in data.speakers["en"]["low"]:
+        item["text"] = " ".join(["tone"] * 500)  # a speaker none of whose sentences fits
+    assert all(data.batch(step)[0].numel() for step in range(3))
+    for item in data.speakers["en"]["high"]:
+        item["text"] = " ".join(["tone"] * 500)
+    with pytest.raises(DataError, match="raise chunk_max"):
+        data.batch(3)
