@@ -110,7 +110,7 @@ class Duplicates(Step):
 
     name: ClassVar[str] = "duplicates"
     scope: ClassVar[str] = "all"
-    most_errors: float = 0.25  # of the bits; 285 copies of the wild set stay below 0.20, short sentences that share a word begin at 0.255
+    most_errors: float = 0.25  # of the bits; 285 copies of the wild set stay below 0.20, nearly all that only share a word are above it
     least_overlap: float = 0.6  # of the shorter record's sounding windows
     votes: int = 2  # equal keys about one offset that a pair needs before it is compared
     most_shared: int = 40  # a window that more records share is too common to vote
