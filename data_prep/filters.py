@@ -65,9 +65,10 @@ def quality(record: dict, least: float = 3.0, score: str = "dnsmos", sources: di
 
 
 @known
-def noise(record: dict, least: float = 15.0) -> str | None:
-    """Signal to noise in dB."""
-    return "noisy" if field(record, "snr_db", "quality") < least else None
+def noise(record: dict, least: float = 15.0, anywhere: float = 10.0) -> str | None:
+    """Signal to noise in dB: of the whole, and of its worst 4 seconds."""
+    low = field(record, "snr_db", "quality") < least or field(record, "snr_lowest_db", "quality") < anywhere
+    return "noisy" if low else None
 
 
 @known

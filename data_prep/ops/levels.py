@@ -40,6 +40,15 @@ def snr(wave: np.ndarray, rate: int) -> float:
     return float(10 * np.log10(max(signal - noise, 1e-12) / noise))
 
 
+def lowest_snr(wave: np.ndarray, rate: int, seconds: float = 4.0) -> float:
+    """The worst `snr` of windows of `seconds` that overlap by half: noise in one part of a long piece, whose quiet parts hide it."""
+    size = round(seconds * rate)
+    if 2 * len(wave) <= 3 * size:
+        return snr(wave, rate)
+    starts = np.linspace(0, len(wave) - size, max(2, -(-2 * len(wave) // size) - 1)).astype(int)
+    return min(snr(wave[s : s + size], rate) for s in starts)
+
+
 def crest(wave: np.ndarray, rate: int) -> float:
     """How far the peaks (99.5th percentile) of the louder half of the frames stand above their 90th percentile, in dB.
 

@@ -2,8 +2,8 @@
 
 `dnsmos` is P.808, one number a window from a mel spectrum; with `overall: true` also `dnsmos_ovrl`, the overall score of P.835,
 which Emilia thresholds at 3.0 but costs about ten times as much. Both are means over at most `windows` windows of 9.01 s, spread
-evenly; shorter audio is repeated until it fills one, as the package does. P.808 ignores level. Also adds `snr_db` and
-`crest_db` (see levels.py), of the segment: a recording may be noisy or clipped in one place only.
+evenly; shorter audio is repeated until it fills one, as the package does. P.808 ignores level. Also adds `snr_db`,
+`snr_lowest_db` and `crest_db` (see levels.py), of the segment: a recording may be noisy or clipped in one place only.
 
 Shapes: W windows, T = 144,160 samples at 16 kHz.
 """
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from data_prep.ops.levels import crest, snr
+from data_prep.ops.levels import crest, lowest_snr, snr
 from data_prep.ops.sessions import model_file, open_session
 from data_prep.pipeline import Audio, Step, register
 
@@ -66,7 +66,8 @@ class Quality(Step):
         scores = {"dnsmos": self.p808_scores(windows)} | ({"dnsmos_ovrl": self.ovrl_scores(windows)} if self.overall else {})
         return [
             record
-            | {"snr_db": round(snr(wave, RATE), 1), "crest_db": round(crest(wave, RATE), 2)}
+            | {"snr_db": round(snr(wave, RATE), 1), "snr_lowest_db": round(lowest_snr(wave, RATE), 1)}
+            | {"crest_db": round(crest(wave, RATE), 2)}
             | {name: round(values[i], 3) for name, values in scores.items()}
             for i, (record, wave) in enumerate(zip(records, waves, strict=True))
         ]

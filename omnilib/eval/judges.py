@@ -17,8 +17,10 @@ Shape legend: T samples, F mel frames, N partial utterances, E embedding width (
 import hashlib
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,6 +37,7 @@ RATE = 16_000  # both judges listen at 16 kHz
 PIECE_SECONDS = 28.0  # PAPER section 5
 FRAMES = 3000  # 30 s: the window Whisper was trained on
 LEAST_WINDOW, MARGIN = 15.0, 8.0  # seconds
+LOOPING = 2.4  # compression ratio of a transcript above which Whisper takes it for a loop
 NO_SPEECH, UNSURE = 0.6, -1.0  # faster-whisper's own rule for saying nothing
 INSTALL = "pip install -e '.[judge]'"
 
@@ -132,7 +135,8 @@ class Whisper:
         mark = file_sha256(weights)[:12] if weights.is_file() else "hub"
         window = "30 s" if whole_window else f"{LEAST_WINDOW:g} s"
         self.id = (
-            f"faster-whisper {Path(source).name}@{mark} {compute} beam {beam} temperature 0 pieces {PIECE_SECONDS:g} s window {window}"
+            f"faster-whisper {Path(source).name}@{mark} {compute} beam {beam} temperature 0 pieces {PIECE_SECONDS:g} s window {window} "
+            f"loop guard {LOOPING:g}"
         )
 
     def submit(self, wave: np.ndarray | torch.Tensor, rate: int, language: str) -> Callable[[], str]:
@@ -147,7 +151,12 @@ class Whisper:
         return self.submit(wave, rate, language)()
 
     def hear(self, samples: np.ndarray, language: str) -> str:
-        """Transcript of at most 30 s at 16 kHz: one window, one beam search, no timestamps."""
+        """Transcript of at most 30 s at 16 kHz: one window, one beam search, no timestamps.
+
+        A text that compresses by more than LOOPING is a decoder caught in a loop ("5, 5, 5, ..."), Whisper's own rule (arXiv
+        2212.04356, section 4.5). Whisper then samples at rising temperatures; here the search is run again, once, without
+        repeating three tokens, so that a figure is the same whenever it is measured.
+        """
         from faster_whisper.audio import pad_or_trim
         from faster_whisper.tokenizer import Tokenizer
         from faster_whisper.transcribe import get_suppressed_tokens
@@ -155,20 +164,31 @@ class Whisper:
         frames = FRAMES if self.whole_window else window_frames(len(samples))
         mel = pad_or_trim(self.model.feature_extractor(samples), frames)  # (80, frames)
         tokenizer = Tokenizer(self.model.hf_tokenizer, True, task="transcribe", language=language)
-        result = self.model.model.generate(
-            self.model.encode(mel),
-            [self.model.get_prompt(tokenizer, [], without_timestamps=True)],
+        encoded, prompt = self.model.encode(mel), self.model.get_prompt(tokenizer, [], without_timestamps=True)
+        search = partial(
+            self.model.model.generate,
+            encoded,
+            [prompt],
             beam_size=self.beam,
             max_length=self.model.max_length,
             suppress_blank=True,
             suppress_tokens=list(get_suppressed_tokens(tokenizer, [-1])),
             return_scores=True,
             return_no_speech_prob=True,
-        )[0]
+        )
+        result = search()[0]
+        if loops(tokenizer.decode(result.sequences_ids[0])):
+            result = search(no_repeat_ngram_size=3)[0]
         ids = result.sequences_ids[0]
         confidence = result.scores[0] * len(ids) / (len(ids) + 1)  # mean log probability, as faster-whisper counts it
         silent = result.no_speech_prob > NO_SPEECH and confidence < UNSURE
         return "" if silent else tokenizer.decode(ids).strip()
+
+
+def loops(text: str) -> bool:
+    """Whether a transcript says the same again and again."""
+    data = text.strip().encode()
+    return bool(data) and len(data) / len(zlib.compress(data)) > LOOPING
 
 
 def window_frames(samples: int) -> int:

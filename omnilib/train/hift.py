@@ -5,6 +5,8 @@
 
 Two phases in one loop. Until `adversarial_from` the generator learns from spectra alone (mel L1 + multi-resolution STFT),
 which is cheap and already intelligible; then discriminators join, for phase and texture that spectra do not see.
+With `mels` a share of the crops is made from what the flow says instead of what was recorded, against the recording all the
+same (HiFi-GAN section 4.4: fine-tuning on predicted mels): the vocoder learns to undo the flow's smoothing.
 The f0 predictor learns all along from pitch measured on the crop itself (autocorrelation, batched, about 1 % of a step).
 Until `teacher_f0_until` the measured pitch drives the harmonic source, so the generator need not wait for the predictor.
 """
@@ -16,11 +18,13 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from omnilib import config as configs
 from omnilib.audio import mel_80, save_wave
-from omnilib.data import Segments, load_segment, read_manifest, sha256
+from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
+from omnilib.errors import DataError
 from omnilib.paths import DATA, ROOT
 from omnilib.train import common
 from omnilib.voice.discriminators import (
@@ -29,10 +33,13 @@ from omnilib.voice.discriminators import (
     adversarial_loss,
     discriminator_loss,
     feature_loss,
+    fine_mel_loss,
     relativistic_loss,
     spectral_loss,
 )
 from omnilib.voice.hift import HiFT, HiFTConfig
+
+FRAMES = 50  # mel frames a second
 
 
 @dataclass
@@ -40,6 +47,8 @@ class Config:
     """One vocoder run."""
 
     manifest: str = "nano/codec.jsonl"  # below the data folder, or a path
+    mels: str = ""  # below the data folder: mels a flow gave for the same recordings (`omnilib.train.tokens --codec`)
+    mels_share: float = 0.5  # of the crops that are heard from them instead of the recording's own mel
     init: str = ""  # run folder whose generator and discriminators this one goes on from
     crop_seconds: float = 0.64
     batch_seconds: float = 5.12
@@ -52,6 +61,7 @@ class Config:
     clip: float = 10.0  # largest gradient norm
     mel_weight: float = 15.0
     stft_weight: float = 5.0
+    fine_mel_weight: float = 0.0
     f0_weight: float = 0.02  # its loss is in Hz
     adversarial_weight: float = 1.0
     feature_weight: float = 1.0
@@ -123,6 +133,45 @@ def evaluate(model: HiFT, waves: Tensor) -> dict[str, float]:
     }
 
 
+class Crops:
+    """Training crops: waves (B, T) and the mels (B, M, F) to make them from, the recordings' own or, for a share, the flow's."""
+
+    def __init__(self, cfg: Config, records: list[dict], root: Path):
+        self.root, self.seed, self.seconds = root, cfg.seed, cfg.crop_seconds
+        share = cfg.mels_share if cfg.mels else 0.0
+        self.own = Segments(records, root, (1 - share) * cfg.batch_seconds, cfg.crop_seconds, seed=cfg.seed)
+        self.made, self.mels = None, {}
+        if share:
+            self.mels = load_file(existing(DATA / cfg.mels))
+            known = [r for r in records if r["id"] in self.mels]
+            self.made = Segments(known, root, share * cfg.batch_seconds, cfg.crop_seconds, seed=cfg.seed + 1)
+
+    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+        own = self.own.batch(step)[0]
+        if self.made is None:
+            return own, mel_80(own)
+        rng, frames = step_rng(self.seed + 2, step), round(self.seconds * FRAMES)
+        waves, mels = [], []
+        for record in self.made.records_at(step):
+            mel = self.mels[record["id"]]  # (M, F)
+            last = min(mel.shape[1], int(record["duration"] * FRAMES)) - frames
+            first = int(rng.integers(0, max(0, last) + 1))
+            waves.append(load_segment(record, self.root, first / FRAMES, self.seconds))
+            mels.append(mel[:, first : first + frames].float())
+        return torch.cat([own, torch.stack(waves)]), torch.cat([mel_80(own), torch.stack(mels)])
+
+
+def existing(path: Path) -> Path:
+    """`path`, if there is such a file.
+
+    Raises:
+        DataError: there is none.
+    """
+    if not path.is_file():
+        raise DataError(f"no mels {path.name}: write them with `python -m omnilib.train.tokens --codec`, or leave `mels` empty")
+    return path
+
+
 def development_crops(records: list[dict], root: Path, cfg: Config) -> Tensor:
     """The same crops at every evaluation: (eval_crops, T)."""
     crops = Segments(records, root, cfg.eval_crops * cfg.crop_seconds, cfg.crop_seconds, seed=cfg.seed + 10_000)
@@ -137,7 +186,7 @@ def train(cfg: Config, out: Path) -> dict:
     manifest = DATA / cfg.manifest
     records = read_manifest(manifest)
     by_split = {s: [r for r in records if r["split"] == s and r["rate"] == cfg.model.sampling_rate] for s in ("train", "dev")}
-    data = Segments(by_split["train"], manifest.parent, cfg.batch_seconds, cfg.crop_seconds, seed=cfg.seed)
+    data = Crops(cfg, by_split["train"], manifest.parent)
     dev = development_crops(by_split["dev"], manifest.parent, cfg).to(device)
     example = max(by_split["dev"], key=lambda r: (r["duration"] < 8, r["duration"]))
 
@@ -165,8 +214,8 @@ def train(cfg: Config, out: Path) -> dict:
         adversarial = step >= cfg.adversarial_from
         for group in optimizers["generator"].param_groups:
             group["lr"] = lr  # the discriminators start late and keep their rate
-        real = data.batch(step * ranks + rank)[0].to(device)  # (B, T)
-        mel, f0 = mel_80(real), measure_pitch(real)
+        real, mel = (x.to(device) for x in data.batch(step * ranks + rank))  # (B, T), (B, M, F)
+        f0 = measure_pitch(real)
         noise = torch.Generator(device).manual_seed((cfg.seed << 32) + step * ranks + rank)
         with common.autocast(device, cfg.bf16):
             fake, f0_hat = g(mel, f0 if step < cfg.teacher_f0_until else None, noise)  # (B, T), (B, F)
@@ -182,10 +231,13 @@ def train(cfg: Config, out: Path) -> dict:
             accelerator.backward(losses["judges"])
             optimizers["judges"].step()
 
-        losses["mel"] = F.l1_loss(mel_80(fake), mel)
+        losses["mel"] = F.l1_loss(mel_80(fake), mel_80(real))
         losses["stft"] = spectral_loss(real, fake)
         losses["f0"] = F.l1_loss(f0_hat, f0)
         loss = cfg.mel_weight * losses["mel"] + cfg.stft_weight * losses["stft"] + cfg.f0_weight * losses["f0"]
+        if cfg.fine_mel_weight:
+            losses["fine_mel"] = fine_mel_loss(real, fake, cfg.model.sampling_rate)
+            loss = loss + cfg.fine_mel_weight * losses["fine_mel"]
         if adversarial:
             judges.requires_grad_(False)
             with common.autocast(device, cfg.bf16):

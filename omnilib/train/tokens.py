@@ -1,9 +1,12 @@
-"""Turn every recording of a manifest into speech codes, or into a speaker vector: one safetensors file, record id -> tensor.
+"""Turn every recording of a manifest into speech codes, a speaker vector or the flow's mel: one safetensors file, record id -> tensor.
 
     python -m omnilib.train.tokens --manifest data/nano/manifest.jsonl --tokenizer checkpoints/nano/tokenizer --out data/nano/tokens.safetensors
     python -m omnilib.train.tokens --manifest data/nano/manifest.jsonl --speaker checkpoints/nano/speaker --out data/nano/speakers.safetensors
+    python -m omnilib.train.tokens --manifest data/nano/codec.jsonl --codec checkpoints/nano --out data/nano/mels.safetensors
 
-Codes are int16 (T,), 25 a second, long recordings in 30 s blocks as the reference does; vectors are float32 (192,).
+Codes are int16 (T,), 25 a second, long recordings in 30 s blocks as the reference does; vectors are float32 (192,); mels are
+float16 (80, F), 50 frames a second in step with the recording: its own codes spoken in its own voice, whose prompt is the
+recording before it of the same speaker. A vocoder that has met them is not surprised by what the flow gets wrong.
 Notable choices: recordings of similar length share a batch; work is cut into parts, each written whole or not at all, so a
 killed run goes on where it was; one single-thread process a core. Parts carry the hash of manifest and model in their
 folder's name: nothing stale is ever reused.
@@ -14,6 +17,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -23,9 +27,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from omnilib.audio import TOKENIZER_RATE, fbank_80, log_mel_128, resample
+from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, log_mel_128, mel_80, resample
 from omnilib.data import load_segment, read_manifest, sha256
 from omnilib.errors import CheckpointError, DataError, UserError
+from omnilib.train.common import autocast
+from omnilib.voice.codec import Codec
+from omnilib.voice.flow import RATIO
 from omnilib.voice.speaker import SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer
 
@@ -87,6 +94,55 @@ def encode_speakers(model: SpeakerEncoder, records: list[dict], root: Path) -> d
     return result
 
 
+class FlowMels:
+    """Writes the mel that the flow of a checkpoint folder gives for a recording's own codes."""
+
+    def __init__(self, codec: Codec):
+        self.codec = codec
+
+    @classmethod
+    def load(cls, folder: Path) -> "FlowMels":
+        return cls(Codec.load(folder))
+
+    @torch.inference_mode()
+    def encode(self, records: list[dict], root: Path) -> dict[str, Tensor]:
+        """Mel (80, F) float16 of each record."""
+        codec, settings, result = self.codec, self.codec.settings, {}
+        codes, speakers = encode_codes(codec.tokenizer, records, root), encode_speakers(codec.speaker, records, root)
+        shown = round(settings.prompt_seconds * 25)
+        prompts = {r["id"]: prompt for r, prompt in zip(records, prompts_of(records), strict=True)}
+        for batch in similar([(r, 0.0, r["duration"]) for r in records], lambda p: p[2] + settings.prompt_seconds):
+            rows, shows, mels = [], [], []
+            for record, *_ in batch:
+                prompt = prompts[record["id"]]
+                wave = load_segment(prompt, root, 0.0, min(settings.prompt_seconds, prompt["duration"]))
+                mel = mel_80(resample(wave, prompt["rate"], VOICE_RATE)[None])[0].T  # (F, 80)
+                count = min(shown, len(codes[prompt["id"]]), len(mel) // RATIO)
+                rows.append(codes[record["id"]].long())
+                shows.append(codes[prompt["id"]][:count].long())
+                mels.append(mel[: count * RATIO])
+            stack = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+            voices = torch.stack([speakers[r["id"]] for r, *_ in batch])
+            counts, shown_counts = (torch.tensor([len(r) for r in some]) for some in (rows, shows))
+            with autocast(codec.device, True):  # twice as fast
+                made = codec.flow.inference(
+                    stack(rows), stack(shows), stack(mels), voices,
+                    n_timesteps=settings.steps, token_lengths=counts, prompt_lengths=shown_counts,
+                )  # fmt: skip
+            result |= {r["id"]: mel[:, : len(row) * RATIO].half().contiguous() for (r, *_), mel, row in zip(batch, made, rows, strict=True)}
+        return result
+
+
+def prompts_of(records: list[dict]) -> list[dict]:
+    """For each record the one before it of the same speaker; the first of a speaker gets the last, which may be itself."""
+    before = {r["speaker"]: r for r in records}
+    found = []
+    for record in records:
+        found.append(before[record["speaker"]])
+        before[record["speaker"]] = record
+    return found
+
+
 # ------------------------------------------------------------------------------------------------ parts and processes
 
 
@@ -95,16 +151,20 @@ class Worker:
 
     def __init__(self, kind: str, model_folder: Path, root: Path, parts: Path):
         torch.set_num_threads(1)
-        self.kind, self.root, self.parts = kind, root, parts
-        self.model = (SpeechTokenizer if kind == "codes" else SpeakerEncoder).load(model_folder)
+        self.root, self.parts = root, parts
+        if kind == "mels":
+            self.encode = FlowMels.load(model_folder).encode
+        elif kind == "codes":
+            self.encode = partial(encode_codes, SpeechTokenizer.load(model_folder))
+        else:
+            self.encode = partial(encode_speakers, SpeakerEncoder.load(model_folder))
 
     def run(self, part: tuple[int, list[dict]]) -> float:
         """Write one part; returns the audio seconds in it."""
         number, records = part
         target = self.parts / f"{number:06d}.safetensors"
         if not target.exists():
-            encode = encode_codes if self.kind == "codes" else encode_speakers
-            write_tensors(target, encode(self.model, records, self.root), {})
+            write_tensors(target, self.encode(records, self.root), {})
         return sum(r["duration"] for r in records)
 
 
@@ -149,14 +209,15 @@ def cut_parts(records: list[dict]) -> list[tuple[int, list[dict]]]:
 
 
 def export(records: list[dict], root: Path, kind: str, model_folder: Path, out: Path, processes: int) -> dict[str, str]:
-    """Encode `records` into `out` (`kind`: "codes" or "speakers"); returns the file's metadata."""
+    """Encode `records` into `out` (`kind`: "codes", "speakers" or "mels"); returns the file's metadata."""
     if not records:
         raise DataError("no records to encode: check --manifest and --split")
     ids = hashlib.sha256("\n".join(f"{r['id']} {r['path']} {r['start']} {r['duration']}" for r in records).encode()).hexdigest()
-    weights = Path(model_folder) / "model.safetensors"
-    if not weights.is_file():
-        raise CheckpointError(f"no checkpoint {weights}: restore it with `git checkout` or train it")
-    metadata = {"kind": kind, "records_sha256": ids, "model_sha256": sha256(weights)}
+    weights = [Path(model_folder) / part / "model.safetensors" for part in (("tokenizer", "speaker", "flow") if kind == "mels" else ("",))]
+    for path in weights:
+        if not path.is_file():
+            raise CheckpointError(f"no checkpoint {path}: restore it with `git checkout` or train it")
+    metadata = {"kind": kind, "records_sha256": ids, "model_sha256": " ".join(map(sha256, weights))}
     if out.exists():
         with safe_open(str(out), "pt") as file:
             if file.metadata() == metadata:
@@ -191,6 +252,7 @@ def main(argv: list[str] | None = None) -> None:
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--tokenizer", type=Path, help="tokenizer checkpoint folder: write codes")
     model.add_argument("--speaker", type=Path, help="speaker encoder checkpoint folder: write speaker vectors")
+    model.add_argument("--codec", type=Path, help="folder of tokenizer, speaker and flow checkpoints: write the flow's mels")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--split", help="only this split")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
@@ -198,8 +260,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.processes < 1:
         raise UserError("--processes must be at least 1")
     records = [r for r in read_manifest(args.manifest) if args.split in (None, r["split"])]
-    kind = "codes" if args.tokenizer else "speakers"
-    export(records, args.manifest.parent, kind, args.tokenizer or args.speaker, args.out, args.processes)
+    kind = "codes" if args.tokenizer else "speakers" if args.speaker else "mels"
+    export(records, args.manifest.parent, kind, args.tokenizer or args.speaker or args.codec, args.out, args.processes)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ Two families judge a wave: one folds it at prime periods (HiFi-GAN), one looks a
 Shapes: B batch, T samples, C channels, P period, W frames, Q frequency bins.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+
+from omnilib.audio import slaney_filters
 
 Judged = tuple[Tensor, list[Tensor]]  # score map, inner maps
 
@@ -140,3 +143,16 @@ def spectral_loss(real: Tensor, fake: Tensor, fft_sizes: tuple[int, ...] = (512,
         convergence = torch.linalg.vector_norm(y - y_hat) / torch.linalg.vector_norm(y)
         total = total + convergence + (y.log() - y_hat.log()).abs().mean()
     return total / len(fft_sizes)
+
+
+def fine_mel_loss(real: Tensor, fake: Tensor, rate: int, bands: tuple[int, ...] = (20, 40, 80)) -> Tensor:
+    """L1 of log-mels in windows of about 5, 10 and 20 ms, mean over them: bursts and consonants, which one long window smears
+    and linear spectra outweigh with their many high bins (Descript's codec, arXiv 2306.06546, section 3.4)."""
+    total = torch.zeros((), device=real.device)
+    for count in bands:
+        n_fft = 1 << round(math.log2(rate * count / 4000))
+        window, filters = torch.hann_window(n_fft, device=real.device), slaney_filters(rate, n_fft, count, 0.0, rate / 2).to(real.device)
+        spectra = torch.stft(torch.cat([real, fake]), n_fft, n_fft // 4, window=window, return_complex=True)
+        y, y_hat = (filters @ (spectra.real.square() + spectra.imag.square()) + 1e-8).log().chunk(2)
+        total = total + 0.5 * (y - y_hat).abs().mean()
+    return total / len(bands)

@@ -8,7 +8,7 @@ from data_prep.pipeline import RECIPES, load_recipe
 from omnilib.errors import ConfigError
 
 GOOD = {
-    "id": "a", "source": "radio", "duration": 10.0, "dnsmos": 3.4, "snr_db": 30.0, "crest_db": 5.0, "speech": [[0, 4], [5, 9]],
+    "id": "a", "source": "radio", "duration": 10.0, "dnsmos": 3.4, "snr_db": 30.0, "snr_lowest_db": 25.0, "crest_db": 5.0, "speech": [[0, 4], [5, 9]],
     "language": "en", "heard_language": "en", "language_probability": 0.9, "heard": "hello", "error": 0.1, "surprise": 0.2,
     "beyond": 0.0,
 }  # fmt: skip
@@ -28,6 +28,7 @@ def test_a_good_record_passes_every_filter(name):
         ("quality", {"sources": {"radio": 3.5}}, {}, "low_quality"),
         ("quality", {"sources": {"radio": 2.0}}, {"dnsmos": 2.1}, None),
         ("noise", {}, {"snr_db": 14.0}, "noisy"),
+        ("noise", {"anywhere": 16.0}, {"snr_lowest_db": 15.0}, "noisy"),
         ("clipping", {}, {"crest_db": 2.0}, "clipped"),
         ("speech_share", {}, {"speech": [[0, 1]]}, "little_speech"),
         ("language", {}, {"heard_language": "zh"}, "wrong_language"),

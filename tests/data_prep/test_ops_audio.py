@@ -8,7 +8,7 @@ import soxr
 from frozen_audio import RATE, Shelf, reasons, run, spoken, wave_of
 
 from data_prep.ops.decode import Decode, pieces
-from data_prep.ops.levels import Loudness, crest, snr
+from data_prep.ops.levels import Loudness, crest, lowest_snr, snr
 from data_prep.ops.quality import RATE as MOS_RATE
 from data_prep.ops.quality import WINDOW, Quality, windows_of
 from data_prep.ops.segment import Segment
@@ -144,6 +144,15 @@ def test_clean_speech_has_less_noise_and_clipping_than_spoilt_speech(voice):
     clipped = np.clip(voice, -0.2 * voice.max(), 0.2 * voice.max())
     resampled = soxr.resample(soxr.resample(clipped, RATE, 16_000), 16_000, RATE)
     assert crest(voice, RATE) > 3.1 > max(crest(clipped, RATE), crest(resampled, RATE))
+
+
+def test_noise_in_one_part_of_a_long_piece_is_not_hidden_by_the_rest(voice):
+    clean = np.concatenate([voice, voice, voice])
+    spoilt = np.concatenate([voice, noisy(voice, 10), voice])
+    assert snr(spoilt, RATE) > 25, "the quiet parts hide it"
+    assert lowest_snr(clean, RATE) > 22 > 18 > lowest_snr(spoilt, RATE)
+    short = voice[: 3 * RATE]
+    assert lowest_snr(short, RATE) == snr(short, RATE)
 
 
 def test_loudness_reaches_its_target_and_never_clips(shelf, voice):

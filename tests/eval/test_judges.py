@@ -45,9 +45,20 @@ def test_long_audio_is_cut_and_joined(whisper, monkeypatch):
     assert max(seen) == 28 * RATE
 
 
+def test_a_transcript_that_loops_is_searched_again_without_repeats(whisper, monkeypatch):
+    assert judges.loops("3, 4, 5, " + "5, " * 60) and judges.loops("谢谢" * 60)
+    assert not any(map(judges.loops, ["", " ", TEXT, "no no no", "他说得对，他说得对。"]))
+    wave, rate = recording("slt")
+    first = whisper.transcribe(wave, rate, "en")
+    heard = []
+    monkeypatch.setattr(judges, "loops", lambda text: heard.append(text) or True)
+    assert whisper.transcribe(wave, rate, "en") == first, "nothing in it repeats, so the second search finds the same"
+    assert heard == [f" {first}"] or heard == [first]
+
+
 def test_judge_id_names_the_weights_and_the_decoding(whisper):
     assert judges.BASE_SHA256[:12] in whisper.id
-    assert "int8" in whisper.id and "beam 5" in whisper.id and "temperature 0" in whisper.id
+    assert "int8" in whisper.id and "beam 5" in whisper.id and "temperature 0" in whisper.id and "loop guard 2.4" in whisper.id
 
 
 def test_unknown_language_is_refused_before_listening(whisper):

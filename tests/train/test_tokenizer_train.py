@@ -206,6 +206,11 @@ def test_export_in_two_processes_through_the_command_line(corpus, trained, tmp_p
         assert file.metadata()["kind"] == "codes" and len(file.metadata()["model_sha256"]) == 64
 
 
+def test_the_voice_shown_to_the_flow_is_the_recording_before_of_the_same_speaker():
+    records = [{"id": i, "speaker": s} for i, s in enumerate("abab")] + [{"id": 4, "speaker": "c"}]
+    assert [r["id"] for r in tokens.prompts_of(records)] == [2, 3, 0, 1, 4]
+
+
 def test_long_recordings_are_cut_into_blocks_of_30_seconds():
     assert tokens.blocks_of({"duration": 65.0}) == [(0.0, 30.0), (30.0, 30.0), (60.0, 5.0)]
     assert tokens.blocks_of({"duration": 30.0}) == [(0.0, 30.0)]

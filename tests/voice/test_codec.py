@@ -5,9 +5,11 @@ import warnings
 import pytest
 import torch
 
-from omnilib.audio import VOICE_RATE, save_wave
+from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, mel_80, resample, save_wave
+from omnilib.data import load_segment
 from omnilib.errors import AudioError, CheckpointError, ConfigError
 from omnilib.train.common import export_model
+from omnilib.train.tokens import FlowMels
 from omnilib.voice.codec import Codec, CodecSettings, CrossFadeStream, Voice
 from omnilib.voice.flow import EncoderConfig, EstimatorConfig, Flow, FlowConfig
 from omnilib.voice.hift import HiFT
@@ -238,3 +240,25 @@ def test_settings_of_a_folder_are_read_from_codec_yaml(codec, tmp_path):
     (tmp_path / "codec.yaml").write_text("stepz: 3\n")
     with pytest.raises(ConfigError, match="stepz"):
         Codec.load(tmp_path)
+
+
+def test_mels_for_the_vocoder_are_what_the_codec_says_in_step_with_each_recording(codec, tmp_path):
+    seconds = [1.0, 1.6, 2.2]
+    waves = [speechlike(n, VOICE_RATE, seed) for seed, n in enumerate(seconds)]
+    save_wave(tmp_path / "shard.wav", torch.cat(waves), VOICE_RATE)
+    starts = [0.0, 1.0, 2.6]
+    records = [
+        {"id": str(i), "path": "shard.wav", "start": s, "duration": n, "rate": VOICE_RATE, "speaker": "a"}
+        for i, (s, n) in enumerate(zip(starts, seconds, strict=True))
+    ]
+    made = FlowMels(codec).encode(records, tmp_path)
+    assert {i: tuple(m.shape) for i, m in made.items()} == {str(i): (80, round(50 * n)) for i, n in enumerate(seconds)}
+    assert all(m.dtype == torch.half and m.is_contiguous() for m in made.values())
+    prompt, spoken = load_segment(records[0], tmp_path), load_segment(records[1], tmp_path)
+    codes = codec.tokenize(resample(spoken, VOICE_RATE, TOKENIZER_RATE))
+    shown = codec.tokenize(resample(prompt, VOICE_RATE, TOKENIZER_RATE))
+    alone = codec.flow.inference(
+        codes[None], shown[None], mel_80(prompt).T[None], codec.speaker(fbank_80(resample(spoken, VOICE_RATE, 16_000))[None]), n_timesteps=2
+    )[0]
+    error = (made["1"].float() - alone).abs().mean() / alone.std()
+    assert error < 0.05, "bfloat16 may differ a little, another prompt or a shift would a lot"

@@ -10,11 +10,18 @@ from safetensors.torch import save_file
 
 from omnilib import config as configs
 from omnilib.audio import mel_80
-from omnilib.data import write_manifest
-from omnilib.errors import CheckpointError, ConfigError
+from omnilib.data import load_segment, read_manifest, write_manifest
+from omnilib.errors import CheckpointError, ConfigError, DataError
 from omnilib.train import common
 from omnilib.train import hift as training
-from omnilib.voice.discriminators import DiscriminatorConfig, Discriminators, adversarial_loss, discriminator_loss, feature_loss
+from omnilib.voice.discriminators import (
+    DiscriminatorConfig,
+    Discriminators,
+    adversarial_loss,
+    discriminator_loss,
+    feature_loss,
+    fine_mel_loss,
+)
 from omnilib.voice.hift import HiFT, HiFTConfig, harmonic_phase, noise_at, published_keys
 
 TINY = HiFTConfig(
@@ -251,6 +258,36 @@ def test_a_killed_run_goes_on_with_the_same_losses(corpus, tmp_path):
     training.train(cfg, tmp_path / "killed")
     assert losses("killed") == losses("whole")
     assert losses("whole")[-1][2] is not None  # the adversarial phase was part of it
+
+
+def test_bursts_a_little_late_cost_more_in_fine_mels_than_in_the_long_window():
+    noise = torch.randn(2, 15_360, generator=torch.Generator().manual_seed(0))
+    wave = 0.01 * noise[:1]
+    wave[0, ::1500] += 0.3
+    late = wave.roll(120, dims=-1)  # 5 ms
+    assert fine_mel_loss(wave, wave, 24_000) == 0
+    assert fine_mel_loss(wave, late, 24_000) > 3 * (mel_80(wave) - mel_80(late)).abs().mean()
+    fake = (0.01 * noise[1:]).requires_grad_()
+    fine_mel_loss(wave, fake, 24_000).backward()
+    assert fake.grad.isfinite().all() and fake.grad.any()
+
+
+def test_a_share_of_the_crops_is_made_from_the_given_mels_in_step_with_the_recording(corpus, tmp_path):
+    records = [r for r in read_manifest(corpus) if r["split"] == "train"]
+    whole = {r["id"]: mel_80(load_segment(r, corpus.parent)) for r in records}
+    save_file({k: (m + 1.0).half() for k, m in whole.items() if k != "0"}, tmp_path / "mels.safetensors")  # marked; one is missing
+    cfg = settings(corpus, f"mels={tmp_path}/mels.safetensors", "mels_share=0.5", "batch_seconds=3.84", "crop_seconds=0.64")
+    crops = training.Crops(cfg, records, corpus.parent)
+    waves, mels = crops.batch(3)
+    assert waves.shape == (6, 15_360) and mels.shape == (6, 80, 32)
+    assert torch.equal(mels[:3], mel_80(waves[:3]))
+    inside = slice(2, -2)  # at the edges a crop alone sees its own reflection
+    torch.testing.assert_close(mels[3:, :, inside] - 1.0, mel_80(waves[3:])[..., inside], atol=0.02, rtol=0)
+    assert torch.equal(crops.batch(3)[1], mels) and not torch.equal(crops.batch(4)[1], mels)
+    training.train(settings(corpus, f"mels={tmp_path}/mels.safetensors", "steps=2", "fine_mel_weight=1.0"), tmp_path / "run")
+    assert "fine_mel" in (tmp_path / "run" / "log.jsonl").read_text()
+    with pytest.raises(DataError, match="omnilib.train.tokens --codec"):
+        training.Crops(settings(corpus, "mels=nowhere.safetensors"), records, corpus.parent)
 
 
 def test_an_exported_run_loads_and_speaks(corpus, tmp_path):
