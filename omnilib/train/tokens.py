@@ -31,8 +31,8 @@ from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, log_mel_128, mel
 from omnilib.data import load_segment, read_manifest, sha256
 from omnilib.errors import CheckpointError, DataError, UserError
 from omnilib.train.common import autocast
-from omnilib.voice.codec import Codec
-from omnilib.voice.flow import RATIO
+from omnilib.voice.codec import CodecSettings
+from omnilib.voice.flow import RATIO, Flow
 from omnilib.voice.speaker import SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer
 
@@ -95,20 +95,21 @@ def encode_speakers(model: SpeakerEncoder, records: list[dict], root: Path) -> d
 
 
 class FlowMels:
-    """Writes the mel that the flow of a checkpoint folder gives for a recording's own codes."""
+    """Writes the mel that a flow gives for a recording's own codes; all but the vocoder of a checkpoint folder."""
 
-    def __init__(self, codec: Codec):
-        self.codec = codec
+    def __init__(self, tokenizer: SpeechTokenizer, speaker: SpeakerEncoder, flow: Flow, settings: CodecSettings):
+        self.tokenizer, self.speaker, self.flow, self.settings = tokenizer, speaker, flow, settings
 
     @classmethod
     def load(cls, folder: Path) -> "FlowMels":
-        return cls(Codec.load(folder))
+        parts = SpeechTokenizer.load(folder / "tokenizer"), SpeakerEncoder.load(folder / "speaker"), Flow.load(folder / "flow")
+        return cls(*parts, CodecSettings.of(folder))
 
     @torch.inference_mode()
     def encode(self, records: list[dict], root: Path) -> dict[str, Tensor]:
         """Mel (80, F) float16 of each record."""
-        codec, settings, result = self.codec, self.codec.settings, {}
-        codes, speakers = encode_codes(codec.tokenizer, records, root), encode_speakers(codec.speaker, records, root)
+        settings, result = self.settings, {}
+        codes, speakers = encode_codes(self.tokenizer, records, root), encode_speakers(self.speaker, records, root)
         shown = round(settings.prompt_seconds * 25)
         prompts = {r["id"]: prompt for r, prompt in zip(records, prompts_of(records), strict=True)}
         for batch in similar([(r, 0.0, r["duration"]) for r in records], lambda p: p[2] + settings.prompt_seconds):
@@ -124,8 +125,8 @@ class FlowMels:
             stack = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
             voices = torch.stack([speakers[r["id"]] for r, *_ in batch])
             counts, shown_counts = (torch.tensor([len(r) for r in some]) for some in (rows, shows))
-            with autocast(codec.device, True):  # twice as fast
-                made = codec.flow.inference(
+            with autocast(voices.device, True):  # twice as fast
+                made = self.flow.inference(
                     stack(rows), stack(shows), stack(mels), voices,
                     n_timesteps=settings.steps, token_lengths=counts, prompt_lengths=shown_counts,
                 )  # fmt: skip
@@ -252,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--tokenizer", type=Path, help="tokenizer checkpoint folder: write codes")
     model.add_argument("--speaker", type=Path, help="speaker encoder checkpoint folder: write speaker vectors")
-    model.add_argument("--codec", type=Path, help="folder of tokenizer, speaker and flow checkpoints: write the flow's mels")
+    model.add_argument("--codec", type=Path, help="folder of tokenizer, speaker and flow: write the flow's mels")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--split", help="only this split")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)

@@ -30,8 +30,7 @@ from torch import Tensor
 from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, load_wave, log_mel_128, mel_80, resample
 from omnilib.errors import AudioError
-from omnilib.storage import load_weights
-from omnilib.voice.flow import RATIO, Cache, Flow, FlowConfig
+from omnilib.voice.flow import RATIO, Cache, Flow
 from omnilib.voice.hift import HiFT
 from omnilib.voice.speaker import SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer
@@ -50,6 +49,12 @@ class CodecSettings:
     context: int = 25  # tokens of the previous block shown to the next
     steps: int = 10  # Euler steps of the flow
     vocoder_context: int | None = None  # frames held back when streaming; None: the whole receptive field, seamless
+
+    @classmethod
+    def of(cls, folder: Path) -> "CodecSettings":
+        """Those of a checkpoint folder's codec.yaml, or the defaults."""
+        path = Path(folder) / "codec.yaml"
+        return configs.load(cls, path) if path.exists() else cls()
 
 
 @dataclass
@@ -116,11 +121,8 @@ class Codec:
         """
         folder = Path(folder)
         tokenizer, speaker = SpeechTokenizer.load(folder / "tokenizer"), SpeakerEncoder.load(folder / "speaker")
-        flow = Flow(configs.load(FlowConfig, folder / "flow" / "config.yaml"))
-        load_weights(flow, folder / "flow" / "model.safetensors")
-        if settings is None and (folder / "codec.yaml").exists():
-            settings = configs.load(CodecSettings, folder / "codec.yaml")
-        return cls(tokenizer, speaker, flow, HiFT.load(folder / "hift").fold_weight_norm(), settings)
+        flow, hift = Flow.load(folder / "flow"), HiFT.load(folder / "hift").fold_weight_norm()
+        return cls(tokenizer, speaker, flow, hift, settings or CodecSettings.of(folder))
 
     def to(self, device: str | torch.device) -> "Codec":
         for module in (self.tokenizer, self.speaker, self.flow, self.hift):

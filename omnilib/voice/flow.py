@@ -21,12 +21,15 @@ Shapes: B batch, N tokens (25 Hz), F = 2N mel frames (50 Hz), M = 80 mels, D wid
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from omnilib import config as configs
+from omnilib.storage import load_weights
 from omnilib.voice.causal import Cache, length_mask
 from omnilib.voice.flow_encoder import RATIO, EncoderConfig, RelativeAttention, UpsampleEncoder
 from omnilib.voice.flow_estimator import Estimator, EstimatorConfig
@@ -267,6 +270,17 @@ class Flow(nn.Module):
     def forward(self, *args, **kwargs) -> Tensor:
         """The training loss, so that data-parallel wrappers see it."""
         return self.loss(*args, **kwargs)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Flow":
+        """Read a checkpoint folder (model.safetensors + config.yaml), ready for inference.
+
+        Raises:
+            CheckpointError, ConfigError: the folder is missing, truncated, or of another model.
+        """
+        model = cls(configs.load(FlowConfig, Path(folder) / "config.yaml"))
+        load_weights(model, Path(folder) / "model.safetensors")
+        return model.eval()
 
     @torch.inference_mode()
     def inference(

@@ -251,7 +251,7 @@ def test_mels_for_the_vocoder_are_what_the_codec_says_in_step_with_each_recordin
         {"id": str(i), "path": "shard.wav", "start": s, "duration": n, "rate": VOICE_RATE, "speaker": "a"}
         for i, (s, n) in enumerate(zip(starts, seconds, strict=True))
     ]
-    made = FlowMels(codec).encode(records, tmp_path)
+    made = FlowMels(codec.tokenizer, codec.speaker, codec.flow, codec.settings).encode(records, tmp_path)
     assert {i: tuple(m.shape) for i, m in made.items()} == {str(i): (80, round(50 * n)) for i, n in enumerate(seconds)}
     assert all(m.dtype == torch.half and m.is_contiguous() for m in made.values())
     prompt, spoken = load_segment(records[0], tmp_path), load_segment(records[1], tmp_path)
