@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from omnilib import config as configs
 from omnilib.data import FIELDS, read_manifest, sha256, write_manifest
 from omnilib.errors import ConfigError, DataError
-from omnilib.eval.stage2_grid import fit, summarise
+from omnilib.eval.stage2_grid import fingerprint, fit, summarise
 from omnilib.paths import DATA, REPORTS, ROOT
 from omnilib.provenance import stamp, write_json
 from omnilib.text import layout_of, load_tokenizer
@@ -108,10 +108,11 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         for name, records in equal_hours(arms, seed).items():
             folder = args.work / f"{name}-s{seed}"
             write_arm(folder, records)
-            kept = folder / f"{args.steps}-{sha256(folder / 'tokens.safetensors')[:12]}.json"
+            mine = replace(config, seed=seed)
+            kept = folder / f"{sha256(folder / 'tokens.safetensors')[:12]}-{fingerprint(mine)}.json"
             if not kept.is_file():
                 print(f"{name}, seed {seed}, {hours(records):.2f} h", flush=True)
-                run = train_arm(replace(config, seed=seed), folder)
+                run = train_arm(mine, folder)
                 write_json(kept, {"arm": name, "seed": seed, "steps": args.steps, "records": len(records), **run})
             runs.append(json.loads(kept.read_text(encoding="utf-8")))
     summary = summarise(runs, "arm", MEASURES)

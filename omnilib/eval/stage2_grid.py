@@ -11,10 +11,11 @@ Writes reports/nano/stage2_grid/metrics.json (chapter 06 draws it).
 """
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -104,6 +105,11 @@ def summarise(runs: list[dict], factor: str = "variant", measures: Sequence[str]
     return result
 
 
+def fingerprint(config: SpeechLMTraining) -> str:
+    """Changes with any setting, so that a run kept in --work is never taken for one of other settings."""
+    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="speechlm_grid_nano")
@@ -121,7 +127,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     for seed in range(args.seeds):
         for name, (frozen, rate) in VARIANTS.items():
             config = configs.load(SpeechLMTraining, args.config, [*fixed, f"seed={seed}", f"adapter_lr={rate}", "stage=2"])
-            kept = args.work / f"{name.replace(' ', '_')}-s{seed}-{args.steps}.json"
+            kept = args.work / f"{name.replace(' ', '_')}-{fingerprint(config)}.json"
             if not kept.is_file():
                 print(f"{name}, seed {seed}", flush=True)
                 parts = (ROOT / config.text).parent

@@ -57,6 +57,8 @@ def test_finished_runs_are_read_and_not_trained_again(tmp_path, monkeypatch):
     assert summary["raw"]["dev_token_error"] == {"value": 1.5, "low": 1.5, "high": 1.5, "n": 1}
     gain.main(arguments)
     assert len(trained) == 2
+    gain.main([*arguments, "lr=0.001", "--out", str(tmp_path / "other")])
+    assert len(trained) == 4, "a run of other settings must not be taken for this one"
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     assert len(written["runs"]) == 2 and written["settings"]["hours_available"]["raw"] > 0
     with pytest.raises(ConfigError, match="at least 1"):

@@ -29,15 +29,18 @@ def test_finished_runs_are_read_and_not_trained_again(tmp_path, monkeypatch):
         return dict.fromkeys(MEASURES, 0.5) | {"curve": []}
 
     monkeypatch.setattr(stage2_grid, "train_run", train_run)
-    write_json(tmp_path / "work" / "frozen-s0-7.json", finished("frozen", 0, 0.25))
     arguments = ["--config", "speechlm_stage2_smoke", "--steps", "7", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
     stage2_grid.main(arguments)
-    assert trained == [(1.0, False, 0, 7), (2.0, False, 0, 7), (5.0, False, 0, 7)]  # one factor changes
+    assert trained == [(1.0, True, 0, 7), (1.0, False, 0, 7), (2.0, False, 0, 7), (5.0, False, 0, 7)]  # one factor changes
+    (kept,) = (tmp_path / "work").glob("frozen-*.json")
+    write_json(kept, finished("frozen", 0, 0.25))
+    stage2_grid.main(arguments)
+    assert len(trained) == 4
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert written["summary"]["frozen"]["phoneme_error"]["value"] == 0.25
     assert len(written["runs"]) == 4
-    stage2_grid.main(arguments)
-    assert len(trained) == 3
+    stage2_grid.main([*arguments, "--set", "lr=0.001"])
+    assert len(trained) == 8, "runs of other settings must not be taken for these"
 
 
 def test_no_steps_is_an_error():
