@@ -324,11 +324,26 @@ def begin(job: Job, part: Part) -> dict:
 def advance(state: dict, step: Step, audio: Audio) -> dict:
     """State after one more step. Records pass through JSON, so fused steps see what a restart would read."""
     began, number = time.perf_counter(), len(state["seconds"])
-    results = run_step(step, state["records"], audio) if state["records"] else []
+    portions = [state["records"]] if step.scope == "all" else portions_of(state["records"])
+    results = [result for some in portions for result in run_step(step, some, audio)]
     lines = [{"step": number, "record": json.loads(dump(r))} for r in results]
     kept = [line["record"] for line in lines if "dropped" not in line["record"]]
     seconds = [*state["seconds"], time.perf_counter() - began]
     return {"part": state["part"], "records": kept, "lines": state["lines"] + lines, "seconds": seconds}
+
+
+def portions_of(records: list[dict]) -> Iterator[list[dict]]:
+    """Consecutive records, each portion ending with the one that reaches PART_SECONDS: a part that began as one file of eight hours
+    has thousands of pieces later, whose waves must not be in memory together."""
+    portion, seconds = [], 0.0
+    for record in records:
+        portion.append(record)
+        seconds += record.get("duration") or 0.0
+        if seconds >= PART_SECONDS:
+            yield portion
+            portion, seconds = [], 0.0
+    if portion:
+        yield portion
 
 
 def finish(job: Job, state: dict) -> float:

@@ -2,9 +2,9 @@
 
     python -m omnilib.bench.curation_memory --hours 1 8 --out reports/nano/curation/memory.json       # 15 minutes
 
-Each file is one recording (frozen recordings with pauses between, again and again) that goes through every step but the recogniser,
-in one process that is manager and worker at once. Its peak resident memory is what a worker of a cluster must have; imports of
-torch are in it (about 500 MB). Duplicates come last: the file repeats itself.
+Each file is one recording that goes through every step but the recogniser, in one process that is manager and worker at once. Its
+peak resident memory is what a worker of a cluster must have; imports of torch are in it (about 500 MB). The file is 20 minutes of
+frozen recordings again and again, each time at another speed, so that it does not hold the same sound twice.
 """
 
 import argparse
@@ -15,11 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import chain, repeat
+from itertools import count
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 
 from omnilib.bench.curation import RATE, alone, recordings
 from omnilib.data import write_manifest
@@ -49,11 +50,14 @@ NO_CLAIMS = dict.fromkeys(("text", "language", "speaker", "split"))
 def minutes_of_sound(hours: float) -> Iterator[np.ndarray]:
     """Pieces of about a minute, `hours` together."""
     shelf, left = list(recordings(20.0)), round(hours * 3600 * RATE)
-    for wave in chain.from_iterable(repeat(shelf)):
-        if left <= 0:
-            return
-        yield wave[:left]
-        left -= len(wave)
+    for turn in count():
+        speed = 1 + 0.02 * (turn // 2 + turn % 2) * (-1) ** turn  # 1, 0.98, 1.02, 0.96, ...
+        for wave in shelf:
+            if left <= 0:
+                return
+            wave = soxr.resample(wave, RATE, RATE / speed)[:left]
+            yield wave
+            left -= len(wave)
 
 
 def curate_one(hours: float) -> dict:

@@ -161,6 +161,30 @@ def test_a_step_that_loses_or_doubles_records_is_stopped(run):
 # ------------------------------------------------------------------------------------------------------------- audio
 
 
+def test_the_many_pieces_of_one_part_go_through_a_step_in_portions(tmp_path):
+    """A part that began as one file of eight hours must not have all its waves in memory at once."""
+    pieces = [{"id": str(i), "duration": 600.0} for i in range(48)]
+    assert [len(p) for p in pipeline.portions_of(pieces)] == [3] * 16
+    assert [len(p) for p in pipeline.portions_of(pieces[:2] + [{"id": "x", "duration": None}])] == [3]
+    assert list(pipeline.portions_of([])) == []
+    seen = []
+
+    class Notes(pipeline.Step):
+        name = "notes"
+
+        def run(self, records, audio):
+            seen.append(len(records))
+            return records
+
+    class NotesAll(Notes):
+        scope = "all"
+
+    state = {"part": {}, "records": pieces, "lines": [], "seconds": []}
+    for step in (Notes(), NotesAll()):
+        state = pipeline.advance(state, step, None)
+    assert seen == [3] * 16 + [48] and [r["id"] for r in state["records"]] == [r["id"] for r in pieces]
+
+
 def test_pieces_of_a_long_file_are_read_in_little_memory(tmp_path):
     """Thirty minutes in blocks: memory stays far below the 170 MB of the whole wave, and the samples are the same."""
     rng, path = np.random.default_rng(0), tmp_path / "long.wav"
