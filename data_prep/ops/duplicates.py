@@ -29,6 +29,7 @@ BANDS, LOW, HIGH = 25, 200.0, 2800.0
 QUIET_DB = 30.0  # windows so far below the loudest hold noise, their bits mean nothing
 NEAR = 4  # neighbouring offsets that vote together
 BLOCK = 4096  # windows analysed at once
+MOST_COMPARED = 1 << 20  # pairs of windows in memory
 WINDOWS = 1 << 20  # that take part in the look-up, about five hours of audio
 
 
@@ -83,17 +84,19 @@ def read_words(record: dict) -> np.ndarray:
     return np.frombuffer(base64.b64decode(record["fingerprint"]), dtype="<u4")
 
 
-def error_share(one: np.ndarray, other: np.ndarray, offset: int) -> tuple[float, float]:
-    """Share of bits that differ where other[i + offset] lies under one[i], and the share of the shorter that overlaps."""
-    start, end = max(0, -offset), min(len(one), len(other) - offset)
-    if start >= end:  # a neighbour of the offset that had votes may lie beyond the shorter record
-        return 1.0, 0.0
-    a, b = one[start:end], other[start + offset : end + offset]
-    sounding = (a != 0) & (b != 0)
-    if not sounding.any():
-        return 1.0, 0.0
-    overlap = sounding.sum() / min((one != 0).sum(), (other != 0).sum())
-    return float(np.bitwise_count(a[sounding] ^ b[sounding]).mean() / (BANDS - 1)), float(overlap)
+def best_match(one: np.ndarray, other: np.ndarray, offsets: np.ndarray, least_overlap: float) -> float:
+    """Least share of bits that differ where other[i + offset] lies under one[i], of the (K,) offsets where at least `least_overlap`
+    of the sounding windows of the one with fewer of them meet a sounding window; 1 if there is no such offset."""
+    shares = [1.0]
+    for some in np.array_split(offsets, 1 + len(offsets) * len(one) // MOST_COMPARED):
+        place = some[:, None] + np.arange(len(one))  # (K, N)
+        under = np.where((place >= 0) & (place < len(other)), other.take(place, mode="clip"), 0)
+        sounding = (under != 0) & (one != 0)
+        count = sounding.sum(axis=1)
+        enough = count >= max(1, least_overlap * min(np.count_nonzero(one), np.count_nonzero(other)))
+        differing = (np.bitwise_count(under ^ one) * sounding).sum(axis=1)
+        shares += (differing[enough] / count[enough] / (BANDS - 1)).tolist()
+    return min(shares)
 
 
 def masks(windows: int) -> list[np.uint32]:
@@ -149,9 +152,8 @@ class Duplicates(Step):
         for (one, other), offsets in sorted(self.candidates(words).items()):
             if rest[other]["id"] in found:
                 continue
-            near = {NEAR * place + d for place in offsets for d in range(-1, NEAR + 1)}
-            errors, overlap = min((error_share(words[one], words[other], offset) for offset in near), key=lambda e: e[0])
-            if errors <= self.most_errors and overlap >= self.least_overlap:
+            near = np.unique(np.add.outer(np.array(offsets) * NEAR, np.arange(-1, NEAR + 1)))
+            if best_match(words[other], words[one], -near, self.least_overlap) <= self.most_errors:
                 kept = rest[one]["id"]
                 found[rest[other]["id"]] = ("duplicate_audio", found[kept][1] if kept in found else kept)
         return found
@@ -159,19 +161,20 @@ class Duplicates(Step):
     def candidates(self, words: list[np.ndarray]) -> dict[tuple[int, int], list[int]]:
         """Pairs (one < other) of records that share windows, and the offsets (in NEAR windows) they have votes for."""
         value = np.concatenate(words)
-        owner = np.repeat(np.arange(len(words)), [len(w) for w in words])
-        place = np.concatenate([np.arange(len(w)) for w in words])
+        owner = np.repeat(np.arange(len(words), dtype=np.int32), [len(w) for w in words])
+        place = np.concatenate([np.arange(len(w), dtype=np.int32) for w in words])
         value, owner, place = value[value != 0], owner[value != 0], place[value != 0]
-        found = [self.pairs(value & mask, owner, place) for mask in masks(len(value))]
-        pairs = np.concatenate(found)  # (P, 3): one, other, offset
-        pairs, votes = np.unique(pairs, axis=0, return_counts=True)
+        reach = max(map(len, words), default=0) // NEAR + 1  # offsets lie between -reach and reach
+        shape = (len(words), len(words), 2 * reach + 1)  # a pair and its offset, shifted, as one number
+        found = [self.pairs(value & mask, owner, place, shape) for mask in masks(len(value))]
+        pairs, votes = np.unique(np.concatenate(found), return_counts=True)
         offsets: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for one, other, offset in pairs[votes >= self.votes].tolist():
-            offsets[one, other].append(offset)
+        for one, other, offset in np.stack(np.unravel_index(pairs[votes >= self.votes], shape), axis=1).tolist():
+            offsets[one, other].append(offset - reach)
         return offsets
 
-    def pairs(self, key: np.ndarray, owner: np.ndarray, place: np.ndarray) -> np.ndarray:
-        """(one, other, offset // NEAR) of windows of different records with the same key: (P, 3)."""
+    def pairs(self, key: np.ndarray, owner: np.ndarray, place: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """(one, other, offset // NEAR) of each two windows of different records with the same key, as numbers: (P,) int64."""
         chosen = (key * np.uint32(2654435761) >> np.uint32(8)) % np.uint32(-(-len(key) // WINDOWS) or 1) == 0  # by value: copies agree
         key, owner, place = key[chosen], owner[chosen], place[chosen]
         order = np.lexsort((owner, key))
@@ -182,5 +185,6 @@ class Duplicates(Step):
         found = []
         for step in range(1, self.most_shared):
             same = (key[step:] == key[:-step]) & (owner[step:] != owner[:-step])
-            found.append(np.stack([owner[:-step][same], owner[step:][same], (place[step:] - place[:-step])[same] // NEAR], axis=1))
+            offset = (place[step:] - place[:-step])[same] // NEAR + shape[2] // 2
+            found.append(np.ravel_multi_index((owner[:-step][same], owner[step:][same], offset), shape))
         return np.concatenate(found)

@@ -2,7 +2,7 @@
 
     python -m data_prep.curate --recipe raw --manifest data/wild/manifest.jsonl --out runs/wild-raw
     python -m data_prep.curate --recipe wild --manifest data/wild/manifest.jsonl --out runs/wild
-    python -m omnilib.eval.curation_gain --raw runs/wild-raw --curated runs/wild --steps 300       # one core, about 12 minutes at nano
+    python -m omnilib.eval.curation_gain --raw runs/wild-raw --curated runs/wild --seeds 3 --set lr=2.0e-4   # 25 minutes at nano
 
 Both arms start from the stage-1 checkpoint and have the same settings, steps and seed; one factor changes, the recordings. Raw is
 every recording that claims a text in a wanted language, drawn at random until it has the hours of the curated ones (assembled

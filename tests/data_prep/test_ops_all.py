@@ -8,7 +8,7 @@ import soundfile
 from frozen_audio import RATE, Shelf, reasons, run, spoken, wave_of
 
 from data_prep.ops import duplicates
-from data_prep.ops.duplicates import Duplicates, Fingerprint, error_share, masks
+from data_prep.ops.duplicates import Duplicates, Fingerprint, best_match, masks
 from data_prep.ops.longform import LongForm
 from data_prep.ops.speed import Speed
 from data_prep.ops.split import Split, letters, voice_of
@@ -244,5 +244,6 @@ def test_tokens_are_those_of_the_training_code(shelf):
 
 def test_words_that_do_not_overlap_at_an_offset_are_no_copies():
     short, long = np.arange(1, 5, dtype=np.uint32), np.arange(1, 105, dtype=np.uint32)
-    assert error_share(short, long, -6) == error_share(long, short, 200) == (1.0, 0.0)
-    assert error_share(short, long, 0) == (0.0, 1.0)
+    assert best_match(short, long, np.array([-6, 200]), 0.0) == best_match(long, short, np.array([-200, 6]), 0.0) == 1.0
+    assert best_match(short, long, np.array([-6, 0, 1]), 0.6) == best_match(long, short, np.array([0]), 0.6) == 0.0
+    assert best_match(short, long, np.array([-2]), 0.6) == 1.0 > best_match(short, long, np.array([-2]), 0.5)  # half of it meets something
