@@ -20,6 +20,8 @@ from functools import cache
 from typing import ClassVar
 
 import numpy as np
+import scipy.fft
+import soxr
 
 from data_prep.pipeline import Audio, Step, dropped, register
 
@@ -46,7 +48,7 @@ def band_energies(wave: np.ndarray) -> np.ndarray:
     window, edges = np.hanning(SIZE).astype(np.float32), band_edges()
     parts = []
     for i in range(0, len(frames), BLOCK):
-        spectrum = np.fft.rfft(frames[i : i + BLOCK] * window)[:, : edges[-1]]
+        spectrum = scipy.fft.rfft(frames[i : i + BLOCK] * window)[:, : edges[-1]]
         parts.append(np.add.reduceat(spectrum.real**2 + spectrum.imag**2, edges[:-1], axis=1))
     return np.concatenate(parts)
 
@@ -71,8 +73,9 @@ class Fingerprint(Step):
         return [self.mark(record, audio) for record in records]
 
     def mark(self, record: dict, audio: Audio) -> dict:
-        samples = (audio.wave(record) * 32767).round().astype("<i2")
-        words = words_of(band_energies(audio.wave(record, RATE)))
+        wave = audio.wave(record)
+        samples = (wave * 32767).round().astype("<i2")
+        words = words_of(band_energies(soxr.resample(wave, record["rate"], RATE)))
         return record | {
             "audio_sha256": hashlib.sha256(samples.tobytes()).hexdigest(),
             "fingerprint": base64.b64encode(words.astype("<u4").tobytes()).decode(),
