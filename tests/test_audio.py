@@ -128,3 +128,10 @@ def test_spectra_first_used_in_inference_mode_still_carry_gradients_later():
         leaf = wave.clone().requires_grad_()
         function(leaf).sum().backward()
         assert leaf.grad.abs().sum() > 0
+
+
+def test_the_filter_bank_is_the_same_where_gradients_pass():
+    wave = torch.randn(2, 4000, generator=torch.Generator().manual_seed(0)) * 0.1
+    bank = audio.fbank_80(wave.clone().requires_grad_())
+    torch.testing.assert_close(audio.fbank_80(wave), bank, atol=1e-4, rtol=1e-4)
+    bank.sum().backward()

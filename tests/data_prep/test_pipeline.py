@@ -222,6 +222,16 @@ def test_the_cache_is_bounded_and_waves_cannot_be_changed(tmp_path):
         wave[0] = 1.0
 
 
+@pytest.mark.parametrize("rate", [None, 16_000])
+def test_a_wave_still_in_memory_is_the_one_in_its_file(tmp_path, rate):
+    writer = Audio(tmp_path, tmp_path)
+    wave = np.random.default_rng(0).normal(0, 0.4, 70 * RATE).astype(np.float32)  # beyond full scale in places; two blocks
+    record = {"id": "a", "path": writer.write("a", wave, RATE), "start": 0.0, "duration": len(wave) / RATE, "rate": RATE}
+    from_file = Audio(tmp_path, tmp_path).wave(record, rate)
+    (tmp_path / record["path"]).rename(tmp_path / "elsewhere.flac")
+    np.testing.assert_array_equal(writer.wave(record, rate), from_file)
+
+
 def test_unreadable_audio_drops_its_record_only(run):
     (run.manifest.parent / "audio/5.wav").write_bytes(b"no sound")
     out = run("out", "{name: test_level}", part_seconds=1000)
