@@ -150,6 +150,11 @@ class Run:
         print(f"{len(self.metrics)} metrics, {len(self.figures)} figures, {len(self.sounds)} sounds")
 
 
+def holds(trend: bool) -> str:
+    """Verdict on a trend that a run below paper scale was looked at for."""
+    return "trend holds" if trend else "differs"
+
+
 def paper_row(row: dict, recorded: dict[str, dict], scale: str) -> dict:
     """Check one row and fill in its measured value.
 

@@ -29,6 +29,7 @@ from omnilib.errors import ConfigError, DataError
 from omnilib.eval.stage2_grid import fingerprint, fit, summarise
 from omnilib.paths import DATA, REPORTS, ROOT
 from omnilib.provenance import stamp, write_json
+from omnilib.report import holds
 from omnilib.text import layout_of, load_tokenizer
 from omnilib.train.common import seed_everything
 from omnilib.train.speechlm import Conversations, SpeechLMTraining, build, read_aloud
@@ -83,6 +84,23 @@ def train_arm(config: SpeechLMTraining, folder: Path) -> dict:
     curve = fit(model, data, dev, config)
     return {**{k: v for k, v in curve[-1].items() if k != "step"}, **read_aloud(model, tokenizer, dev), "curve": curve,
             "hours": data.hours, "seconds": round(time.time() - began, 1)}  # fmt: skip
+
+
+def paper_rows(metrics: dict[str, dict]) -> list[dict]:
+    """Both arms in each measure that is an error, as rows of `Run.paper_table` (metrics: {"<arm>_<measure>": {"value": ...}})."""
+    reader = "phoneme head of the tokenizer, equal hours and steps"
+    errors = {
+        "dev_token_error": ("token error", "past given, equal hours and steps"),
+        "dev_phoneme_error_en": ("phoneme error of free speech (en)", reader),
+        "dev_phoneme_error_zh": ("phoneme error of free speech (zh)", reader),
+    }
+    rows = []
+    for measure, (claim, judge) in errors.items():
+        raw, curated = (metrics.get(f"{arm}_{measure}", {}).get("value", float("nan")) for arm in ("raw", "curated"))
+        for arm in ("raw", "curated"):
+            row = {"claim": f"{claim}, trained on {arm} recordings", "ref": "not reported", "paper": "-", "metric": f"{arm}_{measure}"}
+            rows.append(row | {"judge": judge, "verdict": holds(curated < raw)})
+    return rows
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:

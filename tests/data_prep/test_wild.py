@@ -330,3 +330,14 @@ def test_report_and_summary_are_written_and_other_keys_stay(tmp_path):
     assert json.loads((summary.parent / "curation" / "provenance.json").read_text())["truth_sha256"]
     assert (summary.parent / "curation" / "funnel.json").is_file()
     assert "| noise | 1 |" in score.render(result)
+
+
+def test_an_aim_is_met_on_its_own_side_of_the_limit():
+    found = {"curation_bad_kept": {"value": 0.02}, "curation_good_dropped": {"value": 0.051}, "curation_duplicate_recall": {"value": 0.98}}
+    found |= {"curation_wrong_transcript_recall": {"value": 0.94}, "curation_audio_hours_per_hour_no_asr": {"value": 101.0}}
+    verdicts = {r["metric"].removeprefix("curation_"): r["verdict"] for r in score.aim_rows(found)}
+    met = {name for name, verdict in verdicts.items() if verdict == "trend holds"}
+    assert met == {"bad_kept", "duplicate_recall", "audio_hours_per_hour_no_asr"} and len(verdicts) == len(score.AIMS)
+    for _, words, limit, _ in score.AIMS.values():  # the words say the number
+        number = float(words.split()[1])
+        assert limit == (number / 100 if words.endswith("%") else number)

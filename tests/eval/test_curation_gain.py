@@ -63,3 +63,12 @@ def test_finished_runs_are_read_and_not_trained_again(tmp_path, monkeypatch):
     assert len(written["runs"]) == 2 and written["settings"]["hours_available"]["raw"] > 0
     with pytest.raises(ConfigError, match="at least 1"):
         gain.main([*arguments, "--steps", "0"])
+
+
+def test_rows_of_the_table_follow_the_sign_of_the_difference():
+    found = {"raw_dev_token_error": {"value": 0.9}, "curated_dev_token_error": {"value": 0.8}}
+    found |= {"raw_dev_phoneme_error_en": {"value": 0.5}, "curated_dev_phoneme_error_en": {"value": 0.6}}
+    rows = {r["metric"]: r["verdict"] for r in gain.paper_rows(found)}
+    assert rows["raw_dev_token_error"] == rows["curated_dev_token_error"] == "trend holds"
+    assert rows["raw_dev_phoneme_error_en"] == rows["curated_dev_phoneme_error_en"] == "differs"
+    assert len(rows) == 6 and {name.split("_", 1)[1] for name in rows} <= set(gain.MEASURES)
