@@ -20,11 +20,19 @@ import numpy as np
 
 from data_prep.pipeline import Audio, Step, register
 from omnilib.errors import ConfigError
-from omnilib.eval.judges import FRAMES, PIECE_SECONDS, RATE, Whisper, window_frames
+from omnilib.eval.judges import FRAMES, PIECE_SECONDS, RATE, Whisper
 from omnilib.eval.wer import beyond, line_rates
 from omnilib.spoken import LANGUAGES, detect_language
 
 ENCODER_FRAMES = 2  # mel frames an encoder frame
+LEAST_WINDOW, MARGIN = 15.0, 8.0  # seconds
+
+
+def window_frames(samples: int) -> int:
+    """Mel frames of the window: the speech and 8 s of silence, 15 s at least, 30 s at most. A third of the work of always 30 s, and good
+    enough to sort recordings; the judge itself (eval/judges.py) takes no such short cut."""
+    seconds = max(LEAST_WINDOW, samples / RATE + MARGIN)
+    return min(FRAMES, round(seconds * 50) * 2)  # even: the encoder halves the rate
 
 
 class Ears:

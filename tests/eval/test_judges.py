@@ -9,7 +9,7 @@ import torch
 
 from omnilib.errors import AudioError, MissingTool, UserError
 from omnilib.eval import judges
-from omnilib.eval.judges import RATE, SpeakerJudge, Whisper, as_mono_16k, joined_base_folder, partial_starts, pieces, window_frames
+from omnilib.eval.judges import RATE, SpeakerJudge, Whisper, as_mono_16k, joined_base_folder, partial_starts, pieces
 from omnilib.eval.similarity import cosine
 from omnilib.eval.wer import line_rates
 
@@ -127,10 +127,6 @@ def test_pieces_cover_the_wave_and_drop_only_a_crumb():
     assert np.array_equal(np.concatenate(pieces(wave)), wave)
     assert [len(p) for p in pieces(wave[: RATE * 28 + 100])] == [RATE * 28]
     assert [len(p) for p in pieces(wave[:100])] == [100]
-
-
-def test_window_grows_with_the_speech_from_15_to_30_s():
-    assert [window_frames(RATE * s) for s in (1, 7, 10, 22, 28)] == [1500, 1500, 1800, 3000, 3000]
 
 
 def test_partial_utterances_reach_the_end_of_the_speech():
