@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from omnilib import config as configs
-from omnilib.audio import TOKENIZER_RATE, log_mel_128, mel_80, resample, save_wave
+from omnilib.audio import mel_80, save_wave
 from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
 from omnilib.errors import DataError
 from omnilib.paths import DATA, ROOT
@@ -38,7 +38,6 @@ from omnilib.voice.discriminators import (
     spectral_loss,
 )
 from omnilib.voice.hift import HiFT, HiFTConfig
-from omnilib.voice.tokenizer import SpeechTokenizer
 
 FRAMES = 50  # mel frames a second
 
@@ -50,7 +49,7 @@ class Config:
     manifest: str = "nano/codec.jsonl"  # below the data folder, or a path
     mels: str = ""  # below the data folder: mels a flow gave for the same recordings (`omnilib.train.tokens --codec`)
     mels_share: float = 0.5  # of the crops that are heard from them instead of the recording's own mel
-    init: str = ""  # run folder whose generator and discriminators this one goes on from
+    init: dict[str, str] = field(default_factory=dict)  # start of parameter names ("": all) -> run folder to take them from
     crop_seconds: float = 0.64
     batch_seconds: float = 5.12
     steps: int = 10_000
@@ -63,8 +62,6 @@ class Config:
     mel_weight: float = 15.0
     stft_weight: float = 5.0
     fine_mel_weight: float = 0.0
-    listener: str = ""  # speech tokenizer folder: what its encoder makes of the sound has to be what it makes of the recording
-    listener_weight: float = 10.0
     f0_weight: float = 0.02  # its loss is in Hz
     adversarial_weight: float = 1.0
     feature_weight: float = 1.0
@@ -136,22 +133,6 @@ def evaluate(model: HiFT, waves: Tensor) -> dict[str, float]:
     }
 
 
-class Listener(nn.Module):
-    """A frozen speech tokenizer as a loss: it was trained to hear phonemes, so it counts what spectra do not."""
-
-    def __init__(self, folder: Path, bf16: bool):
-        super().__init__()
-        self.encoder, self.bf16 = SpeechTokenizer.load(folder).encoder.requires_grad_(False), bf16
-
-    def forward(self, real: Tensor, fake: Tensor, rate: int) -> Tensor:
-        """Relative distance of the hidden states, mean over layers: two (B, T) waves."""
-        mel = log_mel_128(resample(torch.cat([real, fake]), rate, TOKENIZER_RATE))  # (2 B, 128, F)
-        with common.autocast(mel.device, self.bf16):
-            layers, _ = self.encoder.layers(mel, torch.full((len(mel),), mel.shape[-1], device=mel.device))
-        pairs = [x.float().chunk(2) for x in layers]
-        return torch.stack([torch.linalg.vector_norm(x - y) / torch.linalg.vector_norm(x) for x, y in pairs]).mean()
-
-
 class Crops:
     """Training crops: waves (B, T) and the mels (B, M, F) to make them from, the recordings' own or, for a share, the flow's."""
 
@@ -210,10 +191,9 @@ def train(cfg: Config, out: Path) -> dict:
     example = max(by_split["dev"], key=lambda r: (r["duration"] < 8, r["duration"]))
 
     nets = nn.ModuleDict({"generator": HiFT(cfg.model), "judges": Discriminators(cfg.discriminator)}).to(device)
-    if cfg.init:
-        common.start_from(nets, ROOT / cfg.init)
+    for prefix, folder in cfg.init.items():
+        common.start_from(nets, ROOT / folder, prefix)
     model, judges = nets["generator"], nets["judges"]
-    listener = Listener(ROOT / cfg.listener, cfg.bf16).to(device) if cfg.listener else None
     # the pitch loss is in Hz and reaches the predictor only: its large gradient must not shrink the others' when clipping
     sounding = [p for name, p in model.named_parameters() if not name.startswith("f0_predictor")]
     optimizers = {
@@ -258,9 +238,6 @@ def train(cfg: Config, out: Path) -> dict:
         if cfg.fine_mel_weight:
             losses["fine_mel"] = fine_mel_loss(real, fake, cfg.model.sampling_rate)
             loss = loss + cfg.fine_mel_weight * losses["fine_mel"]
-        if listener:
-            losses["listener"] = listener(real, fake, cfg.model.sampling_rate)
-            loss = loss + cfg.listener_weight * losses["listener"]
         if adversarial:
             judges.requires_grad_(False)
             with common.autocast(device, cfg.bf16):

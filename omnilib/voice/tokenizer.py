@@ -137,20 +137,15 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.kernel) for _ in range(config.layers))
 
     def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        layers, lengths = self.layers(mel, lengths)
-        return layers[-1], lengths
-
-    def layers(self, mel: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
-        """What the convolutions and each block give, (B, T, W) each, and the lengths in codes."""
         x = mel
         for conv in (self.conv1, self.conv2):  # padding is cut before each, so that it looks like the edge of a short file
             x = gelu(conv(x * valid_mask(lengths, x.shape[-1])[:, None]))  # (B, W, F/2), then (B, W, T)
             lengths = (lengths + 1) // 2
-        found = [x.transpose(1, 2)]  # (B, T, W)
-        valid = valid_mask(lengths, found[0].shape[1])
+        x = x.transpose(1, 2)  # (B, T, W)
+        valid = valid_mask(lengths, x.shape[1])
         for block in self.blocks:
-            found.append(block(found[-1], valid))
-        return found, lengths
+            x = block(x, valid)
+        return x, lengths
 
 
 class Codebook(nn.Module):
