@@ -49,7 +49,7 @@ class Config:
     manifest: str = "nano/codec.jsonl"  # below the data folder, or a path
     mels: str = ""  # below the data folder: mels a flow gave for the same recordings (`omnilib.train.tokens --codec`)
     mels_share: float = 0.5  # of the crops that are heard from them instead of the recording's own mel
-    init: dict[str, str] = field(default_factory=dict)  # start of parameter names ("": all) -> run folder to take them from
+    init: str = ""  # run folder whose generator and discriminators this one goes on from
     crop_seconds: float = 0.64
     batch_seconds: float = 5.12
     steps: int = 10_000
@@ -191,8 +191,8 @@ def train(cfg: Config, out: Path) -> dict:
     example = max(by_split["dev"], key=lambda r: (r["duration"] < 8, r["duration"]))
 
     nets = nn.ModuleDict({"generator": HiFT(cfg.model), "judges": Discriminators(cfg.discriminator)}).to(device)
-    for prefix, folder in cfg.init.items():
-        common.start_from(nets, ROOT / folder, prefix)
+    if cfg.init:
+        common.start_from(nets, ROOT / cfg.init)
     model, judges = nets["generator"], nets["judges"]
     # the pitch loss is in Hz and reaches the predictor only: its large gradient must not shrink the others' when clipping
     sounding = [p for name, p in model.named_parameters() if not name.startswith("f0_predictor")]

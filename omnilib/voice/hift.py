@@ -11,9 +11,6 @@ Notable choices
   thousands of radians in float32, which drifts on long speech (up to 1e-3 on the fixtures, audible after minutes).
 - The reference draws a random start phase per harmonic, adds it to sample 0 only, then reads each frame at its middle
   sample: the start phase never reaches the sum. We leave it out.
-- A small generator never learns the phase that makes sharp pulses: the published head starts its spectrum from nothing, within one
-  radian, and above 1 kHz a small one gives noise where a voice has overtones. With `source_filter` the head's spectrum multiplies
-  that of the source (a filter, as in the vocal tract), with `band_limited` there can be overtones enough to fill it.
 - Nothing here draws from the global random state unless asked to: noise is an argument.
 
 Shapes: B batch, M mel bins, F mel frames (50 a second), L = F * hop samples, H harmonics + 1, C channels,
@@ -45,7 +42,6 @@ class HiFTConfig:
     in_channels: int = 80  # mel bins
     base_channels: int = 512  # width after the first convolution, halved at every up-sampling
     nb_harmonics: int = 8  # overtones beside the fundamental
-    band_limited: bool = False  # overtones above half the sampling rate are silent; published: they fold back (few reach it)
     sampling_rate: int = 24000
     nsf_alpha: float = 0.1  # amplitude of the sines
     nsf_sigma: float = 0.003  # noise added where voiced; alpha / 3 where not
@@ -54,7 +50,6 @@ class HiFTConfig:
     upsample_kernel_sizes: list[int] = field(default_factory=lambda: [16, 11, 7])
     istft_n_fft: int = 16
     istft_hop_len: int = 4
-    source_filter: bool = False  # the head's spectrum filters that of the source; published: it stands alone
     resblock_kernel_sizes: list[int] = field(default_factory=lambda: [3, 7, 11])
     resblock_dilation_sizes: list[list[int]] = field(default_factory=lambda: [[1, 3, 5]] * 3)
     source_resblock_kernel_sizes: list[int] = field(default_factory=lambda: [7, 7, 11])  # one per up-sampling
@@ -190,14 +185,8 @@ class HarmonicSource(nn.Module):
         """
         c = self.config
         with torch.no_grad():
-            if c.band_limited:
-                order = torch.arange(1, c.nb_harmonics + 2, device=f0.device)
-                base = harmonic_phase(f0, 1, c.sampling_rate, c.hop, None if start is None else start[:, :1])
-                audible = (f0[..., None] * order < c.sampling_rate / 2).repeat_interleave(c.hop, dim=1)
-                sines = c.nsf_alpha * torch.sin(2 * math.pi * base.transpose(1, 2) * order) * audible  # (B, L, H)
-            else:
-                phase = harmonic_phase(f0, c.nb_harmonics + 1, c.sampling_rate, c.hop, start)
-                sines = c.nsf_alpha * torch.sin(2 * math.pi * phase).transpose(1, 2)  # (B, L, H)
+            phase = harmonic_phase(f0, c.nb_harmonics + 1, c.sampling_rate, c.hop, start)
+            sines = c.nsf_alpha * torch.sin(2 * math.pi * phase).transpose(1, 2)  # (B, L, H)
             voiced = (f0 > c.nsf_voiced_threshold).float().repeat_interleave(c.hop, dim=1)[..., None]  # (B, L, 1)
             if noise is None:
                 noise = torch.randn(sines.shape, generator=generator, device=f0.device)
@@ -241,21 +230,18 @@ class HiFT(nn.Module):
     def init_weights(self) -> None:
         """HiFi-GAN's rules: residual, up-sampling and last convolutions ~ N(0, 0.01); the rest as PyTorch leaves it.
 
-        The f0 read-out starts 30 times larger: its target is in Hz (hundreds), the rest of the network in units. The overtones start
-        with one weight, large enough that the source is as loud as speech: PyTorch's own start left it at a hundredth of that, and the
-        network learnt to do without.
+        The f0 read-out starts 30 times larger: its target is in Hz (hundreds), the rest of the network in units.
         """
         blocks = [conv for b in [*self.resblocks, *self.source_resblocks] for conv in [*b.convs1, *b.convs2]]
         for conv in [*blocks, *self.ups, self.conv_post]:
             conv.weight = torch.randn_like(conv.weight) * 0.01
         self.f0_predictor.classifier.weight.mul_(30.0)
-        self.m_source.l_linear.weight.fill_(2 / (self.config.nb_harmonics + 1) ** 0.5)
 
     def decode(self, mel: Tensor, source: Tensor) -> Tensor:
         """mel (B, M, F) and excitation (B, 1, L) -> wave (B, L)."""
         c = self.config
-        excitation = torch.stft(source.squeeze(1).float(), c.istft_n_fft, c.istft_hop_len, window=self.window, return_complex=True)
-        s = torch.cat([excitation.real, excitation.imag], dim=1)  # (B, n_fft + 2, N)
+        s = torch.stft(source.squeeze(1).float(), c.istft_n_fft, c.istft_hop_len, window=self.window, return_complex=True)
+        s = torch.cat([s.real, s.imag], dim=1)  # (B, n_fft + 2, N)
         x = self.conv_pre(mel)  # (B, C, F)
         kernels = len(c.resblock_kernel_sizes)
         for i, up in enumerate(self.ups):
@@ -268,8 +254,7 @@ class HiFT(nn.Module):
         half = c.istft_n_fft // 2 + 1
         magnitude = x[:, :half].exp().clamp(max=1e2)
         phase = torch.sin(x[:, half:])
-        spectrum = torch.polar(magnitude, phase) * (excitation if c.source_filter else 1.0)
-        wave = torch.istft(spectrum, c.istft_n_fft, c.istft_hop_len, window=self.window)
+        wave = torch.istft(torch.polar(magnitude, phase), c.istft_n_fft, c.istft_hop_len, window=self.window)
         return wave.clamp(-c.audio_limit, c.audio_limit)
 
     def forward(self, mel: Tensor, f0: Tensor | None = None, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
