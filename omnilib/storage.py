@@ -5,6 +5,7 @@ and rounded to -127 .. 127; the divisor stands beside it under `<name>::scale`. 
 numbers) stay in bfloat16. Loaded weights are float32 whatever the form. The nano checkpoints use it to fit into the repository.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -73,6 +74,15 @@ def read(path: Path) -> dict[str, Tensor]:
         return unpack(load_file(str(path)))
     except (OSError, SafetensorError) as error:
         raise unreadable(path, error) from error
+
+
+def from_pretrained(load: Callable, config_class: type, folder: str | Path, *args, config=None, **kwargs):
+    """What `load`, the `from_pretrained` of a transformers model, gives; folders whose weights lie in eight bits are read too."""
+    path = Path(folder) / "model.safetensors"
+    if not is_packed(path):
+        return load(folder, *args, config=config, **kwargs)
+    config = config or config_class.from_pretrained(folder, local_files_only=True)
+    return load(None, *args, config=config, state_dict=read(path), **kwargs)
 
 
 def unreadable(path: Path, error: Exception) -> CheckpointError:

@@ -215,10 +215,7 @@ class SpeechLM(Qwen3PreTrainedModel):
     @classmethod
     def from_pretrained(cls, folder: Path | str, *args, config: SpeechLMConfig | None = None, **kwargs) -> "SpeechLM":
         """As transformers does; also reads folders whose weights lie in eight bits (see `omnilib.storage`)."""
-        if not storage.is_packed(Path(folder) / "model.safetensors"):
-            return super().from_pretrained(folder, *args, config=config, **kwargs)
-        config = config or SpeechLMConfig.from_pretrained(folder, local_files_only=True)
-        return super().from_pretrained(None, *args, config=config, state_dict=storage.read(Path(folder) / "model.safetensors"), **kwargs)
+        return storage.from_pretrained(super().from_pretrained, SpeechLMConfig, folder, *args, config=config, **kwargs)
 
     @classmethod
     def load(cls, folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "SpeechLM":

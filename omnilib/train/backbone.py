@@ -57,6 +57,7 @@ class BackboneTraining:
     weight_decay: float = 0.1
     clip: float = 1.0
     bf16: bool = True
+    storage: str = "bfloat16"  # form of the exported weights, see omnilib/storage.py
     log_every: int = 20
     eval_every: int = 150
     save_every: int = 150
@@ -147,7 +148,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if done % config.save_every == 0 or done == config.steps:
             save_state(args.out, model, optimizer, done, {"seconds": seconds_before + time.time() - log.started})
     meta = run_meta(config, config.steps, seconds_before + time.time() - log.started, metrics=metrics, manifest_sha256=sha256(manifest))
-    export_pretrained(args.out, accelerator.unwrap_model(model), tokenizer, config, meta)
+    export_pretrained(args.out, accelerator.unwrap_model(model), tokenizer, config, meta, form=config.storage)
     return metrics
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from omnilib import config as configs
+from omnilib import storage
 from omnilib.data import read_manifest, sha256, step_rng
 from omnilib.errors import CheckpointError, ConfigError, DataError
 from omnilib.mouth.chunking import ChunkRules
@@ -269,7 +270,7 @@ def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
         model = SpeechLM.load(folder)
         model.config.speech_blank, model.config.speech_blank_codes = silence[0] if silence else None, silence
         return model
-    backbone = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    backbone = storage.from_pretrained(Qwen3ForCausalLM.from_pretrained, Qwen3Config, folder, dtype=torch.float32, local_files_only=True)
     base = {
         k: v for k, v in Qwen3Config.from_pretrained(folder).to_dict().items() if k not in ("vocab_size", "architectures", "model_type")
     }
