@@ -27,7 +27,7 @@ from omnilib.errors import CheckpointError, DataError, UserError
 from omnilib.mouth.chunking import ChunkRules, Layout, split_text
 from omnilib.spoken import clean_text, detect_language
 
-__all__ = ["clean_text", "detect_language", "load_tokenizer", "train_tokenizer", "prompt_rows", "training_rows"]
+__all__ = ["clean_text", "detect_language", "load_tokenizer", "save_tokenizer", "train_tokenizer", "prompt_rows", "training_rows"]
 
 IGNORE = -100
 SPEECH = -500  # stands for the reference recording in a list of text ids
@@ -61,6 +61,14 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     if any(tokenizer.convert_tokens_to_ids(t) in (None, tokenizer.unk_token_id) for t in AUDIO_TOKENS):
         raise CheckpointError(f"the tokenizer in {folder} lacks {', '.join(AUDIO_TOKENS)}: it is not one of a speech model")
     return tokenizer
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """`save_pretrained` without the indentation of tokenizer.json, which is more than half of that file."""
+    tokenizer.save_pretrained(folder)
+    path = Path(folder) / "tokenizer.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(content, ensure_ascii=False, separators=(",", ":")) + "\n", encoding="utf-8")
 
 
 def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:

@@ -21,6 +21,7 @@ from omnilib.text import (
     encode,
     join_sentences,
     load_tokenizer,
+    save_tokenizer,
     pieces,
     prompt_ids,
     prompt_rows,
@@ -66,6 +67,17 @@ def test_any_text_encodes_and_comes_back(tokenizer, text):
     assert all(0 <= i < text_size(tokenizer) - 3 for i in ids)
     folded = unicodedata.normalize("NFKC", text).lower()  # spaces apart: words get theirs
     assert tokenizer.decode(ids).replace(" ", "") == folded.replace(" ", "")
+
+
+def test_a_saved_tokenizer_is_the_same_in_half_the_bytes(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "wide")
+    save_tokenizer(tokenizer, tmp_path / "narrow")
+    again = load_tokenizer(tmp_path / "narrow")
+    assert again.get_vocab() == tokenizer.get_vocab()
+    for line in LINES:
+        assert encode(again, line) == encode(tokenizer, line)
+    sizes = [(tmp_path / name / "tokenizer.json").stat().st_size for name in ("narrow", "wide")]
+    assert sizes[0] < 0.6 * sizes[1]
 
 
 def test_frequent_words_are_one_token_wherever_they_stand(tokenizer):

@@ -28,6 +28,7 @@ from omnilib import config as configs
 from omnilib import storage
 from omnilib.errors import CheckpointError, UserError
 from omnilib.storage import load_weights, unique_tensors
+from omnilib.text import save_tokenizer
 
 
 def parse_args(doc: str, argv: list[str] | None = None) -> argparse.Namespace:
@@ -217,7 +218,7 @@ def export_pretrained(
         model.save_pretrained(temporary, state_dict=storage.pack(weights, "bfloat16"))
         if form != "bfloat16":
             save_file(storage.pack(weights, form), temporary / "model.safetensors", {"format": "pt"})
-        tokenizer.save_pretrained(temporary)
+        save_tokenizer(tokenizer, temporary)
         configs.save(config, temporary / "config.yaml")
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
 

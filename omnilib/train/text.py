@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from omnilib import config as configs
 from omnilib.data import read_manifest, sha256
 from omnilib.paths import DATA
-from omnilib.text import encode, train_tokenizer
+from omnilib.text import encode, save_tokenizer, train_tokenizer
 from omnilib.train.common import atomic_folder, parse_args
 
 
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     metrics = {"pieces_per_second_of_speech": round(pieces / seconds, 3), "size": len(tokenizer)}
 
     def write(folder) -> None:
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, folder)
         configs.save(config, folder / "config.yaml")
         (folder / "meta.json").write_text(json.dumps({"metrics": metrics, "manifest_sha256": sha256(manifest)}, indent=1) + "\n")
 

@@ -53,6 +53,7 @@ class HiFTConfig:
     istft_n_fft: int = 16
     istft_hop_len: int = 4
     refiner_blocks: int = 0  # residual convolutions that sharpen the mel in time before it is up-sampled; published: none
+    refiner_channels: int = 176  # their width
     resblock_kernel_sizes: list[int] = field(default_factory=lambda: [3, 7, 11])
     resblock_dilation_sizes: list[list[int]] = field(default_factory=lambda: [[1, 3, 5]] * 3)
     source_resblock_kernel_sizes: list[int] = field(default_factory=lambda: [7, 7, 11])  # one per up-sampling
@@ -139,17 +140,18 @@ class Refiner(nn.Module):
 
     A mel frame blurs 80 ms, a burst lasts 10. The frames overlap four times, so much of it can be worked out, but a small
     generator hardly learns that from its wave's losses. Here it is learnt as what it is: `read` must give the `sharp_mel` of
-    the wave, two frames for each of the input (a loss in training only); the hidden values go to the generator.
+    the wave, two frames for each of the input (a loss in training only); the hidden values go to the generator, whose own losses
+    do not change them: their large noisy gradients would undo what was learnt.
     """
 
-    def __init__(self, in_channels: int, channels: int, blocks: int):
+    def __init__(self, in_channels: int, channels: int, blocks: int, out_channels: int):
         super().__init__()
         self.first = nn.Conv1d(in_channels, channels, 3, padding=1)
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.GELU(), nn.Conv1d(channels, channels, 3, padding=1), nn.GELU(), nn.Conv1d(channels, channels, 1))
             for _ in range(blocks)
         )
-        self.to_generator = nn.Conv1d(channels, channels, 1)
+        self.to_generator = nn.Conv1d(channels, out_channels, 1)
         self.read_out = nn.Conv1d(channels, 2 * in_channels, 1)
 
     def forward(self, mel: Tensor) -> Tensor:
@@ -251,7 +253,7 @@ class HiFT(nn.Module):
         widths = [c.base_channels // 2 ** (i + 1) for i in range(len(c.upsample_rates))]
         self.m_source = HarmonicSource(c)
         self.conv_pre = weight_norm(nn.Conv1d(c.in_channels, c.base_channels, 7, padding=3))
-        self.refiner = Refiner(c.in_channels, c.base_channels, c.refiner_blocks) if c.refiner_blocks else None
+        self.refiner = Refiner(c.in_channels, c.refiner_channels, c.refiner_blocks, c.base_channels) if c.refiner_blocks else None
         self.ups, self.source_downs = nn.ModuleList(), nn.ModuleList()
         self.source_resblocks, self.resblocks = nn.ModuleList(), nn.ModuleList()
         for i, (rate, kernel, width) in enumerate(zip(c.upsample_rates, c.upsample_kernel_sizes, widths, strict=True)):
@@ -292,7 +294,7 @@ class HiFT(nn.Module):
         s = torch.cat([s.real, s.imag], dim=1)  # (B, n_fft + 2, N)
         x = self.conv_pre(mel)  # (B, C, F)
         if self.refiner is not None:
-            x = x + self.refiner.to_generator(self.refiner(mel) if refined is None else refined)
+            x = x + self.refiner.to_generator((self.refiner(mel) if refined is None else refined).detach())
         kernels = len(c.resblock_kernel_sizes)
         for i, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, c.lrelu_slope))  # (B, C / 2, F * rate)
