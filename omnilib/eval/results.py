@@ -47,9 +47,9 @@ def parameters_of(folder: Path) -> dict:
 
 
 def training_hours(folder: Path) -> dict:
-    """What `make retrain` costs: seconds of every stage, from wall_times.json ({"corpus": seconds, ...}, see omnilib.bench.retrain).
+    """Wall time of every stage that made the checkpoints, from each meta.json.
 
-    A stage that is not there counts with the wall time in its checkpoint's meta.json.
+    Stages that leave no checkpoint (corpus, speech tokens) are in wall_times.json: {"corpus": seconds, ...}.
     """
     stages = {}
     for path in sorted(folder.glob("*/meta.json")):

@@ -17,14 +17,14 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from omnilib import config as configs
 from omnilib.audio import mel_80, save_wave
 from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
-from omnilib.errors import ConfigError, DataError
+from omnilib.errors import DataError
 from omnilib.paths import DATA, ROOT
 from omnilib.train import common
 from omnilib.voice.discriminators import (
@@ -37,7 +37,7 @@ from omnilib.voice.discriminators import (
     relativistic_loss,
     spectral_loss,
 )
-from omnilib.voice.hift import HiFT, HiFTConfig, sharp_mel
+from omnilib.voice.hift import HiFT, HiFTConfig
 
 FRAMES = 50  # mel frames a second
 
@@ -62,8 +62,6 @@ class Config:
     mel_weight: float = 15.0
     stft_weight: float = 5.0
     fine_mel_weight: float = 0.0
-    refiner_weight: float = 1.0  # only where the model has a refiner
-    refiner_steps: int = 0  # the first steps train the refiner alone, a twentieth of the time a step
     f0_weight: float = 0.02  # its loss is in Hz
     adversarial_weight: float = 1.0
     feature_weight: float = 1.0
@@ -118,11 +116,6 @@ def measure_pitch(wave: Tensor, rate: int = 24_000, hop: int = 480, low: float =
 # --------------------------------------------------------------------------------------------------------- loop
 
 
-def refiner_loss(sharp: Tensor, real: Tensor, rate: int) -> Tensor:
-    """L1 between what the refiner reads (B, M, N) and the mel in windows of 25 ms of the real waves (B, T)."""
-    return F.l1_loss(sharp.float(), sharp_mel(real, rate, sharp.shape[1])[..., : sharp.shape[-1]])
-
-
 @torch.no_grad()
 def evaluate(model: HiFT, waves: Tensor) -> dict[str, float]:
     """Mel distance and pitch error of copy synthesis on fixed development crops, with predicted pitch."""
@@ -132,12 +125,9 @@ def evaluate(model: HiFT, waves: Tensor) -> dict[str, float]:
     fake, _ = model.inference(mel, noise=noise.to(waves.device))
     f0, target = model.f0_predictor(mel), measure_pitch(waves)
     voiced = (target > 0) & (f0 > model.config.nsf_voiced_threshold)
-    sharp = model(mel, refiner_only=True)[2]
     return {
         "dev_mel": F.l1_loss(mel_80(fake), mel).item(),
         "dev_stft": spectral_loss(waves, fake).item(),
-        "dev_fine_mel": fine_mel_loss(waves, fake, model.config.sampling_rate).item(),
-        **({} if sharp is None else {"dev_refiner": refiner_loss(sharp, waves, model.config.sampling_rate).item()}),
         "dev_f0_hz": (f0 - target)[voiced].abs().median().item() if voiced.any() else 0.0,
         "dev_voicing_error": ((target > 0) != (f0 > model.config.nsf_voiced_threshold)).float().mean().item(),
     }
@@ -190,12 +180,8 @@ def development_crops(records: list[dict], root: Path, cfg: Config) -> Tensor:
 
 def train(cfg: Config, out: Path) -> dict:
     """Run or continue a run in `out`; returns the final development metrics."""
-    if cfg.refiner_steps and not cfg.model.refiner_blocks:
-        raise ConfigError(
-            f"refiner_steps is {cfg.refiner_steps} but the model has no refiner: set model.refiner_blocks, or refiner_steps to 0"
-        )
     common.seed_everything(cfg.seed)
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=cfg.refiner_steps > 0)])
+    accelerator = Accelerator()
     device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
     manifest = DATA / cfg.manifest
     records = read_manifest(manifest)
@@ -222,19 +208,17 @@ def train(cfg: Config, out: Path) -> dict:
     if log:
         print(f"generator {common.count_parameters(model)}  discriminators {common.count_parameters(judges)}")
 
-    weights = {name: getattr(cfg, f"{name}_weight") for name in ("mel", "stft", "fine_mel", "f0", "refiner", "adversarial", "feature")}
     started, metrics = time.time(), {}
     for step in range(first, cfg.steps):
         lr = common.lr_at(step, cfg.steps, cfg.lr, cfg.warmup)
-        adversarial = step >= max(cfg.adversarial_from, cfg.refiner_steps)
+        adversarial = step >= cfg.adversarial_from
         for group in optimizers["generator"].param_groups:
             group["lr"] = lr  # the discriminators start late and keep their rate
         real, mel = (x.to(device) for x in data.batch(step * ranks + rank))  # (B, T), (B, M, F)
+        f0 = measure_pitch(real)
         noise = torch.Generator(device).manual_seed((cfg.seed << 32) + step * ranks + rank)
-        alone = step < cfg.refiner_steps
-        f0 = None if alone else measure_pitch(real)
         with common.autocast(device, cfg.bf16):
-            fake, f0_hat, sharp = g(mel, f0 if step < cfg.teacher_f0_until else None, noise, alone)  # (B, T), (B, F), (B, M, 2 F)
+            fake, f0_hat = g(mel, f0 if step < cfg.teacher_f0_until else None, noise)  # (B, T), (B, F)
 
         losses = {}
         if adversarial:
@@ -247,14 +231,13 @@ def train(cfg: Config, out: Path) -> dict:
             accelerator.backward(losses["judges"])
             optimizers["judges"].step()
 
-        if sharp is not None:
-            losses["refiner"] = refiner_loss(sharp, real, cfg.model.sampling_rate)
-        if not alone:
-            losses["mel"] = F.l1_loss(mel_80(fake), mel_80(real))
-            losses["stft"] = spectral_loss(real, fake)
-            losses["f0"] = F.l1_loss(f0_hat, f0)
-        if cfg.fine_mel_weight and not alone:
+        losses["mel"] = F.l1_loss(mel_80(fake), mel_80(real))
+        losses["stft"] = spectral_loss(real, fake)
+        losses["f0"] = F.l1_loss(f0_hat, f0)
+        loss = cfg.mel_weight * losses["mel"] + cfg.stft_weight * losses["stft"] + cfg.f0_weight * losses["f0"]
+        if cfg.fine_mel_weight:
             losses["fine_mel"] = fine_mel_loss(real, fake, cfg.model.sampling_rate)
+            loss = loss + cfg.fine_mel_weight * losses["fine_mel"]
         if adversarial:
             judges.requires_grad_(False)
             with common.autocast(device, cfg.bf16):
@@ -262,7 +245,7 @@ def train(cfg: Config, out: Path) -> dict:
             judges.requires_grad_(True)
             # inner maps of the real wave are those from before the step above: one pass less, the difference is one update
             losses["adversarial"], losses["feature"] = adversarial_loss(judged_fake), feature_loss(judged_real, judged_fake)
-        loss = sum(weights[name] * value for name, value in losses.items() if name in weights)
+            loss = loss + cfg.adversarial_weight * losses["adversarial"] + cfg.feature_weight * losses["feature"]
         common.check_finite(loss, step)
         optimizers["generator"].zero_grad()
         accelerator.backward(loss)

@@ -29,12 +29,10 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from omnilib import config as configs
-from omnilib.audio import slaney_filters
 from omnilib.storage import load_weights
 
 F0_REACH = 5  # frames to either side that a predicted f0 depends on: five convolutions of width 3
 NOISE_SAMPLES = 1 << 17
-MEL_MEAN, MEL_STD = -5.0, 2.4  # about those of log-mels of speech
 
 
 @dataclass
@@ -52,8 +50,6 @@ class HiFTConfig:
     upsample_kernel_sizes: list[int] = field(default_factory=lambda: [16, 11, 7])
     istft_n_fft: int = 16
     istft_hop_len: int = 4
-    refiner_blocks: int = 0  # residual convolutions that sharpen the mel in time before it is up-sampled; published: none
-    refiner_channels: int = 176  # their width
     resblock_kernel_sizes: list[int] = field(default_factory=lambda: [3, 7, 11])
     resblock_dilation_sizes: list[list[int]] = field(default_factory=lambda: [[1, 3, 5]] * 3)
     source_resblock_kernel_sizes: list[int] = field(default_factory=lambda: [7, 7, 11])  # one per up-sampling
@@ -74,8 +70,7 @@ class HiFTConfig:
         def block(kernel: int, dilations: list[int]) -> int:
             return sum((kernel - 1) // 2 * (d + 1) for d in dilations)
 
-        refiner = 1 + self.refiner_blocks if self.refiner_blocks else 0
-        frames, rate = float(max(F0_REACH, refiner)), 1  # through the source or the refiner; the first convolution reaches less far
+        frames, rate = float(F0_REACH), 1  # through the source; the first convolution reaches less far
         for i, (up, kernel) in enumerate(zip(self.upsample_rates, self.upsample_kernel_sizes, strict=True)):
             rate *= up
             source = block(self.source_resblock_kernel_sizes[i], self.source_resblock_dilation_sizes[i])
@@ -125,46 +120,6 @@ class ResBlock(nn.Module):
         for act1, conv1, act2, conv2 in zip(self.activations1, self.convs1, self.activations2, self.convs2, strict=True):
             x = x + conv2(act2(conv1(act1(x))))
         return x
-
-
-def sharp_mel(wave: Tensor, rate: int, bands: int) -> Tensor:
-    """Log-mel in windows of 25 ms, 10 ms apart, of waves (B, T): (B, bands, 1 + T * 100 // rate)."""
-    size = rate // 40
-    filters = slaney_filters(rate, size, bands, 0.0, rate / 2).to(wave.device)
-    spectrum = torch.stft(wave, size, rate // 100, window=torch.hann_window(size, device=wave.device), return_complex=True)
-    return (filters @ spectrum.abs()).clamp(min=1e-4).log()
-
-
-class Refiner(nn.Module):
-    """Residual convolutions at the mel's rate that work out what happens inside its window of 80 ms.
-
-    A mel frame blurs 80 ms, a burst lasts 10. The frames overlap four times, so much of it can be worked out, but a small
-    generator hardly learns that from its wave's losses. Here it is learnt as what it is: `read` must give the `sharp_mel` of
-    the wave, two frames for each of the input (a loss in training only); the hidden values go to the generator, whose own losses
-    do not change them: their large noisy gradients would undo what was learnt.
-    """
-
-    def __init__(self, in_channels: int, channels: int, blocks: int, out_channels: int):
-        super().__init__()
-        self.first = nn.Conv1d(in_channels, channels, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.GELU(), nn.Conv1d(channels, channels, 3, padding=1), nn.GELU(), nn.Conv1d(channels, channels, 1))
-            for _ in range(blocks)
-        )
-        self.to_generator = nn.Conv1d(channels, out_channels, 1)
-        self.read_out = nn.Conv1d(channels, 2 * in_channels, 1)
-
-    def forward(self, mel: Tensor) -> Tensor:
-        """(B, M, F) -> hidden values (B, C, F)."""
-        x = self.first((mel - MEL_MEAN) / MEL_STD)
-        for block in self.blocks:
-            x = x + block(x)
-        return x
-
-    def read(self, hidden: Tensor) -> Tensor:
-        """Hidden values (B, C, F) -> log-mel with twice the frames (B, M, 2 F)."""
-        batch, _, frames = hidden.shape
-        return self.read_out(hidden).view(batch, -1, 2, frames).transpose(2, 3).flatten(2)
 
 
 class F0Predictor(nn.Module):
@@ -253,7 +208,6 @@ class HiFT(nn.Module):
         widths = [c.base_channels // 2 ** (i + 1) for i in range(len(c.upsample_rates))]
         self.m_source = HarmonicSource(c)
         self.conv_pre = weight_norm(nn.Conv1d(c.in_channels, c.base_channels, 7, padding=3))
-        self.refiner = Refiner(c.in_channels, c.refiner_channels, c.refiner_blocks, c.base_channels) if c.refiner_blocks else None
         self.ups, self.source_downs = nn.ModuleList(), nn.ModuleList()
         self.source_resblocks, self.resblocks = nn.ModuleList(), nn.ModuleList()
         for i, (rate, kernel, width) in enumerate(zip(c.upsample_rates, c.upsample_kernel_sizes, widths, strict=True)):
@@ -276,25 +230,19 @@ class HiFT(nn.Module):
     def init_weights(self) -> None:
         """HiFi-GAN's rules: residual, up-sampling and last convolutions ~ N(0, 0.01); the rest as PyTorch leaves it.
 
-        The f0 read-out starts 30 times larger: its target is in Hz (hundreds), the rest of the network in units. A refiner
-        starts without a say, so that it can join a generator that has learnt already.
+        The f0 read-out starts 30 times larger: its target is in Hz (hundreds), the rest of the network in units.
         """
         blocks = [conv for b in [*self.resblocks, *self.source_resblocks] for conv in [*b.convs1, *b.convs2]]
         for conv in [*blocks, *self.ups, self.conv_post]:
             conv.weight = torch.randn_like(conv.weight) * 0.01
         self.f0_predictor.classifier.weight.mul_(30.0)
-        if self.refiner is not None:
-            self.refiner.to_generator.weight.zero_()
-            self.refiner.to_generator.bias.zero_()
 
-    def decode(self, mel: Tensor, source: Tensor, refined: Tensor | None = None) -> Tensor:
-        """mel (B, M, F) and excitation (B, 1, L) -> wave (B, L); `refined` (B, C, F): the refiner's values, if they are known."""
+    def decode(self, mel: Tensor, source: Tensor) -> Tensor:
+        """mel (B, M, F) and excitation (B, 1, L) -> wave (B, L)."""
         c = self.config
         s = torch.stft(source.squeeze(1).float(), c.istft_n_fft, c.istft_hop_len, window=self.window, return_complex=True)
         s = torch.cat([s.real, s.imag], dim=1)  # (B, n_fft + 2, N)
         x = self.conv_pre(mel)  # (B, C, F)
-        if self.refiner is not None:
-            x = x + self.refiner.to_generator((self.refiner(mel) if refined is None else refined).detach())
         kernels = len(c.resblock_kernel_sizes)
         for i, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, c.lrelu_slope))  # (B, C / 2, F * rate)
@@ -309,20 +257,11 @@ class HiFT(nn.Module):
         wave = torch.istft(torch.polar(magnitude, phase), c.istft_n_fft, c.istft_hop_len, window=self.window)
         return wave.clamp(-c.audio_limit, c.audio_limit)
 
-    def forward(
-        self, mel: Tensor, f0: Tensor | None = None, generator: torch.Generator | None = None, refiner_only: bool = False
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Training pass: wave (B, L), predicted f0 (B, F), and what the refiner reads (B, M, 2 F), if there is one.
-
-        A given f0 (teacher forcing) drives the source instead; with `refiner_only` nothing else is computed.
-        """
-        refined = None if self.refiner is None else self.refiner(mel)
-        sharp = None if refined is None else self.refiner.read(refined)
-        if refiner_only:
-            return None, None, sharp
+    def forward(self, mel: Tensor, f0: Tensor | None = None, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Training pass: wave (B, L) and predicted f0 (B, F). A given f0 (teacher forcing) drives the source instead."""
         predicted = self.f0_predictor(mel).float()
         source = self.m_source((predicted if f0 is None else f0).detach(), generator=generator)
-        return self.decode(mel, source, refined), predicted, sharp
+        return self.decode(mel, source), predicted
 
     @torch.inference_mode()
     def inference(

@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,8 +56,6 @@ def voiced_model(config: HiFTConfig = TINY, scale: float = 12.0) -> HiFT:
     """Random weights, loud enough that every path shows in the wave, with a pitch around 120 Hz."""
     torch.manual_seed(0)
     model = HiFT(config).eval()
-    if model.refiner is not None:
-        torch.nn.init.normal_(model.refiner.to_generator.weight, std=0.5)
     with torch.no_grad():
         for block in [*model.resblocks, *model.source_resblocks]:
             for conv in [*block.convs1, *block.convs2]:
@@ -119,10 +116,9 @@ def test_older_weight_norm_names_and_the_generator_prefix_load():
 # -------------------------------------------------------------------------------------------------- equivalence
 
 
-@pytest.mark.parametrize("refiner_blocks", [0, 12])
 @pytest.mark.parametrize("sizes", [[60], [1] * 60, [7, 30, 3, 20]])
-def test_streamed_pieces_equal_one_pass(sizes, refiner_blocks):
-    model = voiced_model(replace(TINY, refiner_blocks=refiner_blocks))
+def test_streamed_pieces_equal_one_pass(sizes):
+    model = voiced_model()
     mel = torch.randn(1, TINY.in_channels, 60, generator=torch.Generator().manual_seed(1))
     whole, _ = model.inference(mel, noise=noise_at(0, 60 * TINY.hop, TINY.nb_harmonics + 1))
     stream, edges = model.stream(), [0]
@@ -274,34 +270,6 @@ def test_bursts_a_little_late_cost_more_in_fine_mels_than_in_the_long_window():
     fake = (0.01 * noise[1:]).requires_grad_()
     fine_mel_loss(wave, fake, 24_000).backward()
     assert fake.grad.isfinite().all() and fake.grad.any()
-
-
-def test_a_refiner_learns_alone_first_and_joins_without_changing_the_wave(corpus, tmp_path):
-    plain = settings(corpus, "steps=2", "save_every=2", "model.refiner_blocks=0", "refiner_steps=0")
-    with pytest.raises(ConfigError, match="no refiner"):
-        training.train(replace(plain, refiner_steps=1), tmp_path / "plain")
-    training.train(plain, tmp_path / "plain")
-    more = (
-        "model.refiner_blocks=2",
-        f"init={tmp_path}/plain",
-        "steps=60",
-        "refiner_steps=60",
-        "eval_every=60",
-        "batch_seconds=5.76",
-        "lr=0.003",
-    )
-    training.train(settings(corpus, *more), tmp_path / "alone")
-    rows = [json.loads(line) for line in (tmp_path / "alone" / "log.jsonl").read_text().splitlines()]
-    losses = [r["refiner"] for r in rows if "refiner" in r]
-    assert sum(losses[-5:]) < 0.5 * sum(losses[:5]) and not any("mel" in r for r in rows)
-    mel = mel_80(hum(120.0))[None]
-    before, after = HiFT.load(tmp_path / "plain"), HiFT.load(tmp_path / "alone")
-    waves = [m.inference(mel, generator=torch.Generator().manual_seed(0))[0] for m in (before, after)]
-    torch.testing.assert_close(*waves)
-    sharp = after(mel, refiner_only=True)[2]
-    assert sharp.shape == (1, 80, 2 * mel.shape[-1])
-    training.train(settings(corpus, *more[:1], f"init={tmp_path}/alone", "steps=3", "refiner_steps=0", "lr=0.003"), tmp_path / "joint")
-    assert not torch.equal(HiFT.load(tmp_path / "joint").refiner.to_generator.weight, after.refiner.to_generator.weight)
 
 
 def test_a_share_of_the_crops_is_made_from_the_given_mels_in_step_with_the_recording(corpus, tmp_path):
