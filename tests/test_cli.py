@@ -31,6 +31,12 @@ def test_help_imports_nothing_heavy():
     assert answer.stdout.split() == ["False", "False"]
 
 
+def test_a_reader_that_stops_early_is_no_fault():
+    command = f"{sys.executable} -m omnilib.cli doctor | true; exit ${{PIPESTATUS[0]}}"
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (answer.returncode, "Traceback" in answer.stderr, "BrokenPipe" in answer.stderr) == (141, False, False)
+
+
 def test_speak_writes_a_wave_and_tells_its_speed(checkpoints, tmp_path, capsys):
     assert omni("speak", TEXT, "-o", tmp_path / "a.wav", "--scale", checkpoints) == 0
     samples, rate = soundfile.read(tmp_path / "a.wav")

@@ -4,7 +4,8 @@ Three questions, cheapest first:
   1. do the headline error rates follow from the committed transcripts (arithmetic, exact)?
   2. does the judge still hear in a few frozen recordings what was written down?
   3. do the checkpoints still speak a few sentences as intelligibly and in as similar a voice as recorded?
-The third has a tolerance: another CPU may round a sampling near-tie the other way, and then a sentence comes out differently.
+The last two have tolerances. Another CPU's eight-bit arithmetic lets the judge hear some 2 % of the words differently (two machines,
+220 recordings; up to 4 % in a sample of 24), and it may round a sampling near-tie the other way, so that a sentence comes out differently.
 """
 
 import json
@@ -21,7 +22,7 @@ from omnilib.paths import REPORTS
 from omnilib.speak import Speaker
 
 EXACT = 1e-9
-HEARD_TOLERANCE = 0.02  # error of a fresh transcript against the committed one, all sampled lines together
+HEARD_TOLERANCE = 0.08  # error of a fresh transcript against the committed one, all sampled lines together
 ERROR_TOLERANCE = 0.15  # corpus error of a few re-spoken sentences
 VOICE_TOLERANCE = 0.05  # their mean similarity
 
@@ -124,6 +125,6 @@ def recheck(
     bench.listen(judge(), voices())
     return [
         *check_arithmetic(records, summary),
-        check_ears(bench.frozen, records, bench.judge, count),
+        check_ears(bench.frozen, records, bench.judge, 3 * count),
         *check_speech(bench, records, count),
     ]

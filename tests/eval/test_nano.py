@@ -170,6 +170,19 @@ def test_recheck_finds_the_committed_figures_true(run, frozen_folder, checkpoint
     assert all(c.ok for c in checks), [c for c in checks if not c.ok]
 
 
+class Stranger(Parrot):
+    """Another judge: hears one word of many otherwise."""
+
+    def submit(self, wave, rate, language):
+        super().submit(wave, rate, language)
+        return lambda: "evening" if language == "en" else "早上"
+
+
+def test_recheck_finds_a_judge_that_hears_otherwise(run, frozen_folder, checkpoints):
+    checks = recheck.recheck("tiny", run[0], 2, Frozen(frozen_folder), Stranger, Ear, Speaker.load(checkpoints))
+    assert [c.name for c in checks if not c.ok][0].startswith("judge re-heard 6 recordings")
+
+
 def test_recheck_finds_an_edited_figure(run, frozen_folder, checkpoints):
     path = run[0] / "tiny" / "summary.json"
     before = path.read_text()
