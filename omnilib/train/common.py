@@ -55,6 +55,11 @@ def lr_at(step: int, total: int, peak: float, warmup: int, floor: float = 0.05) 
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def repeated(records: list[dict], repeat: dict[str, int]) -> list[dict]:
+    """Records, each as often as `repeat` says of its speaker or else of its language; once when it says nothing."""
+    return [r for r in records for _ in range(repeat.get(r["speaker"], repeat.get(r["language"], 1)))]
+
+
 def autocast(device: torch.device | str, enabled: bool = True):
     """bf16 autocast on CPU and CUDA: on AVX512-bf16 CPUs matrix products run 3-4x faster than in fp32."""
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=enabled)
@@ -162,12 +167,13 @@ def load_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | d
         raise CheckpointError(f"cannot resume from {folder}: {reason}; delete the folder to start again") from error
 
 
-def start_from(model: nn.Module, folder: Path, prefix: str = "", within: str = "") -> None:
+def start_from(model: nn.Module, folder: Path, prefix: str = "", within: str = "", grow: bool = False) -> None:
     """Copy the weights of an earlier run whose names, beginning with `prefix`, and shapes match; the rest stays fresh.
 
     Args:
         folder: of the run; its `state/` is read.
         within: what precedes the model's names there, if the state holds more than the model.
+        grow: smaller matrices and vectors of the earlier run are taken too, see `grown`.
 
     Raises:
         CheckpointError: there is no such run.
@@ -177,9 +183,31 @@ def start_from(model: nn.Module, folder: Path, prefix: str = "", within: str = "
         raise CheckpointError(f"no earlier run {path}: train it first (see `make retrain`) or leave `init` empty")
     own = model.state_dict()
     saved = {k.removeprefix(within): v for k, v in load_file(str(path)).items() if k.startswith(within)}
-    found = {k: v for k, v in saved.items() if k.startswith(prefix) and k in own and own[k].shape == v.shape}
+    saved = {k: v for k, v in saved.items() if k.startswith(prefix) and k in own}
+    if grow:
+        saved = {k: grown(v, own[k]) for k, v in saved.items()}
+    found = {k: v for k, v in saved.items() if own[k].shape == v.shape}
     model.load_state_dict(found, strict=False)
     print(f"started with {len(found)} of {len(own)} tensors from {folder.name}")
+
+
+def grown(old: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+    """`old` in the first rows and columns of a larger `fresh` matrix or vector: new rows (outputs) stay fresh, new columns (inputs)
+    are zero, so that a wider inner layer of a feed-forward pair changes nothing at first (Net2Net, arXiv 1511.05641). Others: `old`."""
+    if (
+        old.shape == fresh.shape
+        or old.dim() != fresh.dim()
+        or old.dim() > 2
+        or any(a > b for a, b in zip(old.shape, fresh.shape, strict=True))
+    ):
+        return old
+    result = fresh.clone()
+    if old.dim() == 2:
+        result[: len(old)] = 0.0
+        result[: len(old), : old.shape[1]] = old
+    else:
+        result[: len(old)] = old
+    return result
 
 
 def export_model(folder: Path, model: nn.Module, config: object, meta: dict, form: str = "float32") -> None:

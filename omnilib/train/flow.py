@@ -44,7 +44,9 @@ class Config:
     manifest: str = "nano/codec.jsonl"
     tokens: str = "nano/tokens.safetensors"  # record id -> int16 (N,) speech tokens at 25 Hz
     speakers: str = "nano/speakers.safetensors"  # record id -> float (192,) speaker vector
-    init: dict[str, str] = field(default_factory=dict)  # start of parameter names ("": all) -> run folder to take them from
+    init: dict[str, str] = field(
+        default_factory=dict
+    )  # start of parameter names ("": all) -> run folder to take them from; a narrower one grows
     steps: int = 10_000
     stop: int = 0  # end after so many steps of the schedule, for a run that another one goes on from; 0: run all `steps`
     encoder_steps: int = 0  # the first steps train the encoder alone, on the regression loss: about half the time a step
@@ -206,12 +208,12 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
     tokens = load_vectors(find_data(cfg.tokens), "`python -m omnilib.train.tokens --tokenizer ...`")
     speakers = load_vectors(find_data(cfg.speakers), "`python -m omnilib.train.tokens --speaker ...`")
     split = {s: [r for r in records if r["split"] == s] for s in ("train", "dev")}
-    split["train"] = [r for r in split["train"] for _ in range(cfg.repeat.get(r["speaker"], cfg.repeat.get(r["language"], 1)))]
+    split["train"] = common.repeated(split["train"], cfg.repeat)
     data, dev = (Utterances(split[s], manifest.parent, tokens, speakers, cfg) for s in ("train", "dev"))
 
     model = Flow(cfg.model)
     for prefix, folder in cfg.init.items():
-        common.start_from(model, ROOT / folder, prefix, within="average.")
+        common.start_from(model, ROOT / folder, prefix, within="average.", grow=True)
     model = model.to(device)
     average = copy.deepcopy(model).eval()
     both = nn.ModuleDict({"model": model, "average": average})

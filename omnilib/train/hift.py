@@ -50,6 +50,7 @@ class Config:
     mels: str = ""  # below the data folder: mels a flow gave for the same recordings (`omnilib.train.tokens --codec`)
     mels_share: float = 0.5  # of the crops that are heard from them instead of the recording's own mel
     init: str = ""  # run folder whose generator and discriminators this one goes on from
+    repeat: dict[str, int] = field(default_factory=dict)  # speaker or language -> times its recordings count, for one that lags
     crop_seconds: float = 0.64
     batch_seconds: float = 5.12
     steps: int = 10_000
@@ -186,7 +187,7 @@ def train(cfg: Config, out: Path) -> dict:
     manifest = DATA / cfg.manifest
     records = read_manifest(manifest)
     by_split = {s: [r for r in records if r["split"] == s and r["rate"] == cfg.model.sampling_rate] for s in ("train", "dev")}
-    data = Crops(cfg, by_split["train"], manifest.parent)
+    data = Crops(cfg, common.repeated(by_split["train"], cfg.repeat), manifest.parent)
     dev = development_crops(by_split["dev"], manifest.parent, cfg).to(device)
     example = max(by_split["dev"], key=lambda r: (r["duration"] < 8, r["duration"]))
 

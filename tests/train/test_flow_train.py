@@ -80,6 +80,7 @@ SIZES = {
     "flow_nano_start": (2e6, 6e6),
     "flow_nano_encoder": (4e6, 7e6),
     "flow_nano_joint": (4e6, 7e6),
+    "flow_nano_before": (4e6, 7e6),
     "flow_nano": (4e6, 7e6),
     "flow_paper": (112549360, 112549360),
 }
@@ -174,6 +175,23 @@ def test_the_encoder_learns_alone_then_both_from_the_weights_of_earlier_runs(cor
     assert not torch.allclose(mixed["input_embedding.weight"], trained["input_embedding.weight"], atol=1e-3)
     with pytest.raises(CheckpointError, match="no earlier run .*none"):
         script.train(settings(corpus, f"init={{encoder: {tmp_path}/none}}"), tmp_path / "third")
+
+
+def test_a_wider_encoder_starts_as_the_narrow_one_it_came_from(tmp_path):
+    narrow, wide = (configs.load(script.Config, "flow_smoke", [f"model.encoder.linear_units={n}"]).model for n in (32, 48))
+    old, new = Flow(narrow).eval(), Flow(wide).eval()
+    state = tmp_path / "state" / "model.safetensors"
+    state.parent.mkdir()
+    save_file({f"average.{k}": v.contiguous() for k, v in old.state_dict().items()}, state)
+    tokens, speaker = torch.arange(20)[None] % narrow.vocab, torch.randn(1, narrow.speaker_dim)
+    with torch.no_grad():
+        expected = old.encode(tokens, speaker)
+        common.start_from(new, tmp_path, within="average.")
+        assert not torch.allclose(new.encode(tokens, speaker), expected, atol=1e-5), "without growing the wider layers stay fresh"
+        common.start_from(new, tmp_path, within="average.", grow=True)
+        torch.testing.assert_close(new.encode(tokens, speaker), expected)
+    inner = [p for name, p in new.named_parameters() if name.endswith("w_1.weight")]
+    assert all(p.shape[0] == 48 and p[32:].abs().sum() > 0 for p in inner), "new rows must be able to learn"
 
 
 def dev_utterances(cfg: script.Config, corpus) -> script.Utterances:

@@ -290,6 +290,12 @@ def test_a_share_of_the_crops_is_made_from_the_given_mels_in_step_with_the_recor
         training.Crops(settings(corpus, "mels=nowhere.safetensors"), records, corpus.parent)
 
 
+def test_recordings_of_a_speaker_or_language_count_as_often_as_wished():
+    records = [{"id": i, "speaker": s, "language": lang} for i, (s, lang) in enumerate([("a", "en"), ("b", "en"), ("c", "zh")])]
+    assert [r["id"] for r in common.repeated(records, {"zh": 2, "b": 3})] == [0, 1, 1, 1, 2, 2]
+    assert common.repeated(records, {}) == records
+
+
 def test_an_exported_run_loads_and_speaks(corpus, tmp_path):
     training.train(settings(corpus, "steps=2", "save_every=100", "eval_every=100"), tmp_path / "run")
     model = HiFT.load(tmp_path / "run")
