@@ -135,7 +135,9 @@ def recorded(name: str, out: Path) -> float | None:
 def measure(wanted: list[str], times: dict[str, float], keep: Callable[[dict], None] = lambda result: None) -> dict:
     """Every stage's row, and their sum in hours; `times` has the wall times known so far, the only ones of what is no training.
     `keep` is given what is known after each stage."""
+    known = json.loads(REPORT.read_text(encoding="utf-8"))["stages"] if REPORT.is_file() else {}
     rows = {name: {"seconds": seconds, "recorded_seconds": seconds} for name, seconds in times.items()}
+    rows |= {name: known[name] for name in times if name in known and name not in wanted}  # timed by an earlier call
     graph = stages()
     for name in tqdm(wanted, unit="stage"):
         module, config, out = graph[name]

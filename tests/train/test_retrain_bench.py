@@ -76,3 +76,5 @@ def test_recorded_times_stay_beside_the_predicted_ones(tmp_path, monkeypatch):
     (tmp_path / "retrain.json").write_text(json.dumps(result))
     again = retrain.measure(["hift_start"], {"corpus": 100.0, "hift_start": row["seconds"]})
     assert again["stages"]["hift_start"]["recorded_seconds"] == 3284.3
+    other = retrain.measure(["hift_whole"], {"corpus": 100.0, "hift_start": row["seconds"]})
+    assert other["stages"]["hift_start"] == row, "what an earlier call timed stays as it was"
