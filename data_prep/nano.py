@@ -5,7 +5,8 @@
 
 Deterministic (the plan depends only on the text and this file), resumable (a shard is complete or absent), parallel.
 Split by text *and* by speaker: a sentence lives in one split; some speakers are heard in the test split only.
-Writes manifest.jsonl, codec.jsonl (the part the codec learns from), longform.jsonl and card.md; long-form records join utterances of one speaker with natural pauses.
+Writes manifest.jsonl, codec.jsonl (the part the codec learns from), copies.jsonl (what the mouth learns from: every training line at
+each speed of its voice), longform.jsonl and card.md; long-form records join utterances of one speaker with natural pauses.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep import texts
-from data_prep.engines import ENGINES, RATE, render
+from data_prep.engines import ENGINES, RATE, STEP, render
 from data_prep.ops.longform import LongForm
 from omnilib.data import write_manifest
 from omnilib.errors import DataError, UserError
@@ -209,6 +210,27 @@ def codec_part(records: list[dict]) -> list[dict]:
     return [r for r in records if r["split"] != "train" or int(r["id"][-5:]) < CODEC_LINES]
 
 
+def copies(records: list[dict]) -> list[dict]:
+    """Training lines once more at each other speed that their voice has in training, played faster or slower by `load_segment`.
+
+    A speaker of the corpus is a voice at a speed, and every speaker has lines of its own; so the copies give each the lines of
+    the others: three times as much speech, and no sentence of another split. Like a line, a copy ends in silence up to whole rows.
+    """
+    named, found = {s.name: s for s in SPEAKERS}, []
+    for record in records:
+        own = named[record["speaker"]]
+        for other in SPEAKERS:
+            if record["split"] != "train" or not other.lines or other == own or (other.engine, other.voice) != (own.engine, own.voice):
+                continue
+            speed = other.factor / own.factor
+            duration = -int(-record["duration"] / speed * RATE // STEP) * STEP / RATE
+            copy = {"id": f"{record['id']}-as-{other.name}", "speaker": other.name, "speed": speed, "recorded": record["duration"]}
+            if ends := record.get("phoneme_ends"):
+                copy["phoneme_ends"] = [*(round(end / speed, 3) for end in ends[:-1]), duration]
+            found.append(record | copy | {"duration": duration})
+    return found
+
+
 def card(records: list[dict], joined: list[dict], digest: str) -> str:
     """The data card: hours by language, speaker and split, sources, licences."""
     import pandas
@@ -257,6 +279,7 @@ def build(out: Path, scale: float = 1.0, workers: int | None = None, only_collec
     finished = collect(out, [name for name, _ in shards])
     digest = write_manifest(out / "manifest.jsonl", finished)
     write_manifest(out / "codec.jsonl", codec_part(finished))
+    write_manifest(out / "copies.jsonl", finished + copies(finished))
     joined = longform(finished)
     write_manifest(out / "longform.jsonl", joined)
     (out / "card.md").write_text(card(finished, joined, digest), encoding="utf-8")

@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import soxr
 import torch
 
 from omnilib.errors import DataError
@@ -77,19 +78,28 @@ def open_shard(path: str) -> np.ndarray:
 def load_segment(record: dict, root: Path, start: float = 0.0, duration: float | None = None) -> torch.Tensor:
     """Samples of one record, or of a part of it, as float32 in [-1, 1] at the record's own rate: (T,).
 
+    A record may be a copy played faster or slower than its file, `speed` times as fast, pitch and all: its `start` and
+    `recorded` seconds are the file's, its `duration` is its own and may end in silence.
+
     Raises:
         DataError: the shard is missing, or ends before the record does.
     """
-    rate = record["rate"]
+    rate, speed = record["rate"], record.get("speed", 1.0)
     try:
         shard = open_shard(str(Path(root) / record["path"]))
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {record['path']} of '{record['id']}': {error}; rebuild the corpus") from None
-    first = round((record["start"] + start) * rate)
-    count = round((record["duration"] - start if duration is None else duration) * rate)
+    wanted = round((record["duration"] - start if duration is None else duration) * rate)
+    first, count = round((record["start"] + start * speed) * rate), round(wanted * speed)
+    if speed != 1.0:
+        count = max(0, min(count, round((record["recorded"] - start * speed) * rate)))
     if first + count > len(shard) + rate // 100:  # a rounding error is no damage
         raise DataError(f"{record['path']} ends before '{record['id']}' does: rebuild the corpus")
-    return torch.from_numpy(shard[first : first + count].astype(np.float32) / 32768.0)
+    wave = shard[first : first + count].astype(np.float32) / 32768.0
+    if speed != 1.0:
+        wave = soxr.resample(wave, rate * speed, rate)[:wanted]
+        wave = np.pad(wave, (0, wanted - len(wave)))
+    return torch.from_numpy(wave)
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:

@@ -27,8 +27,8 @@ def record(**changes) -> dict:
     return {**values, **changes}
 
 
-def write_shard(folder, seconds: float = 4.0, rate: int = 24000) -> np.ndarray:
-    samples = (np.arange(round(seconds * rate)) % 20000).astype("<i2")
+def write_shard(folder, seconds: float = 4.0, rate: int = 24000, samples: np.ndarray | None = None) -> np.ndarray:
+    samples = (np.arange(round(seconds * rate)) % 20000).astype("<i2") if samples is None else samples
     with wave.open(str(folder / "shard.wav"), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
@@ -82,6 +82,23 @@ def test_load_segment_reads_exactly_its_samples(tmp_path):
     assert np.array_equal((segment.numpy() * 32768).astype(np.int16), samples[36000:48000])
     part = data.load_segment(record(start=1.5, duration=0.5), tmp_path, start=0.25, duration=0.1)
     assert np.array_equal(part.numpy(), segment.numpy()[6000:8400])
+
+
+@pytest.mark.parametrize("speed", [0.8, 1.25])
+def test_a_copy_is_the_recording_played_faster_or_slower(tmp_path, speed):
+    """A tone of 400 Hz comes out `speed` times as high, in step with the recording, and ends in silence, never in the next line."""
+    tone = np.sin(2 * np.pi * 400 * np.arange(24000) / 24000) * 8000
+    write_shard(tmp_path, samples=np.concatenate([np.zeros(12000), tone, np.full(24000, 5000.0)]).astype("<i2"))
+    data.open_shard.cache_clear()
+    copy = record(start=0.5, duration=1.4, recorded=1.0, speed=speed)
+    wave = data.load_segment(copy, tmp_path).numpy()
+    spoken = round(24000 / speed)
+    assert len(wave) == 1.4 * 24000 and np.abs(wave[spoken:]).max(initial=0.0) == 0.0
+    expected = np.sin(2 * np.pi * 400 * speed * np.arange(spoken) / 24000) * 8000 / 32768
+    assert np.abs(wave[200 : spoken - 200] - expected[200:-200]).max() < 0.01
+    part = data.load_segment(copy, tmp_path, start=0.2, duration=0.1).numpy()
+    assert len(part) == 2400 and np.abs(part - wave[4800:7200])[100:-100].max() < 0.01
+    assert len(data.load_segment(copy, tmp_path, start=1.39)) == 240
 
 
 def test_load_segment_of_a_missing_or_short_shard_is_a_data_error(tmp_path):

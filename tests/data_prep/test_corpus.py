@@ -113,6 +113,33 @@ def test_utterances_are_whole_rows_and_addressable(tiny, no_open_lines, tmp_path
         assert record["phoneme_ends"] == sorted(record["phoneme_ends"]) and record["phoneme_ends"][-1] <= record["duration"]
 
 
+def test_copies_are_training_lines_at_the_other_speeds_of_their_voice(tiny, no_open_lines, monkeypatch, tmp_path):
+    speakers = [("a", 1.0, 20), ("a", 0.85, 10), ("a", 1.22, 0), ("b", 1.0, 10)]
+    monkeypatch.setattr(nano, "SPEAKERS", [nano.Speaker("buzz", *s) for s in speakers])
+    nano.build(tmp_path, workers=1)
+    lines = {r["id"]: r for r in read_manifest(tmp_path / "manifest.jsonl")}
+    copies = [r for r in read_manifest(tmp_path / "copies.jsonl") if r["id"] not in lines]
+    factor = {s.name: s.factor for s in nano.SPEAKERS}
+    training = [s for s in nano.SPEAKERS if s.lines]
+    wanted = {
+        (r["id"], s.name)
+        for r in lines.values()
+        for s in training
+        if r["split"] == "train" and s.name != r["speaker"] and s.voice == r["speaker"].split("_")[0]
+    }
+    assert wanted and {tuple(r["id"].split("-as-")) for r in copies} == wanted
+    assert {r["id"] for r in read_manifest(tmp_path / "copies.jsonl")} > set(lines)
+    for copy in copies:
+        line = lines[copy["id"].split("-as-")[0]]
+        ratio = factor[copy["speaker"]] / factor[line["speaker"]]
+        wave = load_segment(copy, tmp_path)
+        assert copy["text"] == line["text"] and copy["split"] == "train"
+        assert len(wave) % engines.STEP == 0 and 0 <= len(wave) / engines.RATE - line["duration"] / ratio < engines.STEP / engines.RATE
+        assert copy["phoneme_ends"][:-1] == pytest.approx([e / ratio for e in line["phoneme_ends"][:-1]], abs=1e-3)
+        assert copy["phoneme_ends"][-1] == copy["duration"] >= copy["phoneme_ends"][-2]
+        assert wave.square().mean().sqrt() == pytest.approx(float(load_segment(line, tmp_path).square().mean().sqrt()), rel=0.25)
+
+
 def test_long_form_joins_one_speaker_with_pauses(tiny, no_open_lines, tmp_path):
     nano.build(tmp_path, workers=1)
     records = read_manifest(tmp_path / "manifest.jsonl")
