@@ -14,6 +14,7 @@ Shapes: B batch, T samples, F frames.
 
 import math
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -155,6 +156,18 @@ def povey(size: int) -> Tensor:
     return torch.hann_window(size, periodic=False).pow(0.85)
 
 
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def placed(make: Callable[..., Tensor], arguments: tuple, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """`make(*arguments)`, copied to a device once."""
+    return make(*arguments).to(device, dtype)
+
+
+def table(like: Tensor, make: Callable[..., Tensor], *arguments: float) -> Tensor:
+    """A window or filter bank on the device and in the type of `like`: a copy at each call would stall an accelerator."""
+    return placed(make, arguments, like.device, like.dtype)
+
+
 # ------------------------------------------------------------------------------------------------------ spectra
 
 
@@ -188,9 +201,9 @@ def log_mel_128(wave: Tensor, lengths: Tensor | None = None) -> Tensor:
     """
     batch = as_batch(wave, 201, "a log-mel")
     padded = reflect(batch, 200, lengths)
-    spectrum = torch.stft(padded, 400, 160, window=hann(400).to(wave), center=False, return_complex=True)
+    spectrum = torch.stft(padded, 400, 160, window=table(wave, hann, 400), center=False, return_complex=True)
     power = square(spectrum[..., :-1])  # (B, 201, F)
-    mel = slaney_filters(16_000, 400, 128, 0.0, 8000.0).to(wave) @ power  # (B, 128, F)
+    mel = table(wave, slaney_filters, 16_000, 400, 128, 0.0, 8000.0) @ power  # (B, 128, F)
     log = mel.clamp(min=1e-10).log10()
     log = torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8.0)
     return ((log + 4.0) / 4.0).reshape(*wave.shape[:-1], 128, -1)
@@ -200,9 +213,9 @@ def mel_80(wave: Tensor, lengths: Tensor | None = None) -> Tensor:
     """Natural-log magnitude mel of 24 kHz audio: (T,) or (B, T) -> (80, F) or (B, 80, F), F = T // 480."""
     batch = as_batch(wave, 721, "a mel spectrum")
     padded = reflect(batch, 720, lengths)
-    spectrum = torch.stft(padded, 1920, MEL_HOP, window=hann(1920).to(wave), center=False, return_complex=True)
+    spectrum = torch.stft(padded, 1920, MEL_HOP, window=table(wave, hann, 1920), center=False, return_complex=True)
     magnitude = (square(spectrum) + 1e-9).sqrt()  # (B, 961, F)
-    mel = slaney_filters(24_000, 1920, 80, 0.0, 8000.0).to(wave) @ magnitude  # (B, 80, F)
+    mel = table(wave, slaney_filters, 24_000, 1920, 80, 0.0, 8000.0) @ magnitude  # (B, 80, F)
     return mel.clamp(min=1e-5).log().reshape(*wave.shape[:-1], 80, -1)
 
 

@@ -167,22 +167,26 @@ def load_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | d
         raise CheckpointError(f"cannot resume from {folder}: {reason}; delete the folder to start again") from error
 
 
-def start_from(model: nn.Module, folder: Path, prefix: str = "", within: str = "", grow: bool = False) -> None:
+def start_from(model: nn.Module, folder: Path, prefix: str = "", within: str = "", exported: str = "", grow: bool = False) -> None:
     """Copy the weights of an earlier run whose names, beginning with `prefix`, and shapes match; the rest stays fresh.
 
     Args:
-        folder: of the run; its `state/` is read.
-        within: what precedes the model's names there, if the state holds more than the model.
+        folder: of the run; its `state/` is read, or else what it exported.
+        within: what precedes the model's names in the state, if it holds more than the model.
+        exported: what precedes the exported names in the model, if it holds more than what is exported.
         grow: smaller matrices and vectors of the earlier run are taken too, see `grown`.
 
     Raises:
         CheckpointError: there is no such run.
     """
-    path = folder / "state" / "model.safetensors"
-    if not path.is_file():
+    path, result = folder / "state" / "model.safetensors", folder / "model.safetensors"
+    if path.is_file():
+        saved = {k.removeprefix(within): v for k, v in load_file(str(path)).items() if k.startswith(within)}
+    elif result.is_file():
+        saved = {exported + k: v for k, v in storage.read(result).items()}
+    else:
         raise CheckpointError(f"no earlier run {path}: train it first (see `make retrain`) or leave `init` empty")
     own = model.state_dict()
-    saved = {k.removeprefix(within): v for k, v in load_file(str(path)).items() if k.startswith(within)}
     saved = {k: v for k, v in saved.items() if k.startswith(prefix) and k in own}
     if grow:
         saved = {k: grown(v, own[k]) for k, v in saved.items()}

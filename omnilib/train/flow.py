@@ -31,7 +31,7 @@ from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
 from omnilib.errors import DataError
 from omnilib.paths import DATA, ROOT
 from omnilib.train import common
-from omnilib.train.prefetch import prefetch
+from omnilib.train.prefetch import prefetch, threads_for
 from omnilib.voice.flow import RATIO, Flow, FlowConfig
 
 SAMPLES = 960  # of 24 kHz audio in a token
@@ -229,7 +229,7 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
     model.train()
     started, heard, metrics = time.time(), 0.0, {}
     end = cfg.stop or cfg.steps
-    for step, batch in prefetch(lambda s: data.batch(s * ranks + rank), first, end):
+    for step, batch in prefetch(lambda s: data.batch(s * ranks + rank), first, end, threads=threads_for(device)):
         torch.manual_seed((cfg.seed << 32) + step * ranks + rank)  # time, noise, dropout: a function of the step
         lr = common.lr_at(step, cfg.steps, cfg.lr, cfg.warmup)
         for group in optimizer.param_groups:

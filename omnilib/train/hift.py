@@ -27,6 +27,7 @@ from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
 from omnilib.errors import DataError
 from omnilib.paths import DATA, ROOT
 from omnilib.train import common
+from omnilib.train.prefetch import prefetch, threads_for
 from omnilib.voice.discriminators import (
     DiscriminatorConfig,
     Discriminators,
@@ -135,7 +136,7 @@ def evaluate(model: HiFT, waves: Tensor) -> dict[str, float]:
 
 
 class Crops:
-    """Training crops: waves (B, T) and the mels (B, M, F) to make them from, the recordings' own or, for a share, the flow's."""
+    """Training crops: waves (B, T) and, for the last of them, the flow's mels (D, M, F), D <= B, to make them from instead of their own."""
 
     def __init__(self, cfg: Config, records: list[dict], root: Path):
         self.root, self.seed, self.seconds = root, cfg.seed, cfg.crop_seconds
@@ -147,10 +148,10 @@ class Crops:
             known = [r for r in records if r["id"] in self.mels]
             self.made = Segments(known, root, share * cfg.batch_seconds, cfg.crop_seconds, seed=cfg.seed + 1)
 
-    def batch(self, step: int) -> tuple[Tensor, Tensor]:
+    def batch(self, step: int) -> tuple[Tensor, Tensor | None]:
         own = self.own.batch(step)[0]
         if self.made is None:
-            return own, mel_80(own)
+            return own, None
         rng, frames = step_rng(self.seed + 2, step), round(self.seconds * FRAMES)
         waves, mels = [], []
         for record in self.made.records_at(step):
@@ -159,7 +160,7 @@ class Crops:
             first = int(rng.integers(0, max(0, last) + 1))
             waves.append(load_segment(record, self.root, first / FRAMES, self.seconds))
             mels.append(mel[:, first : first + frames].float())
-        return torch.cat([own, torch.stack(waves)]), torch.cat([mel_80(own), torch.stack(mels)])
+        return torch.cat([own, torch.stack(waves)]), torch.stack(mels)
 
 
 def existing(path: Path) -> Path:
@@ -193,7 +194,7 @@ def train(cfg: Config, out: Path) -> dict:
 
     nets = nn.ModuleDict({"generator": HiFT(cfg.model), "judges": Discriminators(cfg.discriminator)}).to(device)
     if cfg.init:
-        common.start_from(nets, ROOT / cfg.init)
+        common.start_from(nets, ROOT / cfg.init, exported="generator.")
     model, judges = nets["generator"], nets["judges"]
     # the pitch loss is in Hz and reaches the predictor only: its large gradient must not shrink the others' when clipping
     sounding = [p for name, p in model.named_parameters() if not name.startswith("f0_predictor")]
@@ -210,12 +211,15 @@ def train(cfg: Config, out: Path) -> dict:
         print(f"generator {common.count_parameters(model)}  discriminators {common.count_parameters(judges)}")
 
     started, metrics = time.time(), {}
-    for step in range(first, cfg.steps):
+    make = lambda s: data.batch(s * ranks + rank)  # noqa: E731  each process its own batch
+    for step, (real, given) in prefetch(make, first, cfg.steps, threads=threads_for(device)):
         lr = common.lr_at(step, cfg.steps, cfg.lr, cfg.warmup)
         adversarial = step >= cfg.adversarial_from
         for group in optimizers["generator"].param_groups:
             group["lr"] = lr  # the discriminators start late and keep their rate
-        real, mel = (x.to(device) for x in data.batch(step * ranks + rank))  # (B, T), (B, M, F)
+        real = real.to(device)  # (B, T)
+        truth = mel_80(real)  # (B, M, F)
+        mel = truth if given is None else torch.cat([truth[: -len(given)], given.to(device)])
         f0 = measure_pitch(real)
         noise = torch.Generator(device).manual_seed((cfg.seed << 32) + step * ranks + rank)
         with common.autocast(device, cfg.bf16):
@@ -232,7 +236,7 @@ def train(cfg: Config, out: Path) -> dict:
             accelerator.backward(losses["judges"])
             optimizers["judges"].step()
 
-        losses["mel"] = F.l1_loss(mel_80(fake), mel_80(real))
+        losses["mel"] = F.l1_loss(mel_80(fake), truth)
         losses["stft"] = spectral_loss(real, fake)
         losses["f0"] = F.l1_loss(f0_hat, f0)
         loss = cfg.mel_weight * losses["mel"] + cfg.stft_weight * losses["stft"] + cfg.f0_weight * losses["f0"]

@@ -37,7 +37,7 @@ from omnilib.train.common import (
     save_state,
     seed_everything,
 )
-from omnilib.train.prefetch import prefetch
+from omnilib.train.prefetch import prefetch, threads_for
 from omnilib.train.tokens import encode_speakers
 from omnilib.voice.speaker import SpeakerConfig, SpeakerEncoder
 
@@ -181,7 +181,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     metrics, world, rank = {}, accelerator.num_processes, accelerator.process_index
     make = lambda step: batches.make(step * world + rank)  # noqa: E731  each process its own batch
-    for step, (fbank, speaker) in prefetch(make, start, config.steps):
+    for step, (fbank, speaker) in prefetch(make, start, config.steps, threads=threads_for(accelerator.device)):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, config.steps, config.lr, config.warmup)
         fbank, speaker = fbank.to(accelerator.device), speaker.to(accelerator.device)

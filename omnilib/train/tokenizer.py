@@ -40,7 +40,7 @@ from omnilib.train.common import (
     seed_everything,
     start_from,
 )
-from omnilib.train.prefetch import prefetch
+from omnilib.train.prefetch import prefetch, threads_for
 from omnilib.voice.phonemes import FRAME_SECONDS, FRAMES, PhonemeHead, PhonemeHeadConfig, align, edit_distance, phoneme_set
 from omnilib.voice.tokenizer import FRAMES_PER_CODE, SpeechTokenizer, SpeechTokenizerConfig, code_count, valid_mask
 
@@ -301,7 +301,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     heard, metrics, world, rank = 0.0, {}, accelerator.num_processes, accelerator.process_index
     make = lambda step: batches.make(step * world + rank)  # noqa: E731  each process its own batch
-    for step, batch in prefetch(make, start, config.steps):
+    for step, batch in prefetch(make, start, config.steps, threads=threads_for(accelerator.device)):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, config.steps, config.lr, config.warmup)
         loss, parts, _, codes = losses(wrapped, batch.to(accelerator.device), config, step)

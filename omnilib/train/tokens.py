@@ -38,7 +38,7 @@ from omnilib.voice.tokenizer import SpeechTokenizer
 
 BLOCK_SECONDS = 30.0  # the reference tokenizes in blocks of 30 s
 PART_SECONDS = 1200.0
-BATCH_SECONDS = 60.0
+BATCH_SECONDS = {"cpu": 60.0, "cuda": 960.0}  # of padded audio
 SPEAKER_SECONDS = 8.0  # a speaker vector needs no more
 
 Encode = Callable[[list[dict], Path], dict[str, Tensor]]
@@ -50,17 +50,21 @@ def blocks_of(record: dict) -> list[tuple[float, float]]:
     return [(BLOCK_SECONDS * i, min(BLOCK_SECONDS, record["duration"] - BLOCK_SECONDS * i)) for i in range(int(count))]
 
 
-def similar(items: list, seconds: Callable[[object], float]) -> list[list]:
-    """Batches of neighbours in length, padded size up to BATCH_SECONDS."""
+def similar(items: list, seconds: Callable[[object], float], device: torch.device) -> list[list]:
+    """Batches of neighbours in length, as large as BATCH_SECONDS allows."""
     batches: list[list] = [[]]
     for item in sorted(items, key=seconds):
-        if batches[-1] and (len(batches[-1]) + 1) * seconds(item) > BATCH_SECONDS:
+        if batches[-1] and (len(batches[-1]) + 1) * seconds(item) > BATCH_SECONDS[device.type]:
             batches.append([])
         batches[-1].append(item)
     return batches
 
 
-def load_batch(pieces: list[tuple[dict, float, float]], root: Path) -> tuple[Tensor, Tensor]:
+def device_of(model: torch.nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def load_batch(pieces: list[tuple[dict, float, float]], root: Path, device: torch.device) -> tuple[Tensor, Tensor]:
     """Pieces (record, start, seconds) -> 16 kHz waves (B, T), lengths (B,)."""
     rates = {record["rate"] for record, *_ in pieces}
     if len(rates) > 1:
@@ -68,16 +72,17 @@ def load_batch(pieces: list[tuple[dict, float, float]], root: Path) -> tuple[Ten
     waves = [load_segment(record, root, start, seconds) for record, start, seconds in pieces]
     rate = rates.pop()
     lengths = torch.tensor([-(-len(w) * TOKENIZER_RATE // rate) for w in waves])
-    return resample(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), rate, TOKENIZER_RATE), lengths
+    return resample(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True).to(device), rate, TOKENIZER_RATE), lengths
 
 
 def encode_codes(model: SpeechTokenizer, records: list[dict], root: Path) -> dict[str, Tensor]:
     """Codes (T,) int16 of each record."""
     pieces = [(r, i, *block) for r in records for i, block in enumerate(blocks_of(r))]
     found: dict[tuple[str, int], Tensor] = {}
-    for batch in similar(pieces, lambda p: p[3]):
-        waves, lengths = load_batch([(r, start, seconds) for r, _, start, seconds in batch], root)
-        codes, counts = model.encode(log_mel_128(waves, lengths), lengths // 160)
+    device = device_of(model)
+    for batch in similar(pieces, lambda p: p[3], device):
+        waves, lengths = load_batch([(r, start, seconds) for r, _, start, seconds in batch], root, device)
+        codes, counts = (x.cpu() for x in model.encode(log_mel_128(waves, lengths), (lengths // 160).to(device)))
         for (record, i, *_), row, count in zip(batch, codes, counts.tolist(), strict=True):
             found[record["id"], i] = row[:count].to(torch.int16)
     return {r["id"]: torch.cat([found[r["id"], i] for i in range(len(blocks_of(r)))]) for r in records}
@@ -85,11 +90,11 @@ def encode_codes(model: SpeechTokenizer, records: list[dict], root: Path) -> dic
 
 def encode_speakers(model: SpeakerEncoder, records: list[dict], root: Path) -> dict[str, Tensor]:
     """Speaker vector (dim,) float32 of each record, from its first seconds."""
-    result = {}
-    for batch in similar([(r, 0.0, min(SPEAKER_SECONDS, r["duration"])) for r in records], lambda p: p[2]):
-        waves, lengths = load_batch(batch, root)
+    result, device = {}, device_of(model)
+    for batch in similar([(r, 0.0, min(SPEAKER_SECONDS, r["duration"])) for r in records], lambda p: p[2], device):
+        waves, lengths = load_batch(batch, root, device)
         with torch.no_grad():
-            vectors = model(fbank_80(waves), 1 + (lengths - 400) // 160)  # (B, dim)
+            vectors = model(fbank_80(waves), (1 + (lengths - 400) // 160).to(device)).cpu()  # (B, dim)
         result |= {record["id"]: vector.clone() for (record, *_), vector in zip(batch, vectors, strict=True)}
     return result
 
@@ -101,18 +106,18 @@ class FlowMels:
         self.tokenizer, self.speaker, self.flow, self.settings = tokenizer, speaker, flow, settings
 
     @classmethod
-    def load(cls, folder: Path) -> "FlowMels":
+    def load(cls, folder: Path, device: str = "cpu") -> "FlowMels":
         parts = SpeechTokenizer.load(folder / "tokenizer"), SpeakerEncoder.load(folder / "speaker"), Flow.load(folder / "flow")
-        return cls(*parts, CodecSettings.of(folder))
+        return cls(*(part.to(device) for part in parts), CodecSettings.of(folder))
 
     @torch.inference_mode()
     def encode(self, records: list[dict], root: Path) -> dict[str, Tensor]:
         """Mel (80, F) float16 of each record."""
-        settings, result = self.settings, {}
+        settings, result, device = self.settings, {}, device_of(self.flow)
         codes, speakers = encode_codes(self.tokenizer, records, root), encode_speakers(self.speaker, records, root)
         shown = round(settings.prompt_seconds * 25)
         prompts = {r["id"]: prompt for r, prompt in zip(records, prompts_of(records), strict=True)}
-        for batch in similar([(r, 0.0, r["duration"]) for r in records], lambda p: p[2] + settings.prompt_seconds):
+        for batch in similar([(r, 0.0, r["duration"]) for r in records], lambda p: p[2] + settings.prompt_seconds, device):
             rows, shows, mels = [], [], []
             for record, *_ in batch:
                 prompt = prompts[record["id"]]
@@ -124,12 +129,12 @@ class FlowMels:
                 mels.append(mel[: count * RATIO])
             stack = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
             voices = torch.stack([speakers[r["id"]] for r, *_ in batch])
-            counts, shown_counts = (torch.tensor([len(r) for r in some]) for some in (rows, shows))
-            with autocast(voices.device, True):  # twice as fast
+            counts, shown_counts = (torch.tensor([len(r) for r in some], device=device) for some in (rows, shows))
+            with autocast(device, True):  # twice as fast
                 made = self.flow.inference(
-                    stack(rows), stack(shows), stack(mels), voices,
+                    *(x.to(device) for x in (stack(rows), stack(shows), stack(mels), voices)),
                     n_timesteps=settings.steps, token_lengths=counts, prompt_lengths=shown_counts,
-                )  # fmt: skip
+                ).cpu()  # fmt: skip
             result |= {r["id"]: mel[:, : len(row) * RATIO].half().contiguous() for (r, *_), mel, row in zip(batch, made, rows, strict=True)}
         return result
 
@@ -150,15 +155,15 @@ def prompts_of(records: list[dict]) -> list[dict]:
 class Worker:
     """One process: its model and the folder it writes parts to."""
 
-    def __init__(self, kind: str, model_folder: Path, root: Path, parts: Path):
+    def __init__(self, kind: str, model_folder: Path, device: str, root: Path, parts: Path):
         torch.set_num_threads(1)
         self.root, self.parts = root, parts
         if kind == "mels":
-            self.encode = FlowMels.load(model_folder).encode
+            self.encode = FlowMels.load(model_folder, device).encode
         elif kind == "codes":
-            self.encode = partial(encode_codes, SpeechTokenizer.load(model_folder))
+            self.encode = partial(encode_codes, SpeechTokenizer.load(model_folder).to(device))
         else:
-            self.encode = partial(encode_speakers, SpeakerEncoder.load(model_folder))
+            self.encode = partial(encode_speakers, SpeakerEncoder.load(model_folder).to(device))
 
     def run(self, part: tuple[int, list[dict]]) -> float:
         """Write one part; returns the audio seconds in it."""
@@ -209,7 +214,9 @@ def cut_parts(records: list[dict]) -> list[tuple[int, list[dict]]]:
     return list(enumerate(parts))
 
 
-def export(records: list[dict], root: Path, kind: str, model_folder: Path, out: Path, processes: int) -> dict[str, str]:
+def export(
+    records: list[dict], root: Path, kind: str, model_folder: Path, out: Path, processes: int, device: str = "cpu"
+) -> dict[str, str]:
     """Encode `records` into `out` (`kind`: "codes", "speakers" or "mels"); returns the file's metadata."""
     if not records:
         raise DataError("no records to encode: check --manifest and --split")
@@ -226,7 +233,7 @@ def export(records: list[dict], root: Path, kind: str, model_folder: Path, out: 
     key = hashlib.sha256(repr(sorted(metadata.items())).encode()).hexdigest()[:12]
     parts_folder = out.with_name(f"{out.name}.parts-{key}")
     parts_folder.mkdir(parents=True, exist_ok=True)
-    parts, args = cut_parts(records), (kind, Path(model_folder), Path(root), parts_folder)
+    parts, args = cut_parts(records), (kind, Path(model_folder), device, Path(root), parts_folder)
     hours = sum(r["duration"] for r in records) / 3600
     with tqdm(
         total=hours, unit="h", desc=kind, bar_format="{desc} {percentage:3.0f}% {n:.2f}/{total:.2f} h [{elapsed}<{remaining}]"
@@ -256,13 +263,17 @@ def main(argv: list[str] | None = None) -> None:
     model.add_argument("--codec", type=Path, help="folder of tokenizer, speaker and flow: write the flow's mels")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--split", help="only this split")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth record")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", choices=BATCH_SECONDS, default="cpu", help="of the model; a few processes keep a GPU busy")
     args = parser.parse_args(argv)
-    if args.processes < 1:
-        raise UserError("--processes must be at least 1")
-    records = [r for r in read_manifest(args.manifest) if args.split in (None, r["split"])]
+    if args.processes < 1 or args.every < 1:
+        raise UserError("--processes and --every must be at least 1")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device here: leave --device out")
+    records = [r for r in read_manifest(args.manifest) if args.split in (None, r["split"])][:: args.every]
     kind = "codes" if args.tokenizer else "speakers" if args.speaker else "mels"
-    export(records, args.manifest.parent, kind, args.tokenizer or args.speaker or args.codec, args.out, args.processes)
+    export(records, args.manifest.parent, kind, args.tokenizer or args.speaker or args.codec, args.out, args.processes, args.device)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from omnilib.audio import slaney_filters
+from omnilib.audio import slaney_filters, table
 
 Judged = tuple[Tensor, list[Tensor]]  # score map, inner maps
 
@@ -151,7 +151,8 @@ def fine_mel_loss(real: Tensor, fake: Tensor, rate: int, bands: tuple[int, ...] 
     total = torch.zeros((), device=real.device)
     for count in bands:
         n_fft = 1 << round(math.log2(rate * count / 4000))
-        window, filters = torch.hann_window(n_fft, device=real.device), slaney_filters(rate, n_fft, count, 0.0, rate / 2).to(real.device)
+        window = torch.hann_window(n_fft, device=real.device)
+        filters = table(real, slaney_filters, rate, n_fft, count, 0.0, rate / 2)
         spectra = torch.stft(torch.cat([real, fake]), n_fft, n_fft // 4, window=window, return_complex=True)
         y, y_hat = (filters @ (spectra.real.square() + spectra.imag.square()) + 1e-8).log().chunk(2)
         total = total + 0.5 * (y - y_hat).abs().mean()

@@ -194,6 +194,15 @@ def test_a_wider_encoder_starts_as_the_narrow_one_it_came_from(tmp_path):
     assert all(p.shape[0] == 48 and p[32:].abs().sum() > 0 for p in inner), "new rows must be able to learn"
 
 
+def test_a_run_can_start_from_what_another_one_exported(tmp_path):
+    config = configs.load(script.Config, "flow_smoke").model
+    old, new = Flow(config), torch.nn.ModuleDict({"generator": Flow(config)})
+    common.export_model(tmp_path, old, config, {}, form="int8")
+    common.start_from(new, tmp_path, exported="generator.")
+    for name, value in storage.read(tmp_path / "model.safetensors").items():
+        torch.testing.assert_close(new.state_dict()[f"generator.{name}"], value.float())
+
+
 def dev_utterances(cfg: script.Config, corpus) -> script.Utterances:
     data = utterances(cfg, corpus)
     data.segments.records = [r for r in data.segments.records if r["split"] == "dev"]

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from omnilib.errors import CheckpointError, DataError
+from omnilib.errors import CheckpointError, DataError, UserError
 from omnilib.train import tokenizer as training
 from omnilib.train import tokens
 from omnilib.train.prefetch import prefetch
@@ -164,7 +164,7 @@ def test_edit_distance_counts_the_three_kinds_of_error():
 def test_export_is_batched_exact_and_goes_on_after_a_kill(corpus, trained, tmp_path, monkeypatch):
     out, _ = trained
     monkeypatch.setattr(tokens, "PART_SECONDS", 8.0)
-    monkeypatch.setattr(tokens, "BATCH_SECONDS", 5.0)
+    monkeypatch.setitem(tokens.BATCH_SECONDS, "cpu", 5.0)
     records = tokens.read_manifest(corpus)
     target = tmp_path / "codes.safetensors"
     parts, done = tokens.cut_parts(records), []
@@ -187,7 +187,7 @@ def test_export_is_batched_exact_and_goes_on_after_a_kill(corpus, trained, tmp_p
     assert set(codes) == {r["id"] for r in records} and not list(tmp_path.glob("*.parts-*"))
     model = SpeechTokenizer.load(out)
     for record in records[:5]:
-        wave, _ = tokens.load_batch([(record, 0.0, record["duration"])], corpus.parent)
+        wave, _ = tokens.load_batch([(record, 0.0, record["duration"])], corpus.parent, torch.device("cpu"))
         alone, _ = model.encode(tokens.log_mel_128(wave))
         assert torch.equal(codes[record["id"]].long(), alone[0])
         assert codes[record["id"]].dtype == torch.int16
@@ -226,8 +226,23 @@ def test_missing_things_are_said_in_one_line(corpus, tmp_path):
         phoneme_set([{"id": "x", "phonemes": []}])
 
 
-def test_prefetch_keeps_order_and_passes_errors_on():
-    assert list(prefetch(lambda step: step * step, 2, 6)) == [(2, 4), (3, 9), (4, 16), (5, 25)]
+def test_only_every_nth_record_is_encoded_when_asked(corpus, trained, tmp_path):
+    out, _ = trained
+    target, ids = tmp_path / "codes.safetensors", [r["id"] for r in tokens.read_manifest(corpus) if r["split"] == "dev"]
+    command = ["--manifest", str(corpus), "--tokenizer", str(out), "--out", str(target), "--split", "dev", "--processes", "1"]
+    tokens.main([*command, "--every", "4"])
+    assert set(load_file(target)) == set(ids[::4]) and len(ids) == 9
+    with pytest.raises(UserError, match="at least 1"):
+        tokens.main([*command, "--every", "0"])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_prefetch_keeps_order_and_passes_errors_on(threads):
+    def late(step: int) -> int:
+        time.sleep(0.02 * (step == 2))  # the first is ready last
+        return step * step
+
+    assert list(prefetch(late, 2, 6, threads=threads)) == [(2, 4), (3, 9), (4, 16), (5, 25)]
 
     def fails(step: int) -> int:
         if step == 1:
@@ -235,4 +250,4 @@ def test_prefetch_keeps_order_and_passes_errors_on():
         return step
 
     with pytest.raises(DataError, match="broken shard"):
-        list(prefetch(fails, 0, 5))
+        list(prefetch(fails, 0, 5, threads=threads))

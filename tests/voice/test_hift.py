@@ -279,10 +279,9 @@ def test_a_share_of_the_crops_is_made_from_the_given_mels_in_step_with_the_recor
     cfg = settings(corpus, f"mels={tmp_path}/mels.safetensors", "mels_share=0.5", "batch_seconds=3.84", "crop_seconds=0.64")
     crops = training.Crops(cfg, records, corpus.parent)
     waves, mels = crops.batch(3)
-    assert waves.shape == (6, 15_360) and mels.shape == (6, 80, 32)
-    assert torch.equal(mels[:3], mel_80(waves[:3]))
+    assert waves.shape == (6, 15_360) and mels.shape == (3, 80, 32)  # the last three crops
     inside = slice(2, -2)  # at the edges a crop alone sees its own reflection
-    torch.testing.assert_close(mels[3:, :, inside] - 1.0, mel_80(waves[3:])[..., inside], atol=0.02, rtol=0)
+    torch.testing.assert_close(mels[..., inside] - 1.0, mel_80(waves[3:])[..., inside], atol=0.02, rtol=0)
     assert torch.equal(crops.batch(3)[1], mels) and not torch.equal(crops.batch(4)[1], mels)
     training.train(settings(corpus, f"mels={tmp_path}/mels.safetensors", "steps=2", "fine_mel_weight=1.0"), tmp_path / "run")
     assert "fine_mel" in (tmp_path / "run" / "log.jsonl").read_text()
