@@ -29,6 +29,10 @@ SYLLABLE_CAP = 0.40  # seconds
 SYLLABLE_FADE = 0.01
 
 
+class Unspoken(ValueError):
+    """The engine has no sound for part of a sentence."""
+
+
 @dataclass
 class Spoken:
     """A synthesised sentence: `wave` (T,) float32 at `rate`; phonemes with end times in seconds (None when unknown).
@@ -199,7 +203,7 @@ class Gcin:
         return None
 
     def say(self, text: str) -> Spoken:
-        """Raises ValueError when a syllable was never recorded."""
+        """Raises Unspoken when a syllable was never recorded."""
         from pypinyin import Style, lazy_pinyin
 
         if not GCIN.is_dir():
@@ -210,7 +214,7 @@ class Gcin:
         for mark in marks:
             found = self.syllable(mark)
             if found is None:
-                raise ValueError(f"no recording of {mark}")
+                raise Unspoken(f"no recording of {mark}")
             wave, rate = found
             start = ends[-1]
             end = start + len(wave) / rate

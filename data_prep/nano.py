@@ -1,13 +1,13 @@
 """The nano corpus: about 37 h of English and Mandarin, spoken by engines that ship in packages, from text that ships in packages.
 
-    python -m data_prep.nano --out data/nano                 # everything, about 33 minutes on 2 cores
+    python -m data_prep.nano --out data/nano                 # everything, 16 to 33 minutes on 2 cores
     python -m data_prep.nano --out data/nano --hours 1       # a pilot
 
 Deterministic (the plan depends only on the text and this file), resumable (a shard is complete or absent), parallel.
 Split by text *and* by speaker: a sentence lives in one split; some speakers are heard in the test split only.
 Writes manifest.jsonl; codec.jsonl, the part the codec learns from first; copies.jsonl, what the mouth learns from: every training line at
-each speed of its voice; speeds.jsonl, what flow and vocoder learn from last: lines at other speeds too; longform.jsonl, utterances of
-one speaker joined with natural pauses; and card.md.
+each speed of its voice; speeds.jsonl, what the vocoder learns from last: lines of the codec at other speeds too; longform.jsonl,
+utterances of one speaker joined with natural pauses; and card.md.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_prep import texts
-from data_prep.engines import ENGINES, RATE, STEP, render
+from data_prep.engines import ENGINES, RATE, STEP, Unspoken, render
 from data_prep.ops.longform import LongForm
 from omnilib.data import write_manifest
 from omnilib.errors import DataError, UserError
@@ -165,7 +165,7 @@ def build_shard(job: tuple[Path, str, list[dict]]) -> float:
     for record in records:
         try:
             samples, phonemes, ends = render(engine.say(record["text"]), speaker.factor)
-        except ValueError:
+        except Unspoken:
             continue  # a syllable nobody recorded: the sentence is left out, the same in every build
         timing = {"phoneme_ends": ends} if ends is not None else {}
         finished.append(
@@ -238,7 +238,7 @@ def copies(records: list[dict]) -> list[dict]:
 
 
 def speeds(records: list[dict]) -> list[dict]:
-    """The codec's training lines at speeds that no speaker has: what flow and vocoder meet between and beyond the voices they know.
+    """The codec's training lines at speeds that no speaker has: what the vocoder meets between and beyond the voices it knows.
 
     Left out is what comes near (`APART`) a voice that only the test split has.
     """
@@ -300,9 +300,10 @@ def build(out: Path, scale: float = 1.0, workers: int | None = None, only_collec
                 bar.set_postfix(hours=f"{hours:.1f}")
     finished = collect(out, [name for name, _ in shards])
     digest = write_manifest(out / "manifest.jsonl", finished)
-    write_manifest(out / "codec.jsonl", codec_part(finished))
+    part = codec_part(finished)
+    write_manifest(out / "codec.jsonl", part)
     write_manifest(out / "copies.jsonl", finished + copies(finished))
-    write_manifest(out / "speeds.jsonl", finished + copies(finished) + speeds(finished))
+    write_manifest(out / "speeds.jsonl", part + copies(part) + speeds(part))
     joined = longform(finished)
     write_manifest(out / "longform.jsonl", joined)
     (out / "card.md").write_text(card(finished, joined, digest), encoding="utf-8")

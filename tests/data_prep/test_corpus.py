@@ -140,6 +140,28 @@ def test_copies_are_training_lines_at_the_other_speeds_of_their_voice(tiny, no_o
         assert wave.square().mean().sqrt() == pytest.approx(float(load_segment(line, tmp_path).square().mean().sqrt()), rel=0.25)
 
 
+def test_a_missing_engine_stops_the_build_and_an_unspoken_sentence_is_left_out(tiny, no_open_lines, monkeypatch, tmp_path):
+    say = Buzz.say
+
+    def partly(self, text):
+        if "river" in text:
+            raise engines.Unspoken("no recording of river")
+        return say(self, text)
+
+    monkeypatch.setattr(Buzz, "say", partly)
+    nano.build(tmp_path / "part", workers=1)
+    texts = {r["text"] for r in read_manifest(tmp_path / "part" / "manifest.jsonl")}
+    assert texts and not any("river" in text for text in texts)
+
+    def absent(self, text):
+        raise MissingTool("buzz is missing: apt-get install buzz")
+
+    monkeypatch.setattr(Buzz, "say", absent)
+    with pytest.raises(MissingTool, match="apt-get install buzz"):
+        nano.build(tmp_path / "none", workers=1)
+    assert not list((tmp_path / "none" / "records").iterdir()) and not (tmp_path / "none" / "manifest.jsonl").exists()
+
+
 def test_speeds_are_training_lines_at_speeds_away_from_the_kept_voices(tiny, no_open_lines, monkeypatch, tmp_path):
     speakers = [("a", 1.0, 20), ("a", 0.85, 10), ("a", 1.22, 0), ("b", 1.0, 10)]
     monkeypatch.setattr(nano, "SPEAKERS", [nano.Speaker("buzz", *s) for s in speakers])
@@ -148,7 +170,8 @@ def test_speeds_are_training_lines_at_speeds_away_from_the_kept_voices(tiny, no_
     known = {r["id"] for r in read_manifest(tmp_path / "copies.jsonl")}
     records = read_manifest(tmp_path / "speeds.jsonl")
     played = [r for r in records if r["id"] not in known]
-    assert {r["id"] for r in records} > known and {r["split"] for r in played} == {"train"}
+    assert {r["id"] for r in records} > {r["id"] for r in read_manifest(tmp_path / "codec.jsonl")} and {r["split"] for r in played} == {"train"}
+    assert any("-as-" in r["id"] for r in records)
     by_voice = {name: {r["speed"] for r in played if r["speaker"].startswith(name)} for name in ("a_100", "a_085", "b_100")}
     assert by_voice == {"a_100": {0.82, 0.91, 1.1}, "a_085": set(nano.SPEEDS), "b_100": set(nano.SPEEDS)}, "1.2 comes near a_122"
     assert max(int(r["id"].split("-")[2]) for r in played) < 5, "of the codec's lines only"

@@ -1,0 +1,120 @@
+"""Which checkpoint is understood best? Error rates on development lines, never on the test split: recordings, copy synthesis, codec.
+
+    python -m omnilib.eval.development                                             # the committed checkpoints, 8 minutes on 2 cores
+    python -m omnilib.eval.development --hift runs/hift_a runs/hift_b --lines 8    # vocoders against each other, on the same mels
+
+Needs the corpus in data/. copy: a recording's own mel through the vocoder; codec: its tokens spoken in the voice of another line of
+its speaker. What a small table of a few hundred words can tell apart is two points at best: see the intervals it prints.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, mel_80, resample
+from omnilib.data import load_segment, read_manifest
+from omnilib.errors import DataError, UserError
+from omnilib.eval.judges import Whisper
+from omnilib.eval.wer import corpus, line_rates
+from omnilib.paths import CHECKPOINTS, DATA
+from omnilib.provenance import write_json
+from omnilib.voice.codec import Codec, Voice
+from omnilib.voice.hift import HiFT
+
+MEASURES = {"en": "wer", "zh": "pinyin"}
+
+
+def chosen(records: Sequence[dict], lines: int, speakers: Sequence[str]) -> list[dict]:
+    """The first `lines` records of each development speaker (of those named, or of all).
+
+    Raises:
+        DataError: there are none.
+    """
+    found, counts = [], {}
+    for record in records:
+        speaker = record["speaker"]
+        if record["split"] == "dev" and (not speakers or speaker in speakers) and counts.get(speaker, 0) < lines:
+            counts[speaker] = counts.get(speaker, 0) + 1
+            found.append(record)
+    if not found:
+        raise DataError("no development lines: check --manifest and --speakers")
+    return found
+
+
+def made(codec: Codec, vocoders: dict[str, HiFT], records: Sequence[dict], root: Path):
+    """Yield (system, vocoder name, record, wave (T,)) of every system; the flow runs once a line for all vocoders."""
+    first = {r["speaker"]: r for r in reversed(records)}
+    other = {r["speaker"]: r for r in records if r is not first[r["speaker"]]}  # the last line of each speaker
+    voices: dict[str, Voice] = {}
+    for record in records:
+        wave = load_segment(record, root)
+        yield "recording", "", record, wave
+        prompt = other.get(record["speaker"], record) if record is first[record["speaker"]] else first[record["speaker"]]
+        if prompt["id"] not in voices:
+            voices[prompt["id"]] = codec.voice(load_segment(prompt, root), prompt["rate"])
+        tokens = codec.tokenize(resample(wave, record["rate"], TOKENIZER_RATE))
+        spoken = [mel for mel, _ in codec.mel_blocks(tokens, voices[prompt["id"]])]
+        for system, mel in (("copy", mel_80(wave[None])), ("codec", torch.cat(spoken, -1))):
+            for name, vocoder in vocoders.items():
+                yield system, name, record, vocoder.stream().push(mel, True)[0]
+
+
+@torch.inference_mode()
+def measure(codec: Codec, vocoders: dict[str, HiFT], records: Sequence[dict], root: Path, judge: Whisper) -> pd.DataFrame:
+    """A row a line and system: system, vocoder, language, speaker, rates (see `omnilib.eval.wer.Rates`)."""
+    waiting = []
+    waves = made(codec, vocoders, records, root)
+    for system, name, record, wave in tqdm(waves, total=len(records) * (1 + 2 * len(vocoders)), unit="wave", disable=None):
+        waiting.append((system, name, record, judge.submit(wave, VOICE_RATE, record["language"])))
+    rows = []
+    for system, name, record, heard in waiting:
+        rates = line_rates(record["text"], heard(), record["language"])[MEASURES[record["language"]]]
+        about = {key: record[key] for key in ("id", "language", "speaker")}
+        rows.append({"system": system, "vocoder": name, **about, "rates": rates})
+    return pd.DataFrame(rows)
+
+
+def table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Error rate with its interval, in percent, of every system by language."""
+    rows = []
+    for (language, system, name), group in frame.groupby(["language", "system", "vocoder"], sort=False):
+        figure = corpus(list(group["rates"]))
+        low, high = figure["ci95"]
+        about = {"language": language, "system": system, "vocoder": name, "words": figure["words"]}
+        rows.append(about | {"error": 100 * figure["value"], "low": 100 * low, "high": 100 * high})
+    return pd.DataFrame(rows)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS / "nano", help="folder of tokenizer, speaker, flow and hift")
+    parser.add_argument("--hift", type=Path, nargs="*", default=[], help="vocoder folders to compare with that of --checkpoints")
+    parser.add_argument("--manifest", type=Path, default=DATA / "nano" / "manifest.jsonl")
+    parser.add_argument("--speakers", nargs="*", default=[], help="of these only")
+    parser.add_argument("--lines", type=int, default=20, help="of each speaker")
+    parser.add_argument("--out", type=Path, help="write the table there, as JSON")
+    args = parser.parse_args(argv)
+    try:
+        records = chosen(read_manifest(args.manifest), args.lines, args.speakers)
+        codec = Codec.load(args.checkpoints)
+        vocoders = {args.checkpoints.name: codec.hift} | {str(path): HiFT.load(path).fold_weight_norm() for path in args.hift}
+        judge = Whisper()
+        frame = measure(codec, vocoders, records, args.manifest.parent, judge)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    result = table(frame)
+    print(result.round(1).to_string(index=False))
+    if args.out:
+        by_speaker = [row for speaker, group in frame.groupby("speaker") for row in (table(group).assign(speaker=speaker)).to_dict("records")]
+        write_json(args.out, {"judge": judge.id, "lines": len(records), "rows": result.to_dict("records"), "by_speaker": by_speaker})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
