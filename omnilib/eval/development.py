@@ -26,6 +26,7 @@ from omnilib.provenance import write_json
 from omnilib.voice.codec import Codec, Voice
 from omnilib.voice.hift import HiFT
 
+SYSTEMS = ("recording", "copy", "codec")
 MEASURES = {"en": "wer", "zh": "pinyin"}
 
 
@@ -46,30 +47,38 @@ def chosen(records: Sequence[dict], lines: int, speakers: Sequence[str]) -> list
     return found
 
 
-def made(codec: Codec, vocoders: dict[str, HiFT], records: Sequence[dict], root: Path):
-    """Yield (system, vocoder name, record, wave (T,)) of every system; the flow runs once a line for all vocoders."""
+def made(codec: Codec, vocoders: dict[str, HiFT], records: Sequence[dict], root: Path, systems: Sequence[str]):
+    """Yield (system, vocoder name, record, wave (T,)) of every wished system; the flow runs once a line for all vocoders."""
     first = {r["speaker"]: r for r in reversed(records)}
     other = {r["speaker"]: r for r in records if r is not first[r["speaker"]]}  # the last line of each speaker
     voices: dict[str, Voice] = {}
     for record in records:
         wave = load_segment(record, root)
-        yield "recording", "", record, wave
+        if "recording" in systems:
+            yield "recording", "", record, wave
+        if "copy" in systems:
+            for name, vocoder in vocoders.items():
+                yield "copy", name, record, vocoder.stream().push(mel_80(wave[None]), True)[0]
+        if "codec" not in systems:
+            continue
         prompt = other.get(record["speaker"], record) if record is first[record["speaker"]] else first[record["speaker"]]
         if prompt["id"] not in voices:
             voices[prompt["id"]] = codec.voice(load_segment(prompt, root), prompt["rate"])
         tokens = codec.tokenize(resample(wave, record["rate"], TOKENIZER_RATE))
-        spoken = [mel for mel, _ in codec.mel_blocks(tokens, voices[prompt["id"]])]
-        for system, mel in (("copy", mel_80(wave[None])), ("codec", torch.cat(spoken, -1))):
-            for name, vocoder in vocoders.items():
-                yield system, name, record, vocoder.stream().push(mel, True)[0]
+        mel = torch.cat([block for block, _ in codec.mel_blocks(tokens, voices[prompt["id"]])], -1)  # (1, M, F)
+        for name, vocoder in vocoders.items():
+            yield "codec", name, record, vocoder.stream().push(mel, True)[0]
 
 
 @torch.inference_mode()
-def measure(codec: Codec, vocoders: dict[str, HiFT], records: Sequence[dict], root: Path, judge: Whisper) -> pd.DataFrame:
+def measure(
+    codec: Codec, vocoders: dict[str, HiFT], records: Sequence[dict], root: Path, judge: Whisper, systems: Sequence[str] = SYSTEMS
+) -> pd.DataFrame:
     """A row a line and system: system, vocoder, language, speaker, rates (see `omnilib.eval.wer.Rates`)."""
     waiting = []
-    waves = made(codec, vocoders, records, root)
-    for system, name, record, wave in tqdm(waves, total=len(records) * (1 + 2 * len(vocoders)), unit="wave", disable=None):
+    waves = made(codec, vocoders, records, root, systems)
+    total = len(records) * sum(1 if system == "recording" else len(vocoders) for system in systems)
+    for system, name, record, wave in tqdm(waves, total=total, unit="wave", disable=None):
         waiting.append((system, name, record, judge.submit(wave, VOICE_RATE, record["language"])))
     rows = []
     for system, name, record, heard in waiting:
@@ -96,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--hift", type=Path, nargs="*", default=[], help="vocoder folders to compare with that of --checkpoints")
     parser.add_argument("--manifest", type=Path, default=DATA / "nano" / "manifest.jsonl")
     parser.add_argument("--speakers", nargs="*", default=[], help="of these only")
+    parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=SYSTEMS, help="these only")
     parser.add_argument("--lines", type=int, default=20, help="of each speaker")
     parser.add_argument("--out", type=Path, help="write the table there, as JSON")
     args = parser.parse_args(argv)
@@ -104,14 +114,16 @@ def main(argv: list[str] | None = None) -> int:
         codec = Codec.load(args.checkpoints)
         vocoders = {args.checkpoints.name: codec.hift} | {str(path): HiFT.load(path).fold_weight_norm() for path in args.hift}
         judge = Whisper()
-        frame = measure(codec, vocoders, records, args.manifest.parent, judge)
+        frame = measure(codec, vocoders, records, args.manifest.parent, judge, args.systems)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     result = table(frame)
     print(result.round(1).to_string(index=False))
     if args.out:
-        by_speaker = [row for speaker, group in frame.groupby("speaker") for row in (table(group).assign(speaker=speaker)).to_dict("records")]
+        by_speaker = [
+            row for speaker, group in frame.groupby("speaker") for row in (table(group).assign(speaker=speaker)).to_dict("records")
+        ]
         write_json(args.out, {"judge": judge.id, "lines": len(records), "rows": result.to_dict("records"), "by_speaker": by_speaker})
     return 0
 

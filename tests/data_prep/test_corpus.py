@@ -170,7 +170,9 @@ def test_speeds_are_training_lines_at_speeds_away_from_the_kept_voices(tiny, no_
     known = {r["id"] for r in read_manifest(tmp_path / "copies.jsonl")}
     records = read_manifest(tmp_path / "speeds.jsonl")
     played = [r for r in records if r["id"] not in known]
-    assert {r["id"] for r in records} > {r["id"] for r in read_manifest(tmp_path / "codec.jsonl")} and {r["split"] for r in played} == {"train"}
+    assert {r["id"] for r in records} > {r["id"] for r in read_manifest(tmp_path / "codec.jsonl")} and {r["split"] for r in played} == {
+        "train"
+    }
     assert any("-as-" in r["id"] for r in records)
     by_voice = {name: {r["speed"] for r in played if r["speaker"].startswith(name)} for name in ("a_100", "a_085", "b_100")}
     assert by_voice == {"a_100": {0.82, 0.91, 1.1}, "a_085": set(nano.SPEEDS), "b_100": set(nano.SPEEDS)}, "1.2 comes near a_122"

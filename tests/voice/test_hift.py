@@ -1,5 +1,6 @@
 """HiFT: parity with the reference, streaming = offline, learning, resuming."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -21,6 +22,7 @@ from omnilib.voice.discriminators import (
     discriminator_loss,
     feature_loss,
     fine_mel_loss,
+    spectral_loss,
 )
 from omnilib.voice.hift import HiFT, HiFTConfig, harmonic_phase, noise_at, published_keys
 
@@ -325,3 +327,24 @@ def test_every_committed_config_is_valid():
     assert all(cfg.model.hop == 480 for cfg in sizes.values())
     with pytest.raises(ConfigError):
         configs.load(training.Config, "hift_nano", ["model.base_chanels=3"])
+
+
+@pytest.mark.gpu
+def test_a_training_step_gives_the_same_losses_and_gradients_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    cfg = configs.load(training.Config, "hift_smoke").model
+    model = HiFT(cfg)
+    wave = 0.1 * torch.randn(2, 15_360, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(2, 15_360, cfg.nb_harmonics + 1, generator=torch.Generator().manual_seed(1))
+    found = {}
+    for device in ("cpu", "cuda"):
+        net, real = copy.deepcopy(model).to(device), wave.to(device)
+        mel = mel_80(real)
+        source = net.m_source(net.f0_predictor(mel).detach(), noise.to(device))
+        fake = net.decode(mel, source)
+        loss = (mel_80(fake) - mel).abs().mean() + spectral_loss(real, fake) + fine_mel_loss(real, fake, 24_000)
+        loss.backward()
+        found[device] = loss.item(), {name: p.grad.cpu() for name, p in net.named_parameters() if p.grad is not None}
+    assert found["cuda"][0] == pytest.approx(found["cpu"][0], rel=1e-3)
+    for name, gradient in found["cpu"][1].items():
+        assert torch.nn.functional.cosine_similarity(gradient.flatten(), found["cuda"][1][name].flatten(), dim=0) > 0.99, name
