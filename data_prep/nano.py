@@ -5,9 +5,8 @@
 
 Deterministic (the plan depends only on the text and this file), resumable (a shard is complete or absent), parallel.
 Split by text *and* by speaker: a sentence lives in one split; some speakers are heard in the test split only.
-Writes manifest.jsonl; codec.jsonl, the part the codec learns from first; copies.jsonl, what the mouth learns from: every training line at
-each speed of its voice; speeds.jsonl, what the vocoder learns from last: lines of the codec at other speeds too; longform.jsonl,
-utterances of one speaker joined with natural pauses; and card.md.
+Writes manifest.jsonl, codec.jsonl (the part the codec learns from), copies.jsonl (what the mouth learns from: every training line at
+each speed of its voice), longform.jsonl and card.md; long-form records join utterances of one speaker with natural pauses.
 """
 
 import argparse
@@ -40,7 +39,6 @@ LICENCES = {
 }
 TEST_PERCENT, DEV_PERCENT = 3, 1
 CODEC_LINES = 500
-SPEEDS, APART = (0.82, 0.91, 1.1, 1.2), 0.03
 OPEN_TEST_LINES = 600  # sentences with words outside the lexicon, test only
 
 
@@ -212,20 +210,11 @@ def codec_part(records: list[dict]) -> list[dict]:
     return [r for r in records if r["split"] != "train" or int(r["id"][-5:]) < CODEC_LINES]
 
 
-def played(record: dict, speed: float, name: str, speaker: str) -> dict:
-    """The same recording `speed` times as fast, pitch and all, as `load_segment` plays it; like a line, it ends in silence up to whole rows."""
-    duration = -int(-record["duration"] / speed * RATE // STEP) * STEP / RATE
-    copy = record | {"id": name, "speaker": speaker, "speed": speed, "recorded": record["duration"], "duration": duration}
-    if ends := record.get("phoneme_ends"):
-        copy["phoneme_ends"] = [*(round(end / speed, 3) for end in ends[:-1]), duration]
-    return copy
-
-
 def copies(records: list[dict]) -> list[dict]:
-    """Training lines once more at each other speed that their voice has in training.
+    """Training lines once more at each other speed that their voice has in training, played faster or slower by `load_segment`.
 
     A speaker of the corpus is a voice at a speed, and every speaker has lines of its own; so the copies give each the lines of
-    the others: three times as much speech, and no sentence of another split.
+    the others: three times as much speech, and no sentence of another split. Like a line, a copy ends in silence up to whole rows.
     """
     named, found = {s.name: s for s in SPEAKERS}, []
     for record in records:
@@ -233,23 +222,12 @@ def copies(records: list[dict]) -> list[dict]:
         for other in SPEAKERS:
             if record["split"] != "train" or not other.lines or other == own or (other.engine, other.voice) != (own.engine, own.voice):
                 continue
-            found.append(played(record, other.factor / own.factor, f"{record['id']}-as-{other.name}", other.name))
-    return found
-
-
-def speeds(records: list[dict]) -> list[dict]:
-    """The codec's training lines at speeds that no speaker has: what the vocoder meets between and beyond the voices it knows.
-
-    Left out is what comes near (`APART`) a voice that only the test split has.
-    """
-    named, found = {s.name: s for s in SPEAKERS}, []
-    for record in codec_part(records):
-        own = named[record["speaker"]]
-        kept = [s.factor for s in SPEAKERS if not s.lines and (s.engine, s.voice) == (own.engine, own.voice)]
-        for speed in SPEEDS:
-            if record["split"] == "train" and all(abs(own.factor * speed / factor - 1) > APART for factor in kept):
-                name = f"x{round(speed * 100):03d}"
-                found.append(played(record, speed, f"{record['id']}-{name}", f"{own.name}-{name}"))
+            speed = other.factor / own.factor
+            duration = -int(-record["duration"] / speed * RATE // STEP) * STEP / RATE
+            copy = {"id": f"{record['id']}-as-{other.name}", "speaker": other.name, "speed": speed, "recorded": record["duration"]}
+            if ends := record.get("phoneme_ends"):
+                copy["phoneme_ends"] = [*(round(end / speed, 3) for end in ends[:-1]), duration]
+            found.append(record | copy | {"duration": duration})
     return found
 
 
@@ -300,10 +278,8 @@ def build(out: Path, scale: float = 1.0, workers: int | None = None, only_collec
                 bar.set_postfix(hours=f"{hours:.1f}")
     finished = collect(out, [name for name, _ in shards])
     digest = write_manifest(out / "manifest.jsonl", finished)
-    part = codec_part(finished)
-    write_manifest(out / "codec.jsonl", part)
+    write_manifest(out / "codec.jsonl", codec_part(finished))
     write_manifest(out / "copies.jsonl", finished + copies(finished))
-    write_manifest(out / "speeds.jsonl", part + copies(part) + speeds(part))
     joined = longform(finished)
     write_manifest(out / "longform.jsonl", joined)
     (out / "card.md").write_text(card(finished, joined, digest), encoding="utf-8")

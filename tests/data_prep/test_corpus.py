@@ -162,26 +162,6 @@ def test_a_missing_engine_stops_the_build_and_an_unspoken_sentence_is_left_out(t
     assert not list((tmp_path / "none" / "records").iterdir()) and not (tmp_path / "none" / "manifest.jsonl").exists()
 
 
-def test_speeds_are_training_lines_at_speeds_away_from_the_kept_voices(tiny, no_open_lines, monkeypatch, tmp_path):
-    speakers = [("a", 1.0, 20), ("a", 0.85, 10), ("a", 1.22, 0), ("b", 1.0, 10)]
-    monkeypatch.setattr(nano, "SPEAKERS", [nano.Speaker("buzz", *s) for s in speakers])
-    monkeypatch.setattr(nano, "CODEC_LINES", 5)
-    nano.build(tmp_path, workers=1)
-    known = {r["id"] for r in read_manifest(tmp_path / "copies.jsonl")}
-    records = read_manifest(tmp_path / "speeds.jsonl")
-    played = [r for r in records if r["id"] not in known]
-    assert {r["id"] for r in records} > {r["id"] for r in read_manifest(tmp_path / "codec.jsonl")} and {r["split"] for r in played} == {
-        "train"
-    }
-    assert any("-as-" in r["id"] for r in records)
-    by_voice = {name: {r["speed"] for r in played if r["speaker"].startswith(name)} for name in ("a_100", "a_085", "b_100")}
-    assert by_voice == {"a_100": {0.82, 0.91, 1.1}, "a_085": set(nano.SPEEDS), "b_100": set(nano.SPEEDS)}, "1.2 comes near a_122"
-    assert max(int(r["id"].split("-")[2]) for r in played) < 5, "of the codec's lines only"
-    for record in played[::7]:
-        assert record["speaker"] == f"{record['id'].split('-')[0]}-x{round(record['speed'] * 100):03d}"
-        assert len(load_segment(record, tmp_path)) == round(record["duration"] * record["rate"])
-
-
 def test_long_form_joins_one_speaker_with_pauses(tiny, no_open_lines, tmp_path):
     nano.build(tmp_path, workers=1)
     records = read_manifest(tmp_path / "manifest.jsonl")

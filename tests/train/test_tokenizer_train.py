@@ -226,14 +226,11 @@ def test_missing_things_are_said_in_one_line(corpus, tmp_path):
         phoneme_set([{"id": "x", "phonemes": []}])
 
 
-def test_only_every_nth_record_is_encoded_when_asked(corpus, trained, tmp_path):
+def test_a_device_that_is_not_here_is_said_in_one_line(corpus, trained, tmp_path, monkeypatch):
     out, _ = trained
-    target, ids = tmp_path / "codes.safetensors", [r["id"] for r in tokens.read_manifest(corpus) if r["split"] == "dev"]
-    command = ["--manifest", str(corpus), "--tokenizer", str(out), "--out", str(target), "--split", "dev", "--processes", "1"]
-    tokens.main([*command, "--every", "4"])
-    assert set(load_file(target)) == set(ids[::4]) and len(ids) == 9
-    with pytest.raises(UserError, match="at least 1"):
-        tokens.main([*command, "--every", "0"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="no CUDA device"):
+        tokens.main(["--manifest", str(corpus), "--tokenizer", str(out), "--out", str(tmp_path / "x"), "--device", "cuda"])
 
 
 @pytest.mark.parametrize("threads", [1, 3])
