@@ -41,6 +41,8 @@ PART_SECONDS = 1200.0
 BATCH_SECONDS = {"cpu": 60.0, "cuda": 960.0}  # of padded audio
 SPEAKER_SECONDS = 8.0  # a speaker vector needs no more
 
+CPU = torch.device("cpu")
+
 Encode = Callable[[list[dict], Path], dict[str, Tensor]]
 
 
@@ -50,7 +52,7 @@ def blocks_of(record: dict) -> list[tuple[float, float]]:
     return [(BLOCK_SECONDS * i, min(BLOCK_SECONDS, record["duration"] - BLOCK_SECONDS * i)) for i in range(int(count))]
 
 
-def similar(items: list, seconds: Callable[[object], float], device: torch.device) -> list[list]:
+def similar(items: list, seconds: Callable[[object], float], device: torch.device = CPU) -> list[list]:
     """Batches of neighbours in length, as large as BATCH_SECONDS allows."""
     batches: list[list] = [[]]
     for item in sorted(items, key=seconds):
@@ -64,7 +66,7 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def load_batch(pieces: list[tuple[dict, float, float]], root: Path, device: torch.device) -> tuple[Tensor, Tensor]:
+def load_batch(pieces: list[tuple[dict, float, float]], root: Path, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
     """Pieces (record, start, seconds) -> 16 kHz waves (B, T), lengths (B,)."""
     rates = {record["rate"] for record, *_ in pieces}
     if len(rates) > 1:

@@ -187,7 +187,7 @@ def test_export_is_batched_exact_and_goes_on_after_a_kill(corpus, trained, tmp_p
     assert set(codes) == {r["id"] for r in records} and not list(tmp_path.glob("*.parts-*"))
     model = SpeechTokenizer.load(out)
     for record in records[:5]:
-        wave, _ = tokens.load_batch([(record, 0.0, record["duration"])], corpus.parent, torch.device("cpu"))
+        wave, _ = tokens.load_batch([(record, 0.0, record["duration"])], corpus.parent)
         alone, _ = model.encode(tokens.log_mel_128(wave))
         assert torch.equal(codes[record["id"]].long(), alone[0])
         assert codes[record["id"]].dtype == torch.int16
