@@ -1,10 +1,10 @@
 """Which checkpoint is understood best? Error rates on development lines, never on the test split: recordings, copy synthesis, codec.
 
-    python -m omnilib.eval.development                                             # the committed checkpoints, 8 minutes on 2 cores
+    python -m omnilib.eval.development                                             # the committed checkpoints, 10 minutes on 2 cores
     python -m omnilib.eval.development --hift runs/hift_a runs/hift_b --lines 8    # vocoders against each other, on the same mels
 
 Needs the corpus in data/. copy: a recording's own mel through the vocoder; codec: its tokens spoken in the voice of another line of
-its speaker. What a small table of a few hundred words can tell apart is two points at best: see the intervals it prints.
+its speaker. Of a few hundred words the intervals it prints are several points wide: one run that looks better by a point is none.
 """
 
 import argparse

@@ -177,7 +177,7 @@ def start_from(model: nn.Module, folder: Path, prefix: str = "", within: str = "
         grow: smaller matrices and vectors of the earlier run are taken too, see `grown`.
 
     Raises:
-        CheckpointError: there is no such run.
+        CheckpointError: there is no such run, or nothing of it fits.
     """
     path, result = folder / "state" / "model.safetensors", folder / "model.safetensors"
     if path.is_file():
@@ -191,6 +191,8 @@ def start_from(model: nn.Module, folder: Path, prefix: str = "", within: str = "
     if grow:
         saved = {k: grown(v, own[k]) for k, v in saved.items()}
     found = {k: v for k, v in saved.items() if own[k].shape == v.shape}
+    if not found:
+        raise CheckpointError(f"nothing of {folder} fits {type(model).__name__}: name a run of the same module, or leave `init` empty")
     model.load_state_dict(found, strict=False)
     print(f"started with {len(found)} of {len(own)} tensors from {folder.name}")
 

@@ -163,6 +163,11 @@ class Crops:
         return torch.cat([own, torch.stack(waves)]), torch.stack(mels)
 
 
+def heard(own: Tensor, given: Tensor | None) -> Tensor:
+    """Mels (B, M, F) the generator hears: the crops' own, but for the last ones those the flow gave (D, M, F)."""
+    return own if given is None else torch.cat([own[: -len(given)], given.to(own.device)])
+
+
 def existing(path: Path) -> Path:
     """`path`, if there is such a file.
 
@@ -219,7 +224,7 @@ def train(cfg: Config, out: Path) -> dict:
             group["lr"] = lr  # the discriminators start late and keep their rate
         real = real.to(device)  # (B, T)
         truth = mel_80(real)  # (B, M, F)
-        mel = truth if given is None else torch.cat([truth[: -len(given)], given.to(device)])
+        mel = heard(truth, given)
         f0 = measure_pitch(real)
         noise = torch.Generator(device).manual_seed((cfg.seed << 32) + step * ranks + rank)
         with common.autocast(device, cfg.bf16):

@@ -285,7 +285,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     model = Recogniser(SpeechTokenizer(config.tokenizer), PhonemeHead(config.head)).to(accelerator.device)
     if config.init:
-        start_from(model, ROOT / config.init)
+        start_from(model, ROOT / config.init, exported="tokenizer.")
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.98))
     state = load_state(args.out, model, optimizer)
     start = state["step"] if state else 0

@@ -201,6 +201,8 @@ def test_a_run_can_start_from_what_another_one_exported(tmp_path):
     common.start_from(new, tmp_path, exported="generator.")
     for name, value in storage.read(tmp_path / "model.safetensors").items():
         torch.testing.assert_close(new.state_dict()[f"generator.{name}"], value.float())
+    with pytest.raises(CheckpointError, match="nothing of .* fits"):
+        common.start_from(new, tmp_path)
 
 
 def dev_utterances(cfg: script.Config, corpus) -> script.Utterances:

@@ -280,11 +280,14 @@ def test_a_share_of_the_crops_is_made_from_the_given_mels_in_step_with_the_recor
     save_file({k: (m + 1.0).half() for k, m in whole.items() if k != "0"}, tmp_path / "mels.safetensors")  # marked; one is missing
     cfg = settings(corpus, f"mels={tmp_path}/mels.safetensors", "mels_share=0.5", "batch_seconds=3.84", "crop_seconds=0.64")
     crops = training.Crops(cfg, records, corpus.parent)
-    waves, mels = crops.batch(3)
-    assert waves.shape == (6, 15_360) and mels.shape == (3, 80, 32)  # the last three crops
+    waves, given = crops.batch(3)
+    assert waves.shape == (6, 15_360) and given.shape == (3, 80, 32)
+    mels = training.heard(mel_80(waves), given)
+    assert mels.shape == (6, 80, 32)
+    assert torch.equal(mels[:3], mel_80(waves[:3]))
     inside = slice(2, -2)  # at the edges a crop alone sees its own reflection
-    torch.testing.assert_close(mels[..., inside] - 1.0, mel_80(waves[3:])[..., inside], atol=0.02, rtol=0)
-    assert torch.equal(crops.batch(3)[1], mels) and not torch.equal(crops.batch(4)[1], mels)
+    torch.testing.assert_close(mels[3:, :, inside] - 1.0, mel_80(waves[3:])[..., inside], atol=0.02, rtol=0)
+    assert torch.equal(crops.batch(3)[1], given) and not torch.equal(crops.batch(4)[1], given)
     training.train(settings(corpus, f"mels={tmp_path}/mels.safetensors", "steps=2", "fine_mel_weight=1.0"), tmp_path / "run")
     assert "fine_mel" in (tmp_path / "run" / "log.jsonl").read_text()
     with pytest.raises(DataError, match="omnilib.train.tokens --codec"):
