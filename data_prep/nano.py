@@ -6,7 +6,8 @@
 Deterministic (the plan depends only on the text and this file), resumable (a shard is complete or absent), parallel.
 Split by text *and* by speaker: a sentence lives in one split; some speakers are heard in the test split only.
 Writes manifest.jsonl, codec.jsonl (the part the codec learns from), copies.jsonl (what the mouth learns from: every training line at
-each speed of its voice), longform.jsonl and card.md; long-form records join utterances of one speaker with natural pauses.
+each speed of its voice), speeds.jsonl (what flow and vocoder learn from in the end: lines at many other speeds), longform.jsonl and
+card.md; long-form records join utterances of one speaker with natural pauses.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import json
 import os
 import wave as wavefile
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -39,6 +40,8 @@ LICENCES = {
 }
 TEST_PERCENT, DEV_PERCENT = 3, 1
 CODEC_LINES = 500
+FACTORS, APART = [f / 100 for f in range(80, 142, 2)], 0.03  # speeds of speeds.jsonl, of the engine's own; their distance from kept voices
+LAGGING = ("joe", "3")  # voices the codec says worst: piper's, and gcin's third
 OPEN_TEST_LINES = 600  # sentences with words outside the lexicon, test only
 
 
@@ -210,11 +213,20 @@ def codec_part(records: list[dict]) -> list[dict]:
     return [r for r in records if r["split"] != "train" or int(r["id"][-5:]) < CODEC_LINES]
 
 
+def played(record: dict, speed: float, name: str, speaker: str) -> dict:
+    """The same recording `speed` times as fast, pitch and all, as `load_segment` plays it; like a line, it ends in silence up to whole rows."""
+    duration = -int(-record["duration"] / speed * RATE // STEP) * STEP / RATE
+    copy = record | {"id": name, "speaker": speaker, "speed": speed, "recorded": record["duration"], "duration": duration}
+    if ends := record.get("phoneme_ends"):
+        copy["phoneme_ends"] = [*(round(end / speed, 3) for end in ends[:-1]), duration]
+    return copy
+
+
 def copies(records: list[dict]) -> list[dict]:
-    """Training lines once more at each other speed that their voice has in training, played faster or slower by `load_segment`.
+    """Training lines once more at each other speed that their voice has in training.
 
     A speaker of the corpus is a voice at a speed, and every speaker has lines of its own; so the copies give each the lines of
-    the others: three times as much speech, and no sentence of another split. Like a line, a copy ends in silence up to whole rows.
+    the others: three times as much speech, and no sentence of another split.
     """
     named, found = {s.name: s for s in SPEAKERS}, []
     for record in records:
@@ -222,12 +234,25 @@ def copies(records: list[dict]) -> list[dict]:
         for other in SPEAKERS:
             if record["split"] != "train" or not other.lines or other == own or (other.engine, other.voice) != (own.engine, own.voice):
                 continue
-            speed = other.factor / own.factor
-            duration = -int(-record["duration"] / speed * RATE // STEP) * STEP / RATE
-            copy = {"id": f"{record['id']}-as-{other.name}", "speaker": other.name, "speed": speed, "recorded": record["duration"]}
-            if ends := record.get("phoneme_ends"):
-                copy["phoneme_ends"] = [*(round(end / speed, 3) for end in ends[:-1]), duration]
-            found.append(record | copy | {"duration": duration})
+            found.append(played(record, other.factor / own.factor, f"{record['id']}-as-{other.name}", other.name))
+    return found
+
+
+def speeds(records: list[dict]) -> list[dict]:
+    """Training lines once more, each at one speed drawn from FACTORS: what flow and vocoder meet between and beyond the voices they know.
+
+    Every line of the voices that lag behind (LAGGING), every second one of the others. Left out are speeds near (APART) a voice that
+    only the test split has: it stays unseen, but lies between speeds that were seen.
+    """
+    named, found = {s.name: s for s in SPEAKERS}, []
+    for record in records:
+        own, key = named[record["speaker"]], key_of(record["id"] + "speed")
+        if record["split"] != "train" or (own.voice not in LAGGING and key % 2):
+            continue
+        kept = [s.factor for s in SPEAKERS if not s.lines and (s.engine, s.voice) == (own.engine, own.voice)]
+        factors = [f for f in FACTORS if f != own.factor and all(abs(f / factor - 1) > APART for factor in kept)]
+        other = replace(own, factor=factors[key // 2 % len(factors)])
+        found.append(played(record, other.factor / own.factor, f"{record['id']}-at-{other.name}", other.name))
     return found
 
 
@@ -280,6 +305,7 @@ def build(out: Path, scale: float = 1.0, workers: int | None = None, only_collec
     digest = write_manifest(out / "manifest.jsonl", finished)
     write_manifest(out / "codec.jsonl", codec_part(finished))
     write_manifest(out / "copies.jsonl", finished + copies(finished))
+    write_manifest(out / "speeds.jsonl", finished + speeds(finished))
     joined = longform(finished)
     write_manifest(out / "longform.jsonl", joined)
     (out / "card.md").write_text(card(finished, joined, digest), encoding="utf-8")

@@ -216,6 +216,12 @@ def grown(old: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
     return result
 
 
+@torch.no_grad()
+def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * model."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+
 def export_model(folder: Path, model: nn.Module, config: object, meta: dict, form: str = "float32") -> None:
     """Write model.safetensors + config.yaml + meta.json, what is kept in `checkpoints/`; `form` is one of `storage.FORMS`."""
 

@@ -188,12 +188,6 @@ def evaluate(model: Flow, dev: Utterances, cfg: Config, device: torch.device, ou
     }
 
 
-@torch.no_grad()
-def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model."""
-    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
-
-
 # ---------------------------------------------------------------- loop
 
 
@@ -243,7 +237,7 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
         accelerator.backward(loss)
         norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
         optimizer.step()
-        update_average(average, model, min(cfg.average, (1 + step) / (10 + step)))
+        common.update_average(average, model, min(cfg.average, (1 + step) / (10 + step)))
 
         done, last = step + 1, step + 1 == end
         heard += batch.lengths.sum().item() / 25

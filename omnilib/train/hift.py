@@ -9,8 +9,10 @@ With `mels` a share of the crops is made from what the flow says instead of what
 same (HiFi-GAN section 4.4: fine-tuning on predicted mels): the vocoder learns to undo the flow's smoothing.
 The f0 predictor learns all along from pitch measured on the crop itself (autocorrelation, batched, about 1 % of a step).
 Until `teacher_f0_until` the measured pitch drives the harmonic source, so the generator need not wait for the predictor.
+Exported are the running averages of the weights.
 """
 
+import copy
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,6 +63,7 @@ class Config:
     discriminator_lr: float = 5e-4
     warmup: int = 200
     clip: float = 10.0  # largest gradient norm
+    average: float = 0.999  # decay of the weight average
     mel_weight: float = 15.0
     stft_weight: float = 5.0
     fine_mel_weight: float = 0.0
@@ -201,6 +204,7 @@ def train(cfg: Config, out: Path) -> dict:
     if cfg.init:
         common.start_from(nets, ROOT / cfg.init, exported="generator.")
     model, judges = nets["generator"], nets["judges"]
+    average = nets["average"] = copy.deepcopy(model).eval()
     # the pitch loss is in Hz and reaches the predictor only: its large gradient must not shrink the others' when clipping
     sounding = [p for name, p in model.named_parameters() if not name.startswith("f0_predictor")]
     optimizers = {
@@ -261,6 +265,7 @@ def train(cfg: Config, out: Path) -> dict:
         accelerator.backward(loss)
         norm = nn.utils.clip_grad_norm_(sounding, cfg.clip)
         optimizers["generator"].step()
+        common.update_average(average, model, min(cfg.average, (1 + step) / (10 + step)))
 
         done, last = step + 1, step + 1 == cfg.steps
         seconds = spent + time.time() - started
@@ -269,17 +274,15 @@ def train(cfg: Config, out: Path) -> dict:
             values = {name: value.item() for name, value in losses.items()}
             log.write(done, loss=loss.item(), **values, norm=norm.item(), lr=lr, audio_per_second=speed)
         if log and (done % cfg.eval_every == 0 or last):
-            model.eval()
-            metrics = evaluate(model, dev)
-            speak_example(model, example, manifest.parent, out / "samples" / f"{done:06d}.wav")
-            model.train()
+            metrics = evaluate(average, dev)
+            speak_example(average, example, manifest.parent, out / "samples" / f"{done:06d}.wav")
             log.write(done, **metrics)
         if log and (done % cfg.save_every == 0 or last):
             common.save_state(out, nets, optimizers, done, {"seconds": seconds})
     if log:
-        metrics = metrics or evaluate(model.eval(), dev)
+        metrics = metrics or evaluate(average, dev)
         meta = common.run_meta(cfg, cfg.steps, spent + time.time() - started, metrics=metrics, manifest_sha256=sha256(manifest))
-        common.export_model(out, model, cfg.model, meta, form=cfg.storage)
+        common.export_model(out, average, cfg.model, meta, form=cfg.storage)
     return metrics
 
 

@@ -265,14 +265,15 @@ def main(argv: list[str] | None = None) -> None:
     model.add_argument("--codec", type=Path, help="folder of tokenizer, speaker and flow: write the flow's mels")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--split", help="only this split")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth record")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", choices=BATCH_SECONDS, default="cpu", help="of the model; a few processes keep a GPU busy")
     args = parser.parse_args(argv)
-    if args.processes < 1:
-        raise UserError("--processes must be at least 1")
+    if args.processes < 1 or args.every < 1:
+        raise UserError("--processes and --every must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here: leave --device out")
-    records = [r for r in read_manifest(args.manifest) if args.split in (None, r["split"])]
+    records = [r for r in read_manifest(args.manifest) if args.split in (None, r["split"])][:: args.every]
     kind = "codes" if args.tokenizer else "speakers" if args.speaker else "mels"
     export(records, args.manifest.parent, kind, args.tokenizer or args.speaker or args.codec, args.out, args.processes, args.device)
 

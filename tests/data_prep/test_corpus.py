@@ -140,6 +140,26 @@ def test_copies_are_training_lines_at_the_other_speeds_of_their_voice(tiny, no_o
         assert wave.square().mean().sqrt() == pytest.approx(float(load_segment(line, tmp_path).square().mean().sqrt()), rel=0.25)
 
 
+def test_speeds_are_training_lines_at_speeds_away_from_the_kept_voices(tiny, no_open_lines, monkeypatch, tmp_path):
+    speakers = [("a", 1.0, 40), ("a", 0.85, 20), ("a", 1.22, 0), ("joe", 1.0, 20)]
+    monkeypatch.setattr(nano, "SPEAKERS", [nano.Speaker("buzz", *s) for s in speakers])
+    nano.build(tmp_path, workers=1)
+    lines = {r["id"]: r for r in read_manifest(tmp_path / "manifest.jsonl")}
+    records = {r["id"]: r for r in read_manifest(tmp_path / "speeds.jsonl")}
+    sped = [r for r in records.values() if r["id"] not in lines]
+    assert records.keys() > lines.keys() and {r["split"] for r in sped} == {"train"}
+    count = {voice: sum(r["split"] == "train" and r["speaker"].startswith(voice) for r in lines.values()) for voice in ("a_", "joe_")}
+    assert sum(r["speaker"].startswith("joe_") for r in sped) == count["joe_"] > 0, "every line of a voice that lags behind"
+    assert 0 < sum(r["speaker"].startswith("a_") for r in sped) < count["a_"]
+    for record in sped:
+        line, factor = lines[record["id"].split("-at-")[0]], int(record["speaker"][-3:]) / 100
+        assert record["id"].endswith(f"-at-{record['speaker']}") and record["text"] == line["text"]
+        assert record["speed"] == pytest.approx(factor / (int(line["speaker"][-3:]) / 100)) and record["speed"] != 1
+        assert record["speaker"].startswith("joe_") or abs(factor / 1.22 - 1) > nano.APART
+        assert len(load_segment(record, tmp_path)) == round(record["duration"] * record["rate"])
+    assert len({r["speaker"] for r in sped}) > 10
+
+
 def test_a_missing_engine_stops_the_build_and_an_unspoken_sentence_is_left_out(tiny, no_open_lines, monkeypatch, tmp_path):
     say = Buzz.say
 

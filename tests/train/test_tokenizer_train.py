@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from omnilib.data import read_manifest
 from omnilib.errors import CheckpointError, DataError, UserError
 from omnilib.train import tokenizer as training
 from omnilib.train import tokens
@@ -204,6 +205,12 @@ def test_export_in_two_processes_through_the_command_line(corpus, trained, tmp_p
     assert len(load_file(target)) == 9
     with safe_open(str(target), "pt") as file:
         assert file.metadata()["kind"] == "codes" and len(file.metadata()["model_sha256"]) == 64
+    part = tmp_path / "part.safetensors"
+    command = ["--manifest", str(corpus), "--tokenizer", str(out), "--out", str(part), "--split", "dev", "--processes", "1"]
+    tokens.main([*command, "--every", "4"])
+    assert load_file(part).keys() == {r["id"] for r in [r for r in read_manifest(corpus) if r["split"] == "dev"][::4]}
+    with pytest.raises(UserError, match="--every"):
+        tokens.main([*command, "--every", "0"])
 
 
 def test_the_voice_shown_to_the_flow_is_the_recording_before_of_the_same_speaker():
