@@ -376,7 +376,7 @@ HEADLINES = {
     "long_similarity_first_last": ("voice similarity, first and last 15 s of long texts", ""),
     "long_flagged_texts": ("long texts with an error flag", ""),
     "sim_seen": ("voice similarity, speakers seen in training", ""),
-    "sim_unseen": ("voice similarity, unseen speakers", ""),
+    "sim_unseen": ("voice similarity, unseen speakers (known engines, other speeds)", ""),
     "sim_gt_pair": ("similarity of two recordings of one speaker", ""),
     "sim_threshold": ("same-speaker threshold of the judge", ""),
     "rtf_total": ("real-time factor, whole chain", ""),
