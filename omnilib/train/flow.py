@@ -7,8 +7,7 @@ One stage, nothing frozen. The recipe is CosyVoice2's (uniform time, 20 % of ite
 as prompt, half of the steps with streaming masks) with two additions that a small model needs: some batches put a piece of
 *another* utterance of the same voice before each item and show it as the prompt, which is exactly what voice cloning does;
 and a plain regression loss on mu (Matcha-TTS's prior loss), so that the encoder learns from the first step - with `encoder_steps`
-from that loss alone, because what a small flow gets wrong it mostly gets wrong in mu. With a `listener`
-(`omnilib.train.listener`) mu must besides sound to it like the recording.
+from that loss alone, because what a small flow gets wrong it mostly gets wrong in mu.
 Exported are the running averages of the weights.
 
 Shapes: B batch, N tokens (25 Hz), F = 2N mel frames (50 Hz).
@@ -32,7 +31,6 @@ from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
 from omnilib.errors import DataError
 from omnilib.paths import DATA, ROOT
 from omnilib.train import common
-from omnilib.train.listener import Listener, heard_loss
 from omnilib.train.prefetch import prefetch, threads_for
 from omnilib.voice.flow import RATIO, Flow, FlowConfig
 
@@ -52,8 +50,6 @@ class Config:
     steps: int = 10_000
     stop: int = 0  # end after so many steps of the schedule, for a run that another one goes on from; 0: run all `steps`
     encoder_steps: int = 0  # the first steps train the encoder alone, on the regression loss: about half the time a step
-    listener: str = ""  # run folder of a listener that must hear in the made mels what it hears in the recordings
-    listener_weight: float = 0.1
     batch_seconds: float = 60.0
     max_seconds: float = 16.0  # longer recordings are left out
     repeat: dict[str, int] = field(default_factory=dict)  # speaker or language -> times its recordings count, for one that lags
@@ -219,17 +215,13 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
     state = common.load_state(out, both, optimizer)
     first, spent = (state["step"], state["seconds"]) if state else (0, 0.0)
     wrapped = accelerator.prepare(model) if ranks > 1 else model
-    heard = None
-    if cfg.listener:
-        listener = Listener.load(ROOT / cfg.listener).to(device)
-        heard = lambda made, real, valid: cfg.listener_weight * heard_loss(listener, made, real, valid)  # noqa: E731
     log = common.JsonlLog(out / "log.jsonl", first if state else None) if accelerator.is_main_process else None
     if log:
         hours = sum(r["duration"] for r in data.segments.records) / 3600
         print(f"flow {common.count_parameters(model)}, {hours:.2f} h of speech in {len(data.segments.records)} utterances")
 
     model.train()
-    started, spoken, metrics = time.time(), 0.0, {}
+    started, heard, metrics = time.time(), 0.0, {}
     end = cfg.stop or cfg.steps
     for step, batch in prefetch(lambda s: data.batch(s * ranks + rank), first, end, threads=threads_for(device)):
         torch.manual_seed((cfg.seed << 32) + step * ranks + rank)  # time, noise, dropout: a function of the step
@@ -239,7 +231,7 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
         batch = batch.to(device)
         with common.autocast(device, cfg.bf16):
             early = step < cfg.encoder_steps
-            loss = wrapped(batch.tokens, batch.lengths, batch.mel, batch.speakers, batch.prompt_frames, prior_only=early, heard=heard)
+            loss = wrapped(batch.tokens, batch.lengths, batch.mel, batch.speakers, batch.prompt_frames, prior_only=early)
         common.check_finite(loss, step)
         optimizer.zero_grad()
         accelerator.backward(loss)
@@ -248,9 +240,9 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
         common.update_average(average, model, min(cfg.average, (1 + step) / (10 + step)))
 
         done, last = step + 1, step + 1 == end
-        spoken += batch.lengths.sum().item() / 25
+        heard += batch.lengths.sum().item() / 25
         if log and (done % cfg.log_every == 0 or last):
-            speed = spoken * ranks / (time.time() - started)
+            speed = heard * ranks / (time.time() - started)
             filled = (batch.lengths.float().mean() / batch.tokens.shape[1]).item()
             log.write(done, loss=loss.item(), norm=norm.item(), lr=lr, audio_per_second=speed, filled=filled)
         if log and (done % cfg.eval_every == 0 or last):

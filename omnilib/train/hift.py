@@ -29,7 +29,6 @@ from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
 from omnilib.errors import DataError
 from omnilib.paths import DATA, ROOT
 from omnilib.train import common
-from omnilib.train.listener import Listener, heard_loss
 from omnilib.train.prefetch import prefetch, threads_for
 from omnilib.voice.discriminators import (
     DiscriminatorConfig,
@@ -69,8 +68,6 @@ class Config:
     stft_weight: float = 5.0
     fine_mel_weight: float = 0.0
     f0_weight: float = 0.02  # its loss is in Hz
-    listener: str = ""  # run folder of a listener (`omnilib.train.listener`) that must hear in the wave what it hears in the recording
-    listener_weight: float = 1.0
     adversarial_weight: float = 1.0
     feature_weight: float = 1.0
     relativistic_weight: float = 1.0
@@ -207,7 +204,6 @@ def train(cfg: Config, out: Path) -> dict:
     if cfg.init:
         common.start_from(nets, ROOT / cfg.init, exported="generator.")
     model, judges = nets["generator"], nets["judges"]
-    listener = Listener.load(ROOT / cfg.listener).to(device) if cfg.listener else None
     average = nets["average"] = copy.deepcopy(model).eval()
     # the pitch loss is in Hz and reaches the predictor only: its large gradient must not shrink the others' when clipping
     sounding = [p for name, p in model.named_parameters() if not name.startswith("f0_predictor")]
@@ -249,17 +245,10 @@ def train(cfg: Config, out: Path) -> dict:
             accelerator.backward(losses["judges"])
             optimizers["judges"].step()
 
-        made_mel = mel_80(fake)
-        losses["mel"] = F.l1_loss(made_mel, truth)
+        losses["mel"] = F.l1_loss(mel_80(fake), truth)
         losses["stft"] = spectral_loss(real, fake)
         losses["f0"] = F.l1_loss(f0_hat, f0)
         loss = cfg.mel_weight * losses["mel"] + cfg.stft_weight * losses["stft"] + cfg.f0_weight * losses["f0"]
-        if listener:
-            whole = torch.ones(truth.shape[0], truth.shape[2], dtype=torch.bool, device=device)
-            made, wanted = (listener.config.normalize(mel_of.transpose(1, 2)) for mel_of in (made_mel, truth))
-            with common.autocast(device, cfg.bf16):
-                losses["heard"] = heard_loss(listener, made, wanted, whole, noise)
-            loss = loss + cfg.listener_weight * losses["heard"]
         if cfg.fine_mel_weight:
             losses["fine_mel"] = fine_mel_loss(real, fake, cfg.model.sampling_rate)
             loss = loss + cfg.fine_mel_weight * losses["fine_mel"]

@@ -19,7 +19,6 @@ Shapes: B batch, N tokens (25 Hz), F = 2N mel frames (50 Hz), M = 80 mels, D wid
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -238,7 +237,6 @@ class Flow(nn.Module):
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
         prior_only: bool = False,
-        heard: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Flow-matching loss of a padded batch.
 
@@ -250,8 +248,6 @@ class Flow(nn.Module):
             streaming: chunk masks or full context; drawn when None.
             draws, generator: recorded or seeded randomness.
             prior_only: the regression loss on mu alone; the U-Net is not run.
-            heard: one more loss, of a made and a real normalized mel (B, F, M) and which frames are real (B, F); it is asked about mu
-                and about the mel that the velocity points to.
         """
         c = self.config
         x1 = self.normalize(mel.transpose(1, 2))  # (B, F, M)
@@ -260,19 +256,15 @@ class Flow(nn.Module):
             streaming = bool(torch.rand((), generator=generator) < c.streaming_probability)
         valid = length_mask(frames, x1.shape[1])
         if prior_only:
-            mu = self.encode(tokens, speaker, token_lengths, streaming).float()
-            return (mu - x1)[valid].square().mean() + (heard(mu, x1, valid) if heard else 0.0)
+            return (self.encode(tokens, speaker, token_lengths, streaming).float() - x1)[valid].square().mean()
         if prompt_frames is None:
             prompt_frames = draw_prompts(frames, c.prompt_share, c.prompt_probability, generator)
         draws = draws or draw(x1, c.guidance_drop, generator)
         prompt = x1 * length_mask(prompt_frames, x1.shape[1])[..., None]
         mu = self.encode(tokens, speaker, token_lengths, streaming)
-        loss, v = self.decoder.loss(x1, valid, mu, self.project_speaker(speaker), prompt, draws, streaming)
+        loss, _ = self.decoder.loss(x1, valid, mu, self.project_speaker(speaker), prompt, draws, streaming)
         if c.prior_weight:
             loss = loss + c.prior_weight * (mu.float() - x1)[valid].square().mean()
-        if heard:
-            end = (1 - (1 - c.sigma_min) * draws.t) * draws.x0 + draws.t * x1 + (1 - draws.t) * v  # x_t carried on to t = 1
-            loss = loss + heard(mu.float(), x1, valid) + heard(end, x1, valid * draws.keep[:, None])
         return loss
 
     def forward(self, *args, **kwargs) -> Tensor:

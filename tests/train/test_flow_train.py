@@ -14,8 +14,7 @@ from omnilib.data import write_manifest
 from omnilib.errors import CheckpointError, DataError
 from omnilib.train import common
 from omnilib.train import flow as script
-from omnilib.train.listener import Listener, ListenerConfig, heard_loss
-from omnilib.voice.flow import Draws, Flow, FlowConfig
+from omnilib.voice.flow import Flow, FlowConfig
 
 RATE = 24_000
 PITCHES = [200, 300, 450, 700, 1000, 1500]  # token i sounds as tone i
@@ -83,7 +82,6 @@ SIZES = {
     "flow_nano_joint": (4e6, 7e6),
     "flow_nano_before": (4e6, 7e6),
     "flow_nano_lines": (4e6, 7e6),
-    "flow_nano_speeds": (4e6, 7e6),
     "flow_nano": (4e6, 7e6),
     "flow_paper": (112549360, 112549360),
 }
@@ -178,69 +176,6 @@ def test_the_encoder_learns_alone_then_both_from_the_weights_of_earlier_runs(cor
     assert not torch.allclose(mixed["input_embedding.weight"], trained["input_embedding.weight"], atol=1e-3)
     with pytest.raises(CheckpointError, match="no earlier run .*none"):
         script.train(settings(corpus, f"init={{encoder: {tmp_path}/none}}"), tmp_path / "third")
-
-
-def deaf_listener(folder) -> str:
-    """A listener that learnt nothing: any fixed ear will do."""
-    torch.manual_seed(5)
-    cfg = ListenerConfig(width=16, layers=2, phonemes=["a", "b"])
-    common.export_model(folder, Listener(cfg), cfg, {})
-    return f"listener={folder}"
-
-
-def test_with_a_listener_the_mels_come_to_sound_like_the_recordings_and_a_killed_run_goes_on(corpus, tmp_path):
-    heard = [deaf_listener(tmp_path / "listener"), "listener_weight=20.0", "model.guidance_drop=0.0"]
-    rest = ["encoder_steps=50", "lr=5e-3", "warmup=5", "eval_every=60", "average=0.9", "bf16=false", "storage=float32"]
-    whole = settings(corpus, "steps=60", *heard, *rest)
-    script.train(whole, tmp_path / "whole")
-    script.train(settings(corpus, "steps=60", *rest), tmp_path / "without")
-    data, ear = dev_utterances(whole, corpus), Listener.load(tmp_path / "listener")
-
-    def cost(run) -> float:
-        flow = Flow(whole.model)
-        storage.load_weights(flow, run / "model.safetensors")
-        batch = data.collate(data.load(data.segments.records[:1]), data.segments.records[:1], None)
-        mel, valid = flow.normalize(batch.mel.transpose(1, 2)), torch.ones(1, batch.mel.shape[2], dtype=torch.bool)
-        torch.manual_seed(0)
-        with torch.no_grad():
-            return heard_loss(ear, flow.encode(batch.tokens, batch.speakers), mel, valid).item()
-
-    assert cost(tmp_path / "whole") < cost(tmp_path / "without")
-    script.train(settings(corpus, "steps=60", "stop=55", "save_every=55", *heard, *rest), tmp_path / "halves")
-    script.train(whole, tmp_path / "halves")
-    assert losses(tmp_path / "halves") == losses(tmp_path / "whole")
-    with pytest.raises(CheckpointError, match="no listener in"):
-        script.train(settings(corpus, f"listener={tmp_path}/none"), tmp_path / "third")
-
-
-def test_the_listener_is_asked_about_mu_and_about_where_the_velocity_points(monkeypatch):
-    flow, asked = Flow(settings_of_a_tiny_flow()).eval(), []
-    tokens, lengths, speaker = torch.randint(6, (2, 10)), torch.tensor([10, 8]), torch.randn(2, 192)
-    mel = torch.randn(2, 80, 20)
-    x1 = flow.normalize(mel.transpose(1, 2))
-
-    def perfect(x1, valid, mu, speaker, prompt, draws, streaming):
-        return torch.zeros(()), x1 - (1 - flow.config.sigma_min) * draws.x0
-
-    def heard(made, real, valid):
-        asked.append((made, real, valid))
-        return torch.ones(())
-
-    monkeypatch.setattr(flow.decoder, "loss", perfect)
-    draws = Draws(torch.rand(2, 1, 1), torch.randn(2, 20, 80), torch.tensor([True, False]))
-    plain = flow.loss(tokens, lengths, mel, speaker, streaming=False, draws=draws)
-    both = flow.loss(tokens, lengths, mel, speaker, streaming=False, draws=draws, heard=heard)
-    assert both.item() == pytest.approx(plain.item() + 2)
-    (mu, _, _), (end, real, valid) = asked
-    torch.testing.assert_close(mu, flow.encode(tokens, speaker, lengths))
-    torch.testing.assert_close(end, x1, atol=1e-4, rtol=1e-4)
-    assert real is asked[0][1] and valid.sum(1).tolist() == [20, 0], "an item that sees no condition need not sound like anything"
-    flow.loss(tokens, lengths, mel, speaker, streaming=False, prior_only=True, heard=heard)
-    assert len(asked) == 3
-
-
-def settings_of_a_tiny_flow() -> FlowConfig:
-    return configs.load(script.Config, "flow_smoke", ["model.vocab=6"]).model
 
 
 def test_a_wider_encoder_starts_as_the_narrow_one_it_came_from(tmp_path):

@@ -15,7 +15,6 @@ from omnilib.data import load_segment, read_manifest, write_manifest
 from omnilib.errors import CheckpointError, ConfigError, DataError
 from omnilib.train import common
 from omnilib.train import hift as training
-from omnilib.train.listener import Listener, ListenerConfig
 from omnilib.voice.discriminators import (
     DiscriminatorConfig,
     Discriminators,
@@ -273,16 +272,6 @@ def test_bursts_a_little_late_cost_more_in_fine_mels_than_in_the_long_window():
     fake = (0.01 * noise[1:]).requires_grad_()
     fine_mel_loss(wave, fake, 24_000).backward()
     assert fake.grad.isfinite().all() and fake.grad.any()
-
-
-def test_a_listener_hears_what_was_made_as_one_more_loss(corpus, tmp_path):
-    cfg = ListenerConfig(width=16, layers=2, phonemes=["a", "b"])
-    common.export_model(tmp_path / "listener", Listener(cfg), cfg, {})
-    for name, more in {"with": [f"listener={tmp_path}/listener", "listener_weight=3.0"], "without": []}.items():
-        training.train(settings(corpus, "steps=2", *more), tmp_path / name)
-    first = [json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[0]) for name in ("with", "without")]
-    assert first[0]["heard"] > 0 and first[0]["mel"] == first[1]["mel"]
-    assert first[0]["loss"] == pytest.approx(first[1]["loss"] + 3 * first[0]["heard"], rel=1e-4)
 
 
 def test_a_share_of_the_crops_is_made_from_the_given_mels_in_step_with_the_recording(corpus, tmp_path):
