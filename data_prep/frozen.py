@@ -1,6 +1,7 @@
 """Freeze a small subset of the nano corpus for evaluation and demos: committed, so that only retraining needs the engines.
 
     python -m data_prep.frozen --corpus data/nano --out data_prep/frozen
+    python -m data_prep.frozen --corpus data/nano --out data/frozen_all --all     # not committed: every test sentence of in-lexicon words
 
 Writes Opus files (about 35 kbit/s, 24 kHz), Mandarin to be judged or cloned as FLAC at 16 kHz, manifest.jsonl and longform.jsonl.
 The nano speech tokenizer reads clean Mandarin with 5 % phoneme error, and the same after Opus of 22 to 59 kbit/s with 17 to 21 %, although
@@ -47,8 +48,8 @@ ASTERISK = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 ASTERISK_TEXT = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 
 
-def choose(records: list[dict]) -> list[tuple[str, dict]]:
-    """(role, record) of every recording to freeze."""
+def choose(records: list[dict], every: bool = False) -> list[tuple[str, dict]]:
+    """(role, record) of every recording to freeze; with `every` the references and all test sentences that can be judged."""
     chosen = []
     for speaker in SPEAKERS:
         mine = [r for r in records if r["speaker"] == speaker.name and not JUDGE_TRAPS.search(r["text"])]
@@ -58,6 +59,9 @@ def choose(records: list[dict]) -> list[tuple[str, dict]]:
         rest = [r for r in test if r not in (reference, *pairs)]
         unknown = [r for r in mine if r["split"] == "test" and not r["in_lexicon"]]
         chosen.append(("reference", reference))
+        if every:
+            chosen += [("eval", r) for r in rest]
+            continue
         chosen += [("pair", r) for r in pairs]
         chosen += [("eval", r) for r in rest[: EVAL_LINES[speaker.language]]]
         chosen += [("open", r) for r in unknown[: OPEN_LINES[speaker.language]]]
@@ -134,13 +138,14 @@ def long_texts(records: list[dict]) -> list[dict]:
     return result
 
 
-def freeze(corpus: Path, out: Path) -> str:
-    """Write the subset; returns the manifest's sha256."""
+def freeze(corpus: Path, out: Path, every: bool = False) -> str:
+    """Write the subset, or with `every` all of `choose`'s and nothing else; returns the manifest's sha256."""
     records = read_manifest(corpus / "manifest.jsonl")
     (out / "audio").mkdir(parents=True, exist_ok=True)
     frozen = []
-    waves = [(role, record, lambda r=record: (load_segment(r, corpus).numpy(), RATE)) for role, record in choose(records)]
-    waves += [("human", record, lambda w=wave: (w, 16_000)) for record, wave in human()]
+    waves = [(role, record, lambda r=record: (load_segment(r, corpus).numpy(), RATE)) for role, record in choose(records, every)]
+    if not every:
+        waves += [("human", record, lambda w=wave: (w, 16_000)) for record, wave in human()]
     for role, record, read in tqdm(waves, desc="freeze", unit="file"):
         wave, rate = read()
         path = f"audio/{record['id']}"
@@ -152,7 +157,8 @@ def freeze(corpus: Path, out: Path) -> str:
             path += ".ogg"
             soundfile.write(out / path, wave, rate, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL)
         frozen.append(record | {"path": path, "start": 0.0, "duration": len(wave) / rate, "rate": rate, "role": role})
-    write_manifest(out / "longform.jsonl", long_texts(records))
+    if not every:
+        write_manifest(out / "longform.jsonl", long_texts(records))
     return write_manifest(out / "manifest.jsonl", frozen)
 
 
@@ -160,9 +166,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=DATA / "nano")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "frozen")
+    parser.add_argument("--all", action="store_true", help="every test sentence of in-lexicon words and the references, nothing else")
     args = parser.parse_args(argv)
     try:
-        print(f"frozen manifest sha256 {freeze(args.corpus, args.out)}")
+        print(f"frozen manifest sha256 {freeze(args.corpus, args.out, args.all)}")
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 
