@@ -164,7 +164,7 @@ def abbreviation(match: re.Match) -> str:
 def numbers_en(text: str) -> str:
     """Digits, abbreviations and units as English words."""
     names = "|".join(map(re.escape, ABBREVIATIONS))
-    text = re.sub(rf"\b({names})\. ?(?=(\w))", abbreviation, text, flags=re.I)
+    text = re.sub(rf"\b({names})\.[ \n]?(?=(\w))", abbreviation, text, flags=re.I)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"([$£€¥]) ?(\d+(?:\.\d+)?)(?: (thousand|million|billion|trillion)\b)?", money, text)
     text = re.sub(r"(?<!\d)(\d{1,2}):([0-5]\d)(?!\d)(?=( ?[ap]\.?m\b)?)", clock, text, flags=re.I)

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from omnilib.errors import CheckpointError, DataError, UserError
@@ -306,6 +306,9 @@ def test_an_unknown_language_is_refused():
 
 
 @settings(max_examples=200, deadline=None)
+@example("SR\x1e0")
+@example("He met Mr\nSmith")
+@example("apples etc\nThen he went")
 @given(st.text(max_size=60) | st.text(alphabet="ab12.,-/:$%()'\"你好年。，！ \n*#@", max_size=60))
 def test_spoken_form_is_stable_plain_and_without_digits(text):
     try:
