@@ -56,6 +56,8 @@ def clean_text(text: str, language: str | None = None) -> str:
     text = spell_web(text, language)
     text = numbers_zh(text) if language == "zh" else numbers_en(text)
     text = tidy(text, language)
+    if language == "en":
+        text = abbreviations(text)  # those whose dot is the end of a line, or was something else before
     if not any(map(str.isalnum, text)):
         raise UserError("there is nothing to speak in this text: give some words in English or Chinese")
     return text
@@ -161,10 +163,14 @@ def abbreviation(match: re.Match) -> str:
     return f"{ABBREVIATIONS[name]}{dot} "
 
 
+def abbreviations(text: str) -> str:
+    names = "|".join(map(re.escape, ABBREVIATIONS))
+    return re.sub(rf"\b({names})\. ?(?=(\w))", abbreviation, text, flags=re.I)
+
+
 def numbers_en(text: str) -> str:
     """Digits, abbreviations and units as English words."""
-    names = "|".join(map(re.escape, ABBREVIATIONS))
-    text = re.sub(rf"\b({names})\.[ \n]?(?=(\w))", abbreviation, text, flags=re.I)
+    text = abbreviations(text)
     text = re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", text)
     text = re.sub(r"([$£€¥]) ?(\d+(?:\.\d+)?)(?: (thousand|million|billion|trillion)\b)?", money, text)
     text = re.sub(r"(?<!\d)(\d{1,2}):([0-5]\d)(?!\d)(?=( ?[ap]\.?m\b)?)", clock, text, flags=re.I)
