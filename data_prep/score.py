@@ -33,6 +33,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from omnilib.errors import DataError, UserError
+from omnilib.eval.results import add_to_summary
 from omnilib.eval.wer import bootstrap
 from omnilib.provenance import stamp, write_json
 from omnilib.report import holds
@@ -347,12 +348,6 @@ def aim_rows(metrics: dict[str, dict]) -> list[dict]:
 def percents(entries: Iterable[dict]) -> list[str]:
     """Shares as cells of a table: `98 % of 40`."""
     return ["-" if e["value"] is None else f"{100 * e['value']:.0f} % of {e['n']}" for e in entries]
-
-
-def add_to_summary(path: Path, entries: dict[str, dict], source: str) -> None:
-    """Put headline figures into the flat summary; what is there under other names stays."""
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, old | {name: {k: e[k] for k in ("value", "n", "ci95")} | {"source": source} for name, e in entries.items()})
 
 
 def write(result: dict, wild: Path, curated: Path, report: Path, summary: Path | None, seconds: float = 0.0) -> None:

@@ -33,9 +33,9 @@ import soundfile
 from tqdm import tqdm
 
 from data_prep.pipeline import Audio, check_input, digest, file_digest, file_name, read_json, temporary, write_json
-from data_prep.score import add_to_summary
 from omnilib.data import FIELDS, bucket_batches, padding_waste
 from omnilib.errors import DataError, UserError
+from omnilib.eval.results import add_to_summary
 
 SECONDS = 900.0
 RATIO = 1.05  # lengths that may be mixed

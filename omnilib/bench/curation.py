@@ -29,9 +29,9 @@ import soundfile
 from tqdm import tqdm
 
 from data_prep import frozen
-from data_prep.score import add_to_summary
 from omnilib.data import read_manifest, write_manifest
 from omnilib.errors import UserError
+from omnilib.eval.results import add_to_summary
 from omnilib.paths import REPORTS
 
 RATE = 24_000

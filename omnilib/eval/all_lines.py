@@ -1,4 +1,4 @@
-"""The short figures on every test sentence of in-lexicon words instead of the committed sample: five times as many English lines.
+"""The short figures on every test sentence of in-lexicon words instead of the committed sample: 543 English lines, not 120.
 
     python -m data_prep.frozen --corpus data/nano --out data/frozen_all --all                   # 1 minute; needs the corpus
     python -m omnilib.eval.nano --frozen data/frozen_all --parts short --reports runs/all       # 25 minutes on 2 cores
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from omnilib.errors import DataError, UserError
+from omnilib.eval.results import add_to_summary
 from omnilib.eval.wer import bootstrap
 from omnilib.paths import REPORTS
 from omnilib.provenance import write_json
@@ -71,13 +72,8 @@ def collect(run: Path, reports: Path, scale: str) -> dict[str, dict]:
     for name in ("utterances.jsonl", "provenance.json"):
         shutil.copyfile(source / name, folder / name)
     write_json(folder / "metrics.json", {"name": "eval_all", "scale": scale, "settings": whole["settings"], "metrics": figures})
-    headlines = {
-        f"{name}_all": {k: figures[name][k] for k in ("value", "n", "ci95")} | {"source": f"reports/{scale}/eval_all/metrics.json"}
-        for name in RATES
-    }
-    summary = reports / scale / "summary.json"
-    old = json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}
-    write_json(summary, old | headlines)
+    headlines = {f"{name}_all": figures[name] for name in RATES}
+    add_to_summary(reports / scale / "summary.json", headlines, f"reports/{scale}/eval_all/metrics.json")
     return figures
 
 

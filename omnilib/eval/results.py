@@ -77,6 +77,12 @@ def write_summary(path: Path, metrics: dict[str, dict], source: str) -> None:
     write_json(path, flat | {name: entry for name, entry in old.items() if name not in flat})
 
 
+def add_to_summary(path: Path, entries: dict[str, dict], source: str) -> None:
+    """Put headline figures into the flat summary; what is there under other names stays."""
+    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    write_json(path, old | {name: {k: e[k] for k in ("value", "n", "ci95")} | {"source": source} for name, e in entries.items()})
+
+
 def unit_of(entry: dict) -> str:
     """Rates are shown in percent."""
     return "%" if entry["unit"] == "rate" else entry["unit"]
