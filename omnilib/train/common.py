@@ -16,6 +16,7 @@ import random
 import shutil
 import time
 from dataclasses import asdict, is_dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,12 @@ def lr_at(step: int, total: int, peak: float, warmup: int, floor: float = 0.05) 
 
 
 def repeated(records: list[dict], repeat: dict[str, int]) -> list[dict]:
-    """Records, each as often as `repeat` says of its speaker or else of its language; once when it says nothing."""
-    return [r for r in records for _ in range(repeat.get(r["speaker"], repeat.get(r["language"], 1)))]
+    """Records, each as often as `repeat` says: of its speaker by name, or else by pattern ("slt_1[2-4]?"; the first that fits), or else
+    of its language; once when it says nothing."""
+    speakers = {r["speaker"] for r in records}
+    patterns = [key for key in repeat if set(key) & set("*?[")]
+    times = {s: repeat.get(s) or next((repeat[p] for p in patterns if fnmatchcase(s, p)), None) for s in speakers}
+    return [r for r in records for _ in range(times[r["speaker"]] or repeat.get(r["language"], 1))]
 
 
 def autocast(device: torch.device | str, enabled: bool = True):
