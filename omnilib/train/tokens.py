@@ -17,7 +17,6 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
-from fnmatch import fnmatchcase
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -267,9 +266,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--split", help="only this split")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth record")
-    parser.add_argument(
-        "--whole", nargs="*", default=[], metavar="SPEAKER", help="but all records of these, patterns such as 'slt_1[1-4]?'"
-    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--device", choices=BATCH_SECONDS, default="cpu", help="of the model; a few processes keep a GPU busy")
     args = parser.parse_args(argv)
@@ -277,9 +273,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--processes and --every must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here: leave --device out")
-    records = [r for r in read_manifest(args.manifest) if args.split in (None, r["split"])]
-    whole = {s for s in {r["speaker"] for r in records} if any(fnmatchcase(s, pattern) for pattern in args.whole)}
-    records = [r for i, r in enumerate(records) if i % args.every == 0 or r["speaker"] in whole]
+    records = [r for r in read_manifest(args.manifest) if args.split in (None, r["split"])][:: args.every]
     kind = "codes" if args.tokenizer else "speakers" if args.speaker else "mels"
     export(records, args.manifest.parent, kind, args.tokenizer or args.speaker or args.codec, args.out, args.processes, args.device)
 

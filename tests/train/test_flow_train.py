@@ -82,6 +82,7 @@ SIZES = {
     "flow_nano_joint": (4e6, 7e6),
     "flow_nano_before": (4e6, 7e6),
     "flow_nano_lines": (4e6, 7e6),
+    "flow_nano_speeds": (4e6, 7e6),
     "flow_nano": (4e6, 7e6),
     "flow_paper": (112549360, 112549360),
 }
