@@ -57,12 +57,12 @@ def lr_at(step: int, total: int, peak: float, warmup: int, floor: float = 0.05) 
 
 
 def repeated(records: list[dict], repeat: dict[str, int]) -> list[dict]:
-    """Records, each as often as `repeat` says: of its speaker by name, or else by pattern ("slt_1[2-4]?"; the first that fits), or else
-    of its language; once when it says nothing."""
+    """Records, each as often as `repeat` says: the first of its keys that fits the speaker (a name, or a pattern such as "slt_1[1-4]?"),
+    or else the record's language; once when it says nothing."""
     speakers = {r["speaker"] for r in records}
-    patterns = [key for key in repeat if set(key) & set("*?[")]
-    times = {s: repeat.get(s) or next((repeat[p] for p in patterns if fnmatchcase(s, p)), None) for s in speakers}
-    return [r for r in records for _ in range(times[r["speaker"]] or repeat.get(r["language"], 1))]
+    times = {s: next((count for key, count in repeat.items() if fnmatchcase(s, key)), None) for s in speakers}
+    count = lambda r: repeat.get(r["language"], 1) if times[r["speaker"]] is None else times[r["speaker"]]  # noqa: E731
+    return [r for r in records for _ in range(count(r))]
 
 
 def autocast(device: torch.device | str, enabled: bool = True):
