@@ -52,7 +52,7 @@ class Config:
     encoder_steps: int = 0  # the first steps train the encoder alone, on the regression loss: about half the time a step
     batch_seconds: float = 60.0
     max_seconds: float = 16.0  # longer recordings are left out
-    repeat: dict[str, int] = field(default_factory=dict)  # speaker or language -> times its recordings count, for one that lags
+    repeat: dict[str, int] = field(default_factory=dict)  # speaker, pattern of speakers or language -> times their recordings count
     other_prompt: float = 0.3  # share of batches whose prompt is another utterance of the voice
     prompt_seconds: list[float] = field(default_factory=lambda: [1.0, 4.0])  # its length
     lr: float = 1e-3

@@ -53,7 +53,7 @@ class Config:
     mels: str = ""  # below the data folder: mels a flow gave for the same recordings (`omnilib.train.tokens --codec`)
     mels_share: float = 0.5  # of the crops that are heard from them instead of the recording's own mel
     init: str = ""  # run folder whose generator and discriminators this one goes on from
-    repeat: dict[str, int] = field(default_factory=dict)  # speaker or language -> times its recordings count, for one that lags
+    repeat: dict[str, int] = field(default_factory=dict)  # speaker, pattern of speakers or language -> times their recordings count
     crop_seconds: float = 0.64
     batch_seconds: float = 5.12
     steps: int = 10_000
