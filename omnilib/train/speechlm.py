@@ -393,7 +393,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     before = {k: v.clone() for k, v in model.state_dict().items() if k not in model.all_tied_weights_keys}
     layout = layout_of(model.config, tokenizer)
     conversations = Conversations(config, tokenizer, layout)
-    dev_config = configs.load(SpeechLMTraining, args.config, [*args.overrides, "corrupt=0.0"])
+    dev_config = configs.load(SpeechLMTraining, args.config, [*args.overrides, "corrupt=0.0", "seed=0"])  # the same lines for all runs
     dev = Conversations(dev_config, tokenizer, layout, "dev")
 
     if config.stage == 1:

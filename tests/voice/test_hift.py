@@ -303,6 +303,12 @@ def test_recordings_of_a_speaker_or_language_count_as_often_as_wished():
     assert [r["id"] for r in common.repeated(voices, wished)] == [0, 0, 1, 1, 1, 2]
 
 
+def test_runs_of_any_seed_are_judged_on_the_same_crops(corpus):
+    records = [r for r in read_manifest(corpus) if r["split"] == "dev"]
+    one, two = (training.development_crops(records, corpus.parent, settings(corpus, f"seed={seed}")) for seed in (0, 5))
+    assert torch.equal(one, two)
+
+
 def test_an_exported_run_loads_and_speaks(corpus, tmp_path):
     training.train(settings(corpus, "steps=2", "save_every=100", "eval_every=100"), tmp_path / "run")
     model = HiFT.load(tmp_path / "run")
