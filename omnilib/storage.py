@@ -20,11 +20,8 @@ SCALE = "::scale"
 SHORT_ROW = 16
 
 
-def pack(weights: dict[str, Tensor], form: str, fine: tuple[str, ...] = ()) -> dict[str, Tensor]:
+def pack(weights: dict[str, Tensor], form: str) -> dict[str, Tensor]:
     """Weights as they are written; tensors of integers are left alone.
-
-    Args:
-        fine: beginnings of names that stay in bfloat16 where the others get eight bits.
 
     Raises:
         ConfigError: `form` is none of FORMS.
@@ -36,7 +33,7 @@ def pack(weights: dict[str, Tensor], form: str, fine: tuple[str, ...] = ()) -> d
         value = value.detach().contiguous()
         if not value.is_floating_point():
             packed[name] = value
-        elif form == "int8" and value.dim() > 1 and value[0].numel() >= SHORT_ROW and not name.startswith(fine):
+        elif form == "int8" and value.dim() > 1 and value[0].numel() >= SHORT_ROW:
             rows = value.float().flatten(1)
             scale = rows.abs().amax(1).clamp(min=1e-12) / 127  # (rows,)
             packed[name] = (rows / scale[:, None]).round().to(torch.int8).view_as(value)

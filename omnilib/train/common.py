@@ -227,11 +227,11 @@ def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 
-def export_model(folder: Path, model: nn.Module, config: object, meta: dict, form: str = "float32", fine: tuple[str, ...] = ()) -> None:
-    """Write model.safetensors + config.yaml + meta.json, what is kept in `checkpoints/`; `form` and `fine` as in `storage.pack`."""
+def export_model(folder: Path, model: nn.Module, config: object, meta: dict, form: str = "float32") -> None:
+    """Write model.safetensors + config.yaml + meta.json, what is kept in `checkpoints/`; `form` is one of `storage.FORMS`."""
 
     def write(temporary: Path) -> None:
-        save_file(storage.pack(unique_tensors(model), form, fine), temporary / "model.safetensors")
+        save_file(storage.pack(unique_tensors(model), form), temporary / "model.safetensors")
         if is_dataclass(config):
             configs.save(config, temporary / "config.yaml")
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")

@@ -43,7 +43,6 @@ from omnilib.voice.discriminators import (
 from omnilib.voice.hift import HiFT, HiFTConfig
 
 FRAMES = 50  # mel frames a second
-FINE = ("conv_post", "f0_predictor")  # not in eight bits: that cost more than the last run gained, see reports/LOG.md, 2026-11-27
 
 
 @dataclass
@@ -283,7 +282,7 @@ def train(cfg: Config, out: Path) -> dict:
     if log:
         metrics = metrics or evaluate(average, dev)
         meta = common.run_meta(cfg, cfg.steps, spent + time.time() - started, metrics=metrics, manifest_sha256=sha256(manifest))
-        common.export_model(out, average, cfg.model, meta, form=cfg.storage, fine=FINE)
+        common.export_model(out, average, cfg.model, meta, form=cfg.storage)
     return metrics
 
 

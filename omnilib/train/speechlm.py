@@ -87,6 +87,7 @@ class SpeechLMTraining:
     optimizer: str = "adamw"  # adamw | muon (matrices by Muon, the rest by AdamW)
     warmup: int = 100
     weight_decay: float = 0.01
+    keep: float = 0.0  # share of the weights from before the run in those exported, see `blend`
     clip: float = 1.0
     text_weight: float = 1.0  # paper: 1:1
     speech_weight: float = 1.0
@@ -336,6 +337,12 @@ def weight_change(before: dict[str, Tensor], after: dict[str, Tensor], text_rows
     return {key: (change / max(size, 1e-30)) ** 0.5 for key, (change, size) in sums.items()}
 
 
+def blend(before: dict[str, Tensor], after: dict[str, Tensor], keep: float) -> dict[str, Tensor]:
+    """`keep` of each weight before a run and the rest of it after: the mean of two ends of training is often better than either
+    (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"). Weights that only `after` has stay as they are."""
+    return {name: torch.lerp(value, before[name].to(value), keep) if name in before else value for name, value in after.items()}
+
+
 @torch.no_grad()
 def evaluate(model: torch.nn.Module, conversations: Conversations, device, bf16: bool, batches: int = 6) -> dict[str, float]:
     """Teacher-forced losses and speech token error on unseen sentences of training speakers."""
@@ -454,6 +461,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 save_state(args.out, model, optimizers, done, extra)
 
     weights = accelerator.get_state_dict(wrapped)  # by all: under ZeRO-3 every process holds a part
+    if config.keep and main_process:
+        weights = blend(before, weights, config.keep)
+        if not sharded:  # the last figures are those of what is exported
+            model.load_state_dict(weights)
+            metrics = evaluate(model, dev, device, config.bf16) | (read_aloud(model, tokenizer, dev) if config.meter else {})
+            log.write(config.steps, **{k: round(v, 5) for k, v in metrics.items()})
     if main_process:
         meta = run_meta(
             config,
