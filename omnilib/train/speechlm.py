@@ -338,9 +338,9 @@ def weight_change(before: dict[str, Tensor], after: dict[str, Tensor], text_rows
 
 
 def blend(before: dict[str, Tensor], after: dict[str, Tensor], keep: float) -> dict[str, Tensor]:
-    """`keep` of each weight before a run and the rest of it after: the mean of two ends of training is often better than either
-    (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"). Weights that only `after` has stay as they are."""
-    return {name: torch.lerp(value, before[name].to(value), keep) if name in before else value for name, value in after.items()}
+    """`keep` of each weight from before a run and the rest from after it: the mean of two ends of training is often better than either
+    (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"). Second names of tied weights, which only `after` has, are left out."""
+    return {name: torch.lerp(after[name], value.to(after[name]), keep) for name, value in before.items()}
 
 
 @torch.no_grad()
@@ -464,7 +464,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if config.keep and main_process:
         weights = blend(before, weights, config.keep)
         if not sharded:  # the last figures are those of what is exported
-            model.load_state_dict(weights)
+            model.load_state_dict(weights, strict=False)
             metrics = evaluate(model, dev, device, config.bf16) | (read_aloud(model, tokenizer, dev) if config.meter else {})
             log.write(config.steps, **{k: round(v, 5) for k, v in metrics.items()})
     if main_process:

@@ -102,6 +102,16 @@ def test_stage_2_changes_everything_and_the_adapter_learns_five_times_as_fast(co
     assert config.adapter_lr == 5.0  # paper
 
 
+def test_a_share_of_the_weights_from_before_is_kept_in_what_is_exported(corpus, stage1, tmp_path):
+    metrics = run(corpus, tmp_path, 2, "steps=8", "eval_every=8", "save_every=8", "keep=0.25", "storage=float32", init=stage1)
+    before, after, exported = SpeechLM.load(stage1).state_dict(), exact_state(tmp_path), SpeechLM.load(tmp_path).state_dict()
+    for name, weight in after.items():
+        torch.testing.assert_close(exported[name], 0.25 * before[name] + 0.75 * weight)
+    raw, last = [row for row in log_rows(tmp_path) if "dev_speech_loss" in row]
+    assert raw["step"] == last["step"] == 8 and raw["dev_speech_loss"] != last["dev_speech_loss"] == round(metrics["dev_speech_loss"], 5)
+    assert json.loads((tmp_path / "meta.json").read_text())["metrics"] == metrics
+
+
 def test_killed_run_resumes_with_the_same_losses(corpus, tmp_path):
     flags = ["--config", "speechlm_stage1_smoke", "--set", *corpus.overrides()]
     training.main([*flags, "--out", str(tmp_path / "whole")])
