@@ -265,6 +265,8 @@ def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
         raise CheckpointError(f"no model in {config.init}: train the stage before (see `make retrain`) or correct `init`")
     if config.stage not in (1, 2):
         raise ConfigError(f"stage is {config.stage}: it must be 1 or 2")
+    if not 0.0 <= config.keep < 1.0:
+        raise ConfigError(f"keep is {config.keep}: give a share of 0 to less than 1")
     pairs = ShardWindows(config, "train").pairs(0) if config.shards else read_pairs(config, "train")
     silence = silence_codes(pairs, config.codes)
     if config.stage == 2:

@@ -140,6 +140,7 @@ def test_finished_run_exports_the_published_layout(stage2):
         (["learning_rate=1"], ConfigError, "learning_rate"),
         (["lr=fast"], ConfigError, "fast"),
         (["stage=3"], ConfigError, "must be 1 or 2"),
+        (["keep=1.5"], ConfigError, "share of 0 to less than 1"),
         (["optimizer=sgd"], ConfigError, "optimizer"),
         (["adapter='[1,48,2_2,64]'"], ConfigError, "48 wide"),
         (["init=/nowhere"], CheckpointError, "train the stage before"),
