@@ -465,10 +465,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     weights = accelerator.get_state_dict(wrapped)  # by all: under ZeRO-3 every process holds a part
     if config.keep and main_process:
         weights = blend(before, weights, config.keep)
-        if not sharded:  # the last figures are those of what is exported
+        if not sharded:  # meta.json tells of what is exported, log.jsonl of the run; sharded, both of the run
             model.load_state_dict(weights, strict=False)
             metrics = evaluate(model, dev, device, config.bf16) | (read_aloud(model, tokenizer, dev) if config.meter else {})
-            log.write(config.steps, **{k: round(v, 5) for k, v in metrics.items()})
     if main_process:
         meta = run_meta(
             config,
