@@ -29,7 +29,7 @@ from omnilib.errors import AudioError
 
 TOKENIZER_RATE = 16_000  # log_mel_128, fbank_80
 VOICE_RATE = 24_000  # mel_80, everything the model speaks
-MEL_HOP = 480
+MEL_HOP, MEL_WINDOW = 480, 1920  # samples of mel_80
 
 
 def load_wave(path: str | Path, rate: int) -> Tensor:
@@ -209,12 +209,20 @@ def log_mel_128(wave: Tensor, lengths: Tensor | None = None) -> Tensor:
     return ((log + 4.0) / 4.0).reshape(*wave.shape[:-1], 128, -1)
 
 
-def mel_80(wave: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Natural-log magnitude mel of 24 kHz audio: (T,) or (B, T) -> (80, F) or (B, 80, F), F = T // 480."""
+def mel_80(wave: Tensor, lengths: Tensor | None = None, window: int = MEL_WINDOW) -> Tensor:
+    """Natural-log magnitude mel of 24 kHz audio: (T,) or (B, T) -> (80, F) or (B, 80, F), F = T // 480.
+
+    A shorter `window` (samples, 960 to 1920) blurs less in time; the peak of a tone keeps its height.
+
+    Raises:
+        AudioError: too short a wave, or another window.
+    """
+    if not 2 * MEL_HOP <= window <= MEL_WINDOW:
+        raise AudioError(f"a mel window of {window} samples: give {2 * MEL_HOP} to {MEL_WINDOW}")
     batch = as_batch(wave, 721, "a mel spectrum")
     padded = reflect(batch, 720, lengths)
-    spectrum = torch.stft(padded, 1920, MEL_HOP, window=table(wave, hann, 1920), center=False, return_complex=True)
-    magnitude = (square(spectrum) + 1e-9).sqrt()  # (B, 961, F)
+    spectrum = torch.stft(padded, 1920, MEL_HOP, window, window=table(wave, hann, window), center=False, return_complex=True)
+    magnitude = (square(spectrum) + 1e-9).sqrt() * (1920 / window)  # (B, 961, F)
     mel = table(wave, slaney_filters, 24_000, 1920, 80, 0.0, 8000.0) @ magnitude  # (B, 80, F)
     return mel.clamp(min=1e-5).log().reshape(*wave.shape[:-1], 80, -1)
 

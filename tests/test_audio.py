@@ -43,6 +43,16 @@ def test_padded_batch_equals_one_by_one(spectrum, rate):
         torch.testing.assert_close(row[:, : alone.shape[1]], alone, atol=1e-4, rtol=0)
 
 
+def test_a_shorter_window_is_sharper_in_time_and_hardly_changes_levels():
+    tone = torch.sin(2 * torch.pi * 1000 * torch.arange(24_000) / 24_000)
+    long, short = audio.mel_80(tone), audio.mel_80(tone, window=1024)
+    assert (short.amax(0) - long.amax(0))[3:-3].abs().max() < 0.5  # its peak is as high, but wider
+    click = torch.zeros(24_000)
+    click[12_000] = 1.0
+    heard = [int((audio.mel_80(click, window=window).amax(0) > -9).sum()) for window in (audio.MEL_WINDOW, 1024)]
+    assert heard == [4, 2]  # frames
+
+
 def test_filter_bank_of_a_batch_equals_one_by_one():
     waves = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(audio.fbank_80(waves)[1], audio.fbank_80(waves[1]), atol=1e-5, rtol=0)
@@ -110,6 +120,12 @@ def test_unwritable_place_and_bad_waves_are_refused(tmp_path):
         audio.save_wave(tmp_path / "a.wav", torch.zeros(0), 24_000)
     with pytest.raises(AudioError, match="NaN"):
         audio.save_wave(tmp_path / "a.wav", torch.full((10,), float("nan")), 24_000)
+
+
+def test_windows_that_leave_gaps_or_exceed_a_frame_are_refused():
+    for window in (0, 480, 959, 1921):
+        with pytest.raises(AudioError, match="960 to 1920"):
+            audio.mel_80(torch.zeros(4000), window=window)
 
 
 def test_too_short_audio_is_an_error_not_a_crash():

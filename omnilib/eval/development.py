@@ -23,7 +23,7 @@ from omnilib.eval.judges import Whisper
 from omnilib.eval.wer import corpus, line_rates
 from omnilib.paths import CHECKPOINTS, DATA
 from omnilib.provenance import write_json
-from omnilib.voice.codec import Codec, Voice
+from omnilib.voice.codec import Codec, Voice, check_window
 from omnilib.voice.hift import HiFT
 
 SYSTEMS = ("recording", "copy", "codec")
@@ -58,7 +58,7 @@ def made(codec: Codec, vocoders: dict[str, HiFT], records: Sequence[dict], root:
             yield "recording", "", record, wave
         if "copy" in systems:
             for name, vocoder in vocoders.items():
-                yield "copy", name, record, vocoder.stream().push(mel_80(wave[None]), True)[0]
+                yield "copy", name, record, vocoder.stream().push(mel_80(wave[None], window=vocoder.config.mel_window), True)[0]
         if "codec" not in systems:
             continue
         prompt = other.get(record["speaker"], record) if record is first[record["speaker"]] else first[record["speaker"]]
@@ -113,6 +113,8 @@ def main(argv: list[str] | None = None) -> int:
         records = chosen(read_manifest(args.manifest), args.lines, args.speakers)
         codec = Codec.load(args.checkpoints)
         vocoders = {args.checkpoints.name: codec.hift} | {str(path): HiFT.load(path).fold_weight_norm() for path in args.hift}
+        for vocoder in vocoders.values():
+            check_window(codec.flow, vocoder)
         judge = Whisper()
         frame = measure(codec, vocoders, records, args.manifest.parent, judge, args.systems)
     except UserError as error:

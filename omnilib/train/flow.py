@@ -120,7 +120,7 @@ class Utterances:
     def load(self, records: list[dict]) -> list[tuple[Tensor, Tensor]]:
         """(tokens (N,), mel (2N, 80)) of each record, cut to the shorter of the two."""
         waves = [load_segment(r, self.root) for r in records]
-        mels = mel_80(pad_sequence(waves, True), torch.tensor([len(w) for w in waves]))  # (B, 80, F)
+        mels = mel_80(pad_sequence(waves, True), torch.tensor([len(w) for w in waves]), self.cfg.model.mel_window)  # (B, 80, F)
         pairs = []
         for record, wave, mel in zip(records, waves, mels, strict=True):
             tokens = self.tokens[record["id"]].long()

@@ -121,17 +121,22 @@ def measure_pitch(wave: Tensor, rate: int = 24_000, hop: int = 480, low: float =
 # --------------------------------------------------------------------------------------------------------- loop
 
 
+def spectrum(config: HiFTConfig, waves: Tensor) -> Tensor:
+    """The mel that a generator of this config reads: (B, T) -> (B, M, F)."""
+    return mel_80(waves, window=config.mel_window)
+
+
 @torch.no_grad()
 def evaluate(model: HiFT, waves: Tensor) -> dict[str, float]:
     """Mel distance and pitch error of copy synthesis on fixed development crops, with predicted pitch."""
-    mel = mel_80(waves)
+    mel = spectrum(model.config, waves)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(waves.shape[0], waves.shape[1], model.config.nb_harmonics + 1, generator=generator)
     fake, _ = model.inference(mel, noise=noise.to(waves.device))
     f0, target = model.f0_predictor(mel), measure_pitch(waves)
     voiced = (target > 0) & (f0 > model.config.nsf_voiced_threshold)
     return {
-        "dev_mel": F.l1_loss(mel_80(fake), mel).item(),
+        "dev_mel": F.l1_loss(spectrum(model.config, fake), mel).item(),
         "dev_stft": spectral_loss(waves, fake).item(),
         "dev_f0_hz": (f0 - target)[voiced].abs().median().item() if voiced.any() else 0.0,
         "dev_voicing_error": ((target > 0) != (f0 > model.config.nsf_voiced_threshold)).float().mean().item(),
@@ -227,7 +232,7 @@ def train(cfg: Config, out: Path) -> dict:
         for group in optimizers["generator"].param_groups:
             group["lr"] = lr  # the discriminators start late and keep their rate
         real = real.to(device)  # (B, T)
-        truth = mel_80(real)  # (B, M, F)
+        truth = spectrum(cfg.model, real)  # (B, M, F)
         mel = heard(truth, given)
         f0 = measure_pitch(real)
         noise = torch.Generator(device).manual_seed((cfg.seed << 32) + step * ranks + rank)
@@ -245,7 +250,7 @@ def train(cfg: Config, out: Path) -> dict:
             accelerator.backward(losses["judges"])
             optimizers["judges"].step()
 
-        losses["mel"] = F.l1_loss(mel_80(fake), truth)
+        losses["mel"] = F.l1_loss(spectrum(cfg.model, fake), truth)
         losses["stft"] = spectral_loss(real, fake)
         losses["f0"] = F.l1_loss(f0_hat, f0)
         loss = cfg.mel_weight * losses["mel"] + cfg.stft_weight * losses["stft"] + cfg.f0_weight * losses["f0"]
@@ -289,7 +294,7 @@ def train(cfg: Config, out: Path) -> dict:
 @torch.no_grad()
 def speak_example(model: HiFT, record: dict, root: Path, path: Path) -> None:
     """Copy-synthesise one development sentence, to be heard."""
-    mel = mel_80(load_segment(record, root)[None].to(next(model.parameters()).device))
+    mel = spectrum(model.config, load_segment(record, root)[None].to(next(model.parameters()).device))
     wave, _ = model.inference(mel, generator=torch.Generator(mel.device).manual_seed(0))
     save_wave(path, wave[0].cpu(), model.config.sampling_rate)
 

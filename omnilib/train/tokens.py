@@ -124,7 +124,7 @@ class FlowMels:
             for record, *_ in batch:
                 prompt = prompts[record["id"]]
                 wave = load_segment(prompt, root, 0.0, min(settings.prompt_seconds, prompt["duration"]))
-                mel = mel_80(resample(wave, prompt["rate"], VOICE_RATE)[None])[0].T  # (F, 80)
+                mel = mel_80(resample(wave, prompt["rate"], VOICE_RATE)[None], window=self.flow.config.mel_window)[0].T  # (F, 80)
                 count = min(shown, len(codes[prompt["id"]]), len(mel) // RATIO)
                 rows.append(codes[record["id"]].long())
                 shows.append(codes[prompt["id"]][:count].long())

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, load_wave, log_mel_128, mel_80, resample
-from omnilib.errors import AudioError
+from omnilib.errors import AudioError, CheckpointError
 from omnilib.voice.flow import RATIO, Cache, Flow
 from omnilib.voice.hift import HiFT
 from omnilib.voice.speaker import SpeakerEncoder
@@ -93,6 +93,18 @@ def check_reference(wave: Tensor, rate: int, longest: float) -> Tensor:
     return wave
 
 
+def check_window(flow: Flow, hift: HiFT) -> None:
+    """Both must mean the same mel.
+
+    Raises:
+        CheckpointError: their windows differ.
+    """
+    if (made := flow.config.mel_window) != (read := hift.config.mel_window):
+        raise CheckpointError(
+            f"the flow writes mels of windows of {made} samples, the vocoder reads {read}: take two that were trained together"
+        )
+
+
 class Codec:
     """The four modules, ready to speak.
 
@@ -110,6 +122,7 @@ class Codec:
         self.tokenizer, self.speaker = tokenizer.eval(), speaker.eval()
         self.flow, self.hift = flow.eval(), hift.eval()
         self.settings = settings or CodecSettings()
+        check_window(flow, hift)
 
     @classmethod
     def load(cls, folder: str | Path, settings: CodecSettings | None = None) -> "Codec":
@@ -160,7 +173,7 @@ class Codec:
         wave = check_reference(wave.to(self.device, torch.float32), rate, TOKENIZE_SECONDS)
         wave = resample(wave, rate, TOKENIZER_RATE)  # (T,): the mel comes from it as well, so both end together
         tokens = self.tokenize(wave)  # (N,)
-        mel = mel_80(resample(wave, TOKENIZER_RATE, VOICE_RATE)).T  # (F, M)
+        mel = mel_80(resample(wave, TOKENIZER_RATE, VOICE_RATE), window=self.flow.config.mel_window).T  # (F, M)
         speaker = self.speaker(fbank_80(wave)[None])[0]  # (192,)
         count = min(len(mel) // RATIO, len(tokens))
         return Voice(tokens[:count], mel[: count * RATIO], speaker)

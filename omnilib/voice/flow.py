@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from omnilib import config as configs
+from omnilib.audio import MEL_WINDOW
 from omnilib.storage import load_weights
 from omnilib.voice.causal import Cache, length_mask
 from omnilib.voice.flow_encoder import RATIO, EncoderConfig, RelativeAttention, UpsampleEncoder
@@ -50,6 +51,7 @@ class FlowConfig:
     prior_weight: float = 0.0  # weight of a plain regression loss on mu (not in the published recipe)
     prior_variance: float = 0.0  # of x1 around mu; 0: the U-Net predicts the whole velocity, as published
     speaker_prior: bool = False  # the encoder sees the speaker vector too; published: tokens alone
+    mel_window: int = MEL_WINDOW  # samples; the vocoder's must be the same
     mel_mean: float = 0.0  # the flow works on (mel - mean) / std; the published weights expect it as it is
     mel_std: float = 1.0
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

@@ -29,6 +29,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 from omnilib import config as configs
+from omnilib.audio import MEL_WINDOW
 from omnilib.storage import load_weights
 
 F0_REACH = 5  # frames to either side that a predicted f0 depends on: five convolutions of width 3
@@ -40,6 +41,7 @@ class HiFTConfig:
     """Sizes of the generator; the defaults are CosyVoice2's (20.8 M parameters)."""
 
     in_channels: int = 80  # mel bins
+    mel_window: int = MEL_WINDOW  # samples; the flow's must be the same
     base_channels: int = 512  # width after the first convolution, halved at every up-sampling
     nb_harmonics: int = 8  # overtones beside the fundamental
     sampling_rate: int = 24000

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from omnilib import config as configs
 from omnilib import storage
-from omnilib.data import write_manifest
+from omnilib.audio import mel_80
+from omnilib.data import load_segment, write_manifest
 from omnilib.errors import CheckpointError, DataError
 from omnilib.train import common
 from omnilib.train import flow as script
@@ -219,3 +220,12 @@ def test_missing_tokens_are_one_clear_line(corpus, tmp_path):
     save_file({"other": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(DataError, match="none of .* records has tokens"):
         script.train(settings(corpus, f"tokens={tmp_path}/other.safetensors"), tmp_path)
+
+
+def test_the_flow_learns_mels_of_its_own_window(corpus):
+    cfg = settings(corpus, "model.mel_window=1024")
+    data = utterances(cfg, corpus)
+    record = data.segments.records[0]
+    mel = data.load([record])[0][1]  # (2N, 80)
+    want = mel_80(load_segment(record, corpus), window=1024).T[: len(mel)]
+    torch.testing.assert_close(mel, want)

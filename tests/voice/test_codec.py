@@ -1,6 +1,7 @@
 """Codec: parity of the streaming vocoder, streaming = offline, blocks, reference audio checks."""
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -230,6 +231,21 @@ def test_the_hift_of_a_loaded_codec_is_folded(codec, tmp_path):
     keys = Codec.load(tmp_path).hift.state_dict().keys()
     assert "conv_pre.weight" in keys
     assert "conv_pre.parametrizations.weight.original0" in HiFT(TINY).state_dict()
+
+
+def test_a_vocoder_of_another_mel_window_is_refused(codec):
+    other = HiFT(replace(TINY, mel_window=1024))
+    with pytest.raises(CheckpointError, match="1920 samples.* reads 1024"):
+        Codec(codec.tokenizer, codec.speaker, codec.flow, other)
+
+
+def test_a_voice_is_seen_through_the_window_of_the_flow():
+    wave = speechlike(2.0, TOKENIZER_RATE)
+    torch.manual_seed(0)
+    flow, hift = Flow(replace(FLOW, mel_window=1024)), HiFT(replace(TINY, mel_window=1024))
+    narrow = Codec(SpeechTokenizer(TOKENIZER), SpeakerEncoder(SPEAKER), flow, hift)
+    voice = narrow.voice(wave, TOKENIZER_RATE)
+    torch.testing.assert_close(voice.mel, mel_80(resample(wave, TOKENIZER_RATE, VOICE_RATE), window=1024).T[: len(voice.mel)])
 
 
 def test_settings_of_a_folder_are_read_from_codec_yaml(codec, tmp_path):

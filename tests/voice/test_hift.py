@@ -360,3 +360,11 @@ def test_a_training_step_gives_the_same_losses_and_gradients_on_a_gpu(monkeypatc
     assert found["cuda"][0] == pytest.approx(found["cpu"][0], rel=1e-3)
     for name, gradient in found["cpu"][1].items():
         assert torch.nn.functional.cosine_similarity(gradient.flatten(), found["cuda"][1][name].flatten(), dim=0) > 0.99, name
+
+
+def test_the_vocoder_learns_from_mels_of_its_own_window(corpus, tmp_path):
+    cfg = settings(corpus, "model.mel_window=1024")
+    wave = load_segment(read_manifest(corpus)[0], corpus.parent)[None]
+    assert torch.equal(training.spectrum(cfg.model, wave), mel_80(wave, window=1024))
+    training.train(cfg, tmp_path / "run")
+    assert HiFT.load(tmp_path / "run").config.mel_window == 1024
