@@ -29,6 +29,7 @@ import yaml
 from tqdm import tqdm
 
 from omnilib import config as configs
+from omnilib.audio import MEL_WINDOW
 from omnilib.environment import device_model
 from omnilib.errors import DataError, UserError
 from omnilib.paths import CHECKPOINTS, DATA, REPORTS, ROOT
@@ -72,6 +73,8 @@ def at_hand(settings: dict) -> dict:
     for key in ("tokens", "mels"):
         if settings.get(key) and not (DATA / settings[key]).exists():
             settings[key] = f"nano/{key}.safetensors"
+            if key == "mels":
+                settings["model"] = settings["model"] | {"mel_window": MEL_WINDOW}
     starts = settings.get("init")
     if isinstance(starts, dict):
         settings["init"] = {k: run for k, run in starts.items() if (ROOT / run / "state").is_dir()}

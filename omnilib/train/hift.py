@@ -20,11 +20,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from omnilib import config as configs
-from omnilib.audio import mel_80, save_wave
+from omnilib.audio import MEL_WINDOW, mel_80, save_wave
 from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
 from omnilib.errors import DataError
 from omnilib.paths import DATA, ROOT
@@ -152,7 +153,7 @@ class Crops:
         self.own = Segments(records, root, (1 - share) * cfg.batch_seconds, cfg.crop_seconds, seed=cfg.seed)
         self.made, self.mels = None, {}
         if share:
-            self.mels = load_file(existing(DATA / cfg.mels))
+            self.mels = load_mels(DATA / cfg.mels, cfg.model.mel_window)
             known = [r for r in records if r["id"] in self.mels]
             self.made = Segments(known, root, share * cfg.batch_seconds, cfg.crop_seconds, seed=cfg.seed + 1)
 
@@ -176,15 +177,21 @@ def heard(own: Tensor, given: Tensor | None) -> Tensor:
     return own if given is None else torch.cat([own[: -len(given)], given.to(own.device)])
 
 
-def existing(path: Path) -> Path:
-    """`path`, if there is such a file.
+def load_mels(path: Path, window: int) -> dict[str, Tensor]:
+    """Record id -> mel (M, F) that a flow gave, of windows of so many samples.
 
     Raises:
-        DataError: there is none.
+        DataError: there is no such file, or its windows are others.
     """
     if not path.is_file():
         raise DataError(f"no mels {path.name}: write them with `python -m omnilib.train.tokens --codec`, or leave `mels` empty")
-    return path
+    with safe_open(str(path), "pt") as file:
+        made = int((file.metadata() or {}).get("mel_window", MEL_WINDOW))  # older files do not say
+    if made != window:
+        raise DataError(
+            f"mels {path.name} are of windows of {made} samples, the vocoder reads {window}: write them with a flow of that window"
+        )
+    return load_file(path)
 
 
 def development_crops(records: list[dict], root: Path, cfg: Config) -> Tensor:

@@ -27,12 +27,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, log_mel_128, mel_80, resample
 from omnilib.data import load_segment, read_manifest, sha256
 from omnilib.errors import CheckpointError, DataError, UserError
 from omnilib.train.common import autocast
 from omnilib.voice.codec import CodecSettings
-from omnilib.voice.flow import RATIO, Flow
+from omnilib.voice.flow import RATIO, Flow, FlowConfig
 from omnilib.voice.speaker import SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer
 
@@ -228,6 +229,8 @@ def export(
         if not path.is_file():
             raise CheckpointError(f"no checkpoint {path}: restore it with `git checkout` or train it")
     metadata = {"kind": kind, "records_sha256": ids, "model_sha256": " ".join(map(sha256, weights))}
+    if kind == "mels":
+        metadata["mel_window"] = str(configs.load(FlowConfig, Path(model_folder) / "flow" / "config.yaml").mel_window)
     if out.exists():
         with safe_open(str(out), "pt") as file:
             if file.metadata() == metadata:

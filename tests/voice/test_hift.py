@@ -368,3 +368,7 @@ def test_the_vocoder_learns_from_mels_of_its_own_window(corpus, tmp_path):
     assert torch.equal(training.spectrum(cfg.model, wave), mel_80(wave, window=1024))
     training.train(cfg, tmp_path / "run")
     assert HiFT.load(tmp_path / "run").config.mel_window == 1024
+    save_file({"0": mel_80(wave, window=1024)[0]}, tmp_path / "mels.safetensors", {"mel_window": "1024"})
+    assert list(training.load_mels(tmp_path / "mels.safetensors", 1024)) == ["0"]
+    with pytest.raises(DataError, match="of windows of 1024 samples, the vocoder reads 1920"):
+        training.train(settings(corpus, f"mels={tmp_path}/mels.safetensors"), tmp_path / "other")
