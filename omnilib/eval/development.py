@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, mel_80, resample
+from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, resample
 from omnilib.data import load_segment, read_manifest
 from omnilib.errors import DataError, UserError
 from omnilib.eval.judges import Whisper
@@ -58,7 +58,7 @@ def made(codec: Codec, vocoders: dict[str, HiFT], records: Sequence[dict], root:
             yield "recording", "", record, wave
         if "copy" in systems:
             for name, vocoder in vocoders.items():
-                yield "copy", name, record, vocoder.stream().push(mel_80(wave[None], window=vocoder.config.mel_window), True)[0]
+                yield "copy", name, record, vocoder.stream().push(codec.mel(wave[None]), True)[0]
         if "codec" not in systems:
             continue
         prompt = other.get(record["speaker"], record) if record is first[record["speaker"]] else first[record["speaker"]]

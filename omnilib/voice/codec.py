@@ -160,6 +160,10 @@ class Codec:
             tokens.append(codes[0, : int(lengths[0])])
         return torch.cat(tokens)
 
+    def mel(self, wave: Tensor) -> Tensor:
+        """The mel that this flow writes and this vocoder reads: 24 kHz wave (T,) or (B, T) -> (M, F) or (B, M, F)."""
+        return mel_80(wave, window=self.flow.config.mel_window)
+
     @torch.inference_mode()
     def voice(self, wave: Tensor, rate: int) -> Voice:
         """A reference recording (T,) -> what the flow needs to imitate it.
@@ -173,7 +177,7 @@ class Codec:
         wave = check_reference(wave.to(self.device, torch.float32), rate, TOKENIZE_SECONDS)
         wave = resample(wave, rate, TOKENIZER_RATE)  # (T,): the mel comes from it as well, so both end together
         tokens = self.tokenize(wave)  # (N,)
-        mel = mel_80(resample(wave, TOKENIZER_RATE, VOICE_RATE), window=self.flow.config.mel_window).T  # (F, M)
+        mel = self.mel(resample(wave, TOKENIZER_RATE, VOICE_RATE)).T  # (F, M)
         speaker = self.speaker(fbank_80(wave)[None])[0]  # (192,)
         count = min(len(mel) // RATIO, len(tokens))
         return Voice(tokens[:count], mel[: count * RATIO], speaker)
