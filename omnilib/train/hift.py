@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -181,17 +181,21 @@ def load_mels(path: Path, window: int) -> dict[str, Tensor]:
     """Record id -> mel (M, F) that a flow gave, of windows of so many samples.
 
     Raises:
-        DataError: there is no such file, or its windows are others.
+        DataError: there is no such file, it is broken, or its windows are others.
     """
     if not path.is_file():
         raise DataError(f"no mels {path.name}: write them with `python -m omnilib.train.tokens --codec`, or leave `mels` empty")
-    with safe_open(str(path), "pt") as file:
-        made = int((file.metadata() or {}).get("mel_window", MEL_WINDOW))  # older files do not say
+    try:
+        mels = load_file(path)
+        with safe_open(str(path), "pt") as file:
+            made = int((file.metadata() or {}).get("mel_window", MEL_WINDOW))  # older files do not say
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot read mels {path.name} ({error}): write them again with `python -m omnilib.train.tokens --codec`") from None
     if made != window:
         raise DataError(
             f"mels {path.name} are of windows of {made} samples, the vocoder reads {window}: write them with a flow of that window"
         )
-    return load_file(path)
+    return mels
 
 
 def development_crops(records: list[dict], root: Path, cfg: Config) -> Tensor:

@@ -372,3 +372,6 @@ def test_the_vocoder_learns_from_mels_of_its_own_window(corpus, tmp_path):
     assert list(training.load_mels(tmp_path / "mels.safetensors", 1024)) == ["0"]
     with pytest.raises(DataError, match="of windows of 1024 samples, the vocoder reads 1920"):
         training.train(settings(corpus, f"mels={tmp_path}/mels.safetensors"), tmp_path / "other")
+    (tmp_path / "mels.safetensors").write_bytes((tmp_path / "mels.safetensors").read_bytes()[:100])
+    with pytest.raises(DataError, match="cannot read mels"):
+        training.load_mels(tmp_path / "mels.safetensors", 1024)
