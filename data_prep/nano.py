@@ -1,6 +1,6 @@
 """The nano corpus: about 37 h of English and Mandarin, spoken by engines that ship in packages, from text that ships in packages.
 
-    python -m data_prep.nano --out data/nano                 # everything, 16 to 33 minutes on 2 cores
+    python -m data_prep.nano --out data/nano                 # everything, 13 to 33 minutes on 2 cores
     python -m data_prep.nano --out data/nano --hours 1       # a pilot
 
 Deterministic (the plan depends only on the text and this file), resumable (a shard is complete or absent), parallel.
