@@ -52,7 +52,7 @@ reproduce: env  ## re-evaluate the committed checkpoints, run every notebook, re
 	$(PY) -m omnilib.cli reproduce --scale $(SCALE)
 
 retrain: env check-engines  ## rebuild the corpus, train every checkpoint, reproduce (hours; after a stop: DVC_FLAGS=)
-	PATH=$(abspath $(VENV))/bin:$$PATH $(PY) -m dvc repro $(DVC_FLAGS)
+	PATH=$(abspath $(VENV))/bin:$$PATH $(PY) -m omnilib.retrain $(DVC_FLAGS)
 
 check-engines: env
 	@$(PY) -m omnilib.environment apt

@@ -1,12 +1,15 @@
-"""What retraining the committed nano checkpoints costs: every training stage of dvc.yaml timed alone on this machine.
+"""What retraining the committed nano checkpoints costs: every training stage of dvc.yaml timed on this machine as `make retrain` runs it.
 
-    python -m omnilib.bench.retrain        # 15 minutes; nothing else may run meanwhile
+    python -m omnilib.bench.retrain        # 12 minutes; nothing else may run meanwhile
+
+Stages of a lane (`omnilib/retrain.py`) are timed with a lane's threads, beside a stage of the other lane; the others alone.
 
 Each stage runs its own command for a few steps in a folder that is thrown away; its cost is what those predict for all of its steps,
 evaluations and its start. A stage that changes its work on the way (the flow's encoder first, then all of it) is timed in both
-phases. What is no training (corpus, speech tokens, mels) is not repeated: its wall time is the recorded one. `recorded_seconds` are
-those of the run that made the checkpoint, mostly beside another one: what it cost us, not what it costs. The headline figure
-`retrain_hours` adds up the predicted seconds, which go to checkpoints/nano/wall_times.json.
+phases. What is no training (corpus, speech tokens, mels) is not repeated: its wall time is the recorded one, within a lane as many
+times that as there are lanes, as if it had used every core well. `recorded_seconds` are those of the run that made the checkpoint,
+mostly beside another one: what it cost us, not what it costs. The predicted seconds go to checkpoints/nano/wall_times.json; the headline
+figure `retrain_hours` is what they take as planned, lanes side by side.
 
 Needs the corpus in data/ with its tokens, speaker vectors and mels, and the committed checkpoints. What only an earlier stage would have
 left behind is replaced, see `at_hand`. Units: seconds.
@@ -22,13 +25,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
+from threading import Event
 
 import yaml
 from tqdm import tqdm
 
 from omnilib import config as configs
+from omnilib import retrain
 from omnilib.audio import MEL_WINDOW
 from omnilib.environment import device_model
 from omnilib.errors import DataError, UserError
@@ -43,7 +49,7 @@ LOGGED = {"log_every": WARM, "eval_every": 1_000_000, "save_every": 1_000_000}  
 def stages() -> dict[str, tuple[str, str, Path]]:
     """Training stages of the graph: {name: (module, config, output folder)}."""
     found = {}
-    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
+    for name, stage in retrain.graph().items():
         words = shlex.split(stage["cmd"])
         if len(words) > 2 and words[2].startswith("omnilib.train.") and "--config" in words:
             found[name] = (words[2], words[words.index("--config") + 1], Path(words[words.index("--out") + 1]))
@@ -87,8 +93,8 @@ def at_hand(settings: dict) -> dict:
     return settings
 
 
-def trial(module: str, config: str, settings: dict) -> dict[str, float]:
-    """Run a stage for STEPS steps: seconds of its start, of a step and of what follows the last step.
+def trial(module: str, config: str, settings: dict, threads: int | None = None) -> dict[str, float]:
+    """Run a stage for STEPS steps: seconds of its start, of a step and of what follows the last step. `threads`: all cores when None.
 
     Raises:
         DataError: the command failed; its last line says why.
@@ -99,7 +105,8 @@ def trial(module: str, config: str, settings: dict) -> dict[str, float]:
         pairs = [f"{k}={v}" for k, v in (LOGGED | {"steps": STEPS} | settings).items()]
         command = [sys.executable, "-m", module, "--config", str(here), "--out", folder, "--set", *pairs]
         began = time.time()
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        environment = os.environ | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
         whole = time.time() - began
         if done.returncode:
             raise DataError(f"{config} does not run: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
@@ -110,16 +117,17 @@ def trial(module: str, config: str, settings: dict) -> dict[str, float]:
     return {"start": whole - STEPS * step - last, "step": step, "evaluation": last}
 
 
-def cost(module: str, config: str) -> dict:
+def cost(module: str, config: str, threads: int | None = None) -> dict:
     """Seconds of one stage, predicted from short trials."""
     settings = resolved(module, config)
-    parts = [(count, trial(module, config, change)) for count, change in phases(settings)]
+    parts = [(count, trial(module, config, change, threads)) for count, change in phases(settings)]
     first = parts[0][1]
     steps = sum(count for count, _ in parts)
     evaluations = -(-steps // settings["eval_every"])
     seconds = first["start"] + sum(count * t["step"] for count, t in parts) + evaluations * first["evaluation"]
     return {
         "steps": steps,
+        "threads": threads or os.cpu_count(),
         "seconds_per_step": [round(t["step"], 4) for _, t in parts],
         "seconds_per_evaluation": round(first["evaluation"], 2),
         "start_seconds": round(first["start"], 1),
@@ -136,28 +144,56 @@ def recorded(name: str, out: Path) -> float | None:
 
 
 def measure(wanted: list[str], times: dict[str, float], keep: Callable[[dict], None] = lambda result: None) -> dict:
-    """Every stage's row, and their sum in hours; `times` has the wall times known so far, the only ones of what is no training.
+    """Every stage's row, and what they take together; `times` has the wall times known so far, the only ones of what is no training.
     `keep` is given what is known after each stage."""
     known = json.loads(REPORT.read_text(encoding="utf-8"))["stages"] if REPORT.is_file() else {}
     rows = {name: {"seconds": seconds, "recorded_seconds": seconds} for name, seconds in times.items()}
     rows |= {name: known[name] for name in times if name in known and name not in wanted}  # timed by an earlier call
-    graph = stages()
-    for name in tqdm(wanted, unit="stage"):
-        module, config, out = graph[name]
-        rows[name] = cost(module, config) | {"recorded_seconds": recorded(name, out) or times.get(name)}
-        keep(summary(rows))
+    trained, (_, lanes, _) = stages(), retrain.plan(retrain.graph())
+    for name in (name for names in lanes.values() for name in names if name in rows and name not in trained):
+        rows[name] = rows[name] | {"seconds": len(lanes) * rows[name]["recorded_seconds"]}
+    bar = tqdm(total=len(wanted), unit="stage")
+
+    def timed(name: str, threads: int | None) -> None:
+        module, config, out = trained[name]
+        rows[name] = cost(module, config, threads) | {"recorded_seconds": recorded(name, out) or times.get(name)}
+        keep(summary(dict(rows)))
+        bar.update()
+
+    for name in wanted:
+        if not any(name in names for names in lanes.values()):
+            timed(name, None)
+    here = {lane: [n for n in names if n in wanted] for lane, names in lanes.items()}
+    ended = {lane: Event() for lane in lanes}
+
+    def run(lane: str) -> None:
+        """Time a lane's stages, then keep the core as busy until the other lane has ended."""
+        try:
+            for name in here[lane]:
+                timed(name, retrain.threads())
+        finally:
+            ended[lane].set()
+        module, config, _ = trained[next(n for n in reversed(lanes[lane]) if n in trained)]
+        while not all(event.is_set() for event in ended.values()):
+            trial(module, config, {}, retrain.threads())
+
+    if any(here.values()):
+        with ThreadPoolExecutor(len(lanes)) as pool:
+            list(pool.map(run, lanes))
+    bar.close()
     return summary(rows)
 
 
 def summary(rows: dict[str, dict]) -> dict:
     """The report of these rows."""
     return {
-        "hours": round(sum(row["seconds"] for row in rows.values()) / 3600, 2),
+        "hours": round(retrain.wall_seconds({name: row["seconds"] for name, row in rows.items()}) / 3600, 2),
         "recorded_hours": round(sum(row["recorded_seconds"] or 0.0 for row in rows.values()) / 3600, 2),
         "stages": rows,
         "trial_steps": STEPS,
         "device": device_model(),
-        "threads": os.environ.get("OMP_NUM_THREADS", str(os.cpu_count())),
+        "cores": os.cpu_count(),
+        "threads_in_lanes": retrain.threads(),
         "commit": git_state()["commit"],
     }
 
@@ -180,8 +216,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error} (stages timed so far are kept; go on with --stages)", file=sys.stderr)
         return 2
     for name, row in result["stages"].items():
-        print(f"{name:24} {row['seconds'] / 60:7.1f} min alone, {(row['recorded_seconds'] or 0) / 60:7.1f} min recorded")
-    print(f"{result['hours']} h alone, {result['recorded_hours']} h recorded")
+        print(f"{name:24} {row['seconds'] / 60:7.1f} min, {(row['recorded_seconds'] or 0) / 60:7.1f} min recorded")
+    print(f"{result['hours']} h with lanes side by side")
     return 0
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from omnilib import report
+from omnilib import report, retrain
 from omnilib.errors import CheckpointError
 from omnilib.provenance import stamp, write_json
 from omnilib.storage import SCALE
@@ -47,9 +47,9 @@ def parameters_of(folder: Path) -> dict:
 
 
 def training_hours(folder: Path) -> dict:
-    """Wall time of every stage that made the checkpoints, from each meta.json.
+    """Wall time of all stages that make the checkpoints, run as `omnilib/retrain.py` plans, and that of each.
 
-    Stages that leave no checkpoint (corpus, speech tokens) are in wall_times.json: {"corpus": seconds, ...}.
+    It is that of each meta.json, or what wall_times.json says instead: {"corpus": seconds, ...}.
     """
     stages = {}
     for path in sorted(folder.glob("*/meta.json")):
@@ -59,7 +59,7 @@ def training_hours(folder: Path) -> dict:
     times = folder / "wall_times.json"
     if times.is_file():
         stages |= json.loads(times.read_text(encoding="utf-8"))
-    return {"value": sum(stages.values()) / 3600 if stages else None, "n": len(stages), "ci95": None, "stages_seconds": stages}
+    return {"value": retrain.wall_seconds(stages) / 3600 if stages else None, "n": len(stages), "ci95": None, "stages_seconds": stages}
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:

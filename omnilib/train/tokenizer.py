@@ -35,6 +35,7 @@ from omnilib.train.common import (
     load_state,
     lr_at,
     parse_args,
+    repeated,
     run_meta,
     save_state,
     seed_everything,
@@ -51,6 +52,7 @@ class TokenizerTraining:
 
     manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
     init: str = ""  # a folder of this script to take matching weights from (encoder, head), say one with fewer codes
+    freeze_head: bool = False  # codes keep the meaning that the head of `init` reads in them: who reads them need not learn anew
     seed: int = 0
     steps: int = 6000
     batch_seconds: float = 120.0
@@ -60,7 +62,7 @@ class TokenizerTraining:
     weight_decay: float = 0.01
     clip: float = 1.0
     speeds: list[float] = field(default_factory=lambda: [1.0])  # playing faster or slower makes new voices
-    repeat: dict[str, int] = field(default_factory=dict)  # language or voice -> times its recordings count, for one that lags
+    repeat: dict[str, int] = field(default_factory=dict)  # speaker, pattern of speakers or language -> times its recordings count
     join: float = 0.0  # chance that a batch's utterances are joined in pairs, so that long recordings are known too
     band_mask: int = 0  # mel bands hidden at random
     disturb: float = 0.0  # share of recordings heard through noise, another microphone or a coder, see `disturb`
@@ -275,8 +277,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     manifest = DATA / config.manifest
     records = [r for r in read_manifest(manifest) if r["duration"] <= config.max_seconds]
-    times = lambda r: config.repeat.get(r["language"], 1) * config.repeat.get(r["speaker"].split("_")[0], 1)  # noqa: E731
-    train = [r for r in records if r["split"] == "train" for _ in range(times(r))]
+    train = repeated([r for r in records if r["split"] == "train"], config.repeat)
     dev = sorted((r for r in records if r["split"] == "dev"), key=lambda r: r["id"])
     dev = sorted(dev[:: max(1, len(dev) // config.dev_items)], key=lambda r: r["duration"])
     if not train or not dev:
@@ -286,6 +287,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = Recogniser(SpeechTokenizer(config.tokenizer), PhonemeHead(config.head)).to(accelerator.device)
     if config.init:
         start_from(model, ROOT / config.init, exported="tokenizer.")
+        if not (ROOT / config.init / "state").is_dir():  # exported only
+            start_from(model, ROOT / config.init / "phonemes", exported="head.")
+    model.head.requires_grad_(not config.freeze_head)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.98))
     state = load_state(args.out, model, optimizer)
     start = state["step"] if state else 0

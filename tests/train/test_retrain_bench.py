@@ -1,9 +1,11 @@
 """The bench that predicts what retraining costs."""
 
 import json
+import time
 
 import pytest
 
+from omnilib import retrain as plan
 from omnilib.bench import retrain
 from omnilib.errors import DataError
 from omnilib.paths import CONFIGS
@@ -64,7 +66,7 @@ def test_a_stage_that_does_not_run_says_why(tmp_path):
 
 def test_recorded_times_stay_beside_the_predicted_ones(tmp_path, monkeypatch):
     rows = {"start": 1.0, "step": 0.5, "evaluation": 2.0}
-    monkeypatch.setattr(retrain, "trial", lambda module, config, settings: rows)
+    monkeypatch.setattr(retrain, "trial", lambda module, config, settings, threads: rows)
     monkeypatch.setattr(retrain, "REPORT", tmp_path / "retrain.json")
     kept = []
     result = retrain.measure(["hift_start"], {"corpus": 100.0, "hift_start": 3284.3}, kept.append)
@@ -78,3 +80,27 @@ def test_recorded_times_stay_beside_the_predicted_ones(tmp_path, monkeypatch):
     assert again["stages"]["hift_start"]["recorded_seconds"] == 3284.3
     other = retrain.measure(["hift_whole"], {"corpus": 100.0, "hift_start": row["seconds"]})
     assert other["stages"]["hift_start"] == row, "what an earlier call timed stays as it was"
+
+
+def test_stages_of_a_lane_are_timed_beside_the_other_lane_with_its_threads(tmp_path, monkeypatch):
+    heard = []
+
+    def trial(module, config, settings, threads):
+        time.sleep(0.02)
+        heard.append((config, threads))
+        return {"start": 0.0, "step": 1.0, "evaluation": 0.0}
+
+    monkeypatch.setattr(retrain, "trial", trial)
+    monkeypatch.setattr(retrain, "REPORT", tmp_path / "retrain.json")
+    times = {"tokens": 50.0, "mels": 100.0, "speechlm": 9.0}
+    result = retrain.measure(["tokenizer", "hift_start", "hift_whole"], times)
+    assert heard[0] == ("tokenizer_nano", None), "what comes before the lanes has all cores"
+    beside = [threads for config, threads in heard if config == "speechlm_stage2_nano"]
+    assert beside and set(beside) == {plan.threads()} and ("hift_nano_start", plan.threads()) in heard
+    rows = result["stages"]
+    assert rows["mels"]["seconds"] == 200.0 and rows["tokens"]["seconds"] == 50.0, "not timed: as many times as there are lanes"
+    codec = rows["hift_start"]["seconds"] + rows["hift_whole"]["seconds"] + 200.0
+    assert result["hours"] == pytest.approx((50.0 + rows["tokenizer"]["seconds"] + codec) / 3600, abs=0.01)
+    (tmp_path / "retrain.json").write_text(json.dumps(result))
+    again = retrain.measure(["hift_whole"], {name: row["seconds"] for name, row in rows.items()})
+    assert again["stages"]["mels"] == rows["mels"], "counted twice once, not again"
