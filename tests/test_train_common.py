@@ -2,6 +2,7 @@
 
 import errno
 import json
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -161,3 +162,21 @@ def test_learning_rate_warms_up_then_falls_to_its_floor():
 def test_nan_loss_stops_the_run():
     with pytest.raises(UserError, match="step 7"):
         common.check_finite(torch.tensor(float("nan")), 7)
+
+
+@dataclass
+class Settings:
+    lr: float = 1.0
+    steps: int = 5
+    log_every: int = 1
+    init: dict = field(default_factory=dict)
+
+
+def test_a_run_goes_on_in_its_folder_with_its_own_settings_only(tmp_path):
+    common.claim(tmp_path / "run", Settings())
+    common.claim(tmp_path / "run", Settings(lr=2.0))  # nothing to go on from yet
+    common.save_state(tmp_path / "run", *make(), 1)
+    common.claim(tmp_path / "run", Settings(lr=2.0, steps=9, log_every=3))
+    with pytest.raises(CheckpointError, match="another lr, init: name another --out"):
+        common.claim(tmp_path / "run", Settings(init={"": "runs/a"}))
+    common.claim(tmp_path / "run", Settings(lr=2.0))

@@ -23,6 +23,7 @@ from omnilib.train.common import (
     JsonlLog,
     autocast,
     check_finite,
+    claim,
     count_parameters,
     export_pretrained,
     load_state,
@@ -93,6 +94,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config = configs.load(BackboneTraining, args.config, args.overrides)
     accelerator = Accelerator()
     seed_everything(config.seed)
+    claim(args.out, config)
     tokenizer = load_tokenizer(ROOT / config.text)
     manifest = DATA / config.manifest
     train, dev = (read_text(manifest, tokenizer, split, config.seed) for split in ("train", "dev"))

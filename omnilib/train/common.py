@@ -3,6 +3,7 @@
 The loops themselves stay in the scripts. A run folder holds
     log.jsonl          one line a logged step
     state/             newest resumable state: model.safetensors, optimizer.pt, meta.json
+    settings.json      the resolved config of the run in state/
     model.safetensors, config.yaml, meta.json      the exported result
 State is written to a temporary name and renamed, so a killed process or a full disk leaves the previous one whole.
 """
@@ -143,6 +144,26 @@ def save_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | d
         (folder / "meta.json").write_text(json.dumps({"step": step, **(extra or {})}))
 
     atomic_folder(Path(out) / "state", write)
+
+
+def claim(out: Path, config: object) -> None:
+    """Note the settings of a run in its folder; call it before the first step.
+
+    Raises:
+        CheckpointError: the folder holds an unfinished or finished run of other settings. How long a run is and how often it is looked
+            at may change.
+    """
+    out, free = Path(out), ("steps", "stop", "eval_items", "dev_items")
+    path, settings = out / "settings.json", json.loads(json.dumps(asdict(config)))
+    if (out / "state").is_dir() and path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        keys = [k for k in settings if k not in free and not k.endswith("_every") and before.get(k, settings[k]) != settings[k]]
+        if keys:
+            raise CheckpointError(f"{out} holds a run with another {', '.join(keys)}: name another --out, or delete that folder")
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def load_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | dict) -> dict | None:

@@ -194,6 +194,7 @@ def evaluate(model: Flow, dev: Utterances, cfg: Config, device: torch.device, ou
 def train(cfg: Config, out: Path) -> dict[str, float]:
     """Run or continue a run in `out`; returns the final development metrics."""
     common.seed_everything(cfg.seed)
+    common.claim(out, cfg)
     accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=cfg.encoder_steps > 0)])
     device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
 

@@ -207,6 +207,7 @@ def development_crops(records: list[dict], root: Path, cfg: Config) -> Tensor:
 def train(cfg: Config, out: Path) -> dict:
     """Run or continue a run in `out`; returns the final development metrics."""
     common.seed_everything(cfg.seed)
+    common.claim(out, cfg)
     accelerator = Accelerator()
     device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
     manifest = DATA / cfg.manifest

@@ -28,6 +28,7 @@ from omnilib.train.common import (
     JsonlLog,
     autocast,
     check_finite,
+    claim,
     count_parameters,
     export_model,
     load_state,
@@ -151,6 +152,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config = configs.load(SpeakerTraining, args.config, args.overrides)
     accelerator = Accelerator()
     seed_everything(config.seed)
+    claim(args.out, config)
 
     manifest = DATA / config.manifest
     records = read_manifest(manifest)

@@ -37,6 +37,7 @@ from omnilib.train.common import (
     JsonlLog,
     autocast,
     check_finite,
+    claim,
     count_parameters,
     export_pretrained,
     load_state,
@@ -395,6 +396,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config = configs.load(SpeechLMTraining, args.config, args.overrides)
     accelerator = zero.make_accelerator()
     seed_everything(config.seed)
+    claim(args.out, config)
     device = accelerator.device
 
     tokenizer = load_tokenizer(ROOT / config.text)

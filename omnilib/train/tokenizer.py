@@ -30,6 +30,7 @@ from omnilib.train.common import (
     JsonlLog,
     autocast,
     check_finite,
+    claim,
     count_parameters,
     export_model,
     load_state,
@@ -274,6 +275,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config = configs.load(TokenizerTraining, args.config, args.overrides)
     accelerator = Accelerator()
     seed_everything(config.seed)
+    claim(args.out, config)
 
     manifest = DATA / config.manifest
     records = [r for r in read_manifest(manifest) if r["duration"] <= config.max_seconds]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -99,6 +100,18 @@ def test_training_can_start_from_a_checkpoint(corpus, trained, tmp_path):
     out, _ = trained
     metrics = train(corpus, tmp_path, *SIZE, f"init={out}", "steps=2", "lr=1e-5")
     assert metrics["dev_error"] < 0.25 and losses(tmp_path)[1] < 0.6 * losses(out)[1]
+
+
+def test_a_frozen_head_keeps_the_meaning_of_the_codes(corpus, trained, tmp_path):
+    exported = tmp_path / "exported"  # no state: what is committed
+    shutil.copytree(trained[0], exported, ignore=shutil.ignore_patterns("state"))
+    metrics = train(corpus, tmp_path / "on", *SIZE, f"init={exported}", "freeze_head=true", "direct_weight=0", "steps=6", "lr=1e-3")
+    heads, encoders = (
+        [load_file(folder / part / "model.safetensors") for folder in (exported, tmp_path / "on")] for part in ("phonemes", "")
+    )
+    assert all(torch.equal(heads[0][k], heads[1][k]) for k in heads[0])
+    assert any(not torch.equal(encoders[0][k], encoders[1][k]) for k in encoders[0])
+    assert metrics["dev_error"] < 0.25
 
 
 def test_frame_labels_follow_the_phoneme_times_at_any_speed():
