@@ -18,7 +18,10 @@ import yaml
 
 from omnilib.paths import ROOT
 
-LANES = {"codec": ("flow", "hift", "speakers"), "mouth": ("speechlm", "speechlm_stage1")}  # last stages; what they alone need goes with them
+LANES = {
+    "codec": ("flow", "hift", "speakers"),
+    "mouth": ("speechlm", "speechlm_stage1"),
+}  # last stages; what they alone need goes with them
 
 
 def graph() -> dict[str, dict]:

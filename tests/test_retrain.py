@@ -20,7 +20,12 @@ def test_every_stage_runs_once_after_what_it_needs_and_no_lane_needs_the_other()
     stages = retrain.graph()
     needs, (first, lanes, rest) = retrain.needs(stages), retrain.plan(stages)
     assert sorted([*first, *(n for names in lanes.values() for n in names), *rest]) == sorted(stages)
-    assert {"corpus", "tokens"} <= set(first) and {"flow", "hift"} <= set(lanes["codec"]) and "speechlm" in lanes["mouth"] and "evaluate" in rest
+    assert (
+        {"corpus", "tokens"} <= set(first)
+        and {"flow", "hift"} <= set(lanes["codec"])
+        and "speechlm" in lanes["mouth"]
+        and "evaluate" in rest
+    )
     for names in lanes.values():
         done = list(first)
         for name in names:

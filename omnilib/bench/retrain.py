@@ -150,6 +150,8 @@ def measure(wanted: list[str], times: dict[str, float], keep: Callable[[dict], N
     rows = {name: {"seconds": seconds, "recorded_seconds": seconds} for name, seconds in times.items()}
     rows |= {name: known[name] for name in times if name in known and name not in wanted}  # timed by an earlier call
     trained, (_, lanes, _) = stages(), retrain.plan(retrain.graph())
+    for module, _, _ in trained.values():
+        importlib.import_module(module)  # here, because two threads that import one package at once can fail
     for name in (name for names in lanes.values() for name in names if name in rows and name not in trained):
         rows[name] = rows[name] | {"seconds": len(lanes) * rows[name]["recorded_seconds"]}
     bar = tqdm(total=len(wanted), unit="stage")
