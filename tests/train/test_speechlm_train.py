@@ -158,6 +158,9 @@ def test_mistakes_are_told_in_one_line(corpus, tmp_path, overrides, error, words
 
 def test_state_of_another_model_is_refused(corpus, tmp_path):
     run(corpus, tmp_path, 1, "steps=1")
+    with pytest.raises(CheckpointError, match="holds a run with another adapter"):
+        run(corpus, tmp_path, 1, "adapter='[2,32,2_2,64]'")
+    (tmp_path / "settings.json").unlink()  # a folder that does not say: the weights do
     with pytest.raises(CheckpointError, match="does not fit|cannot resume"):
         run(corpus, tmp_path, 1, "adapter='[2,32,2_2,64]'")
 
