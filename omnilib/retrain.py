@@ -56,11 +56,9 @@ def plan(stages: dict[str, dict]) -> tuple[list[str], dict[str, list[str]], list
     for name in stages:
         visit(name, order)
     wanted = {lane: {n for end in ends if end in stages for n in visit(end, [])} for lane, ends in LANES.items()}
-    lanes = {
-        lane: [n for n in order if [n in names for names in wanted.values()].count(True) == 1 and n in wanted[lane]] for lane in wanted
-    }
-    first = [n for n in order if all(n in names for names in wanted.values())]
-    return first, lanes, [n for n in order if n not in first and not any(n in names for names in lanes.values())]
+    shared = set.intersection(*wanted.values())
+    lanes = {lane: [n for n in order if n in names - shared] for lane, names in wanted.items()}
+    return [n for n in order if n in shared], lanes, [n for n in order if n not in set.union(*wanted.values())]
 
 
 def wall_seconds(seconds: dict[str, float]) -> float:

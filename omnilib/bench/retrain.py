@@ -1,6 +1,6 @@
 """What retraining the committed nano checkpoints costs: every training stage of dvc.yaml timed on this machine as `make retrain` runs it.
 
-    python -m omnilib.bench.retrain        # 12 minutes; nothing else may run meanwhile
+    python -m omnilib.bench.retrain        # 20 minutes; nothing else may run meanwhile
 
 Stages of a lane (`omnilib/retrain.py`) are timed with a lane's threads, beside a stage of the other lane; the others alone.
 
