@@ -1,6 +1,7 @@
 """What retraining the committed nano checkpoints costs: every training stage of dvc.yaml timed on this machine as `make retrain` runs it.
 
     python -m omnilib.bench.retrain        # 20 minutes; nothing else may run meanwhile
+    python -m omnilib.bench.retrain --stages tokenizer --like flow=flow_short     # a new stage of steps that were timed before
 
 Stages of a lane (`omnilib/retrain.py`) are timed with a lane's threads, beside a stage of the other lane; the others alone.
 
@@ -135,6 +136,36 @@ def cost(module: str, config: str, threads: int | None = None) -> dict:
     }
 
 
+def like(name: str, other: str, rows: dict[str, dict]) -> dict:
+    """The row of stage `name`, whose steps are those of `other`'s last phase, timed before: rows of one machine stay rows of one machine.
+
+    Raises:
+        DataError: `other` is not timed, or its model or batch is another.
+    """
+    trained = stages()
+    (module, config, out), (other_module, other_config, _) = trained[name], trained[other]
+    mine, theirs = resolved(module, config), resolved(other_module, other_config)
+    sizes = ("model", "tokenizer", "head", "batch_seconds", "max_seconds")
+    if module != other_module or any(mine.get(k) != theirs.get(k) for k in sizes) or len(phases(mine)) > 1:
+        raise DataError(f"a step of {name} is not one of {other}: time it with --stages")
+    if "seconds_per_step" not in rows.get(other, {}):
+        raise DataError(f"{other} has not been timed: name it in --stages")
+    row, steps = rows[other], sum(count for count, _ in phases(mine))
+    known = {key: row[key] for key in ("seconds_per_evaluation", "start_seconds")}
+    evaluations = -(-steps // mine["eval_every"]) * known["seconds_per_evaluation"]
+    seconds = known["start_seconds"] + steps * row["seconds_per_step"][-1] + evaluations
+    threads = {"threads": row["threads"]} if "threads" in row else {}
+    return {
+        "steps": steps,
+        **threads,
+        "seconds_per_step": row["seconds_per_step"][-1:],
+        **known,
+        "seconds": round(seconds, 1),
+        "like": other,
+        "recorded_seconds": recorded(name, out),
+    }
+
+
 def recorded(name: str, out: Path) -> float | None:
     """Wall time of the run of stage `name`: as noted in an earlier report of this bench, or in the result it left in `out`."""
     report, meta = REPORT, ROOT / out / "meta.json"
@@ -143,9 +174,14 @@ def recorded(name: str, out: Path) -> float | None:
     return own if own is not None else noted.get("recorded_seconds")
 
 
-def measure(wanted: list[str], times: dict[str, float], keep: Callable[[dict], None] = lambda result: None) -> dict:
+def measure(
+    wanted: list[str],
+    times: dict[str, float],
+    keep: Callable[[dict], None] = lambda result: None,
+    alike: dict[str, str] | None = None,
+) -> dict:
     """Every stage's row, and what they take together; `times` has the wall times known so far, the only ones of what is no training.
-    `keep` is given what is known after each stage."""
+    `keep` is given what is known after each stage; `alike` names stages that take the steps of another, see `like`."""
     known = json.loads(REPORT.read_text(encoding="utf-8"))["stages"] if REPORT.is_file() else {}
     rows = {name: {"seconds": seconds, "recorded_seconds": seconds} for name, seconds in times.items()}
     rows |= {name: known[name] for name in times if name in known and name not in wanted}  # timed by an earlier call
@@ -183,6 +219,9 @@ def measure(wanted: list[str], times: dict[str, float], keep: Callable[[dict], N
         with ThreadPoolExecutor(len(lanes)) as pool:
             list(pool.map(run, lanes))
     bar.close()
+    for name, other in (alike or {}).items():
+        rows[name] = like(name, other, rows)
+        keep(summary(dict(rows)))
     return summary(rows)
 
 
@@ -203,8 +242,14 @@ def summary(rows: dict[str, dict]) -> dict:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     trained = [name for name, (module, _, _) in stages().items() if module != "omnilib.train.text"]  # that counts pieces: seconds
-    parser.add_argument("--stages", nargs="+", choices=trained, default=trained, help="time these only")
+    parser.add_argument("--stages", nargs="*", choices=trained, default=trained, help="time these only")
+    parser.add_argument(
+        "--like", nargs="+", default=[], metavar="STAGE=OTHER", help="STAGE is not timed: its steps are OTHER's, timed before"
+    )
     args = parser.parse_args(argv)
+    alike = dict(pair.split("=", 1) for pair in args.like if "=" in pair)
+    if len(alike) < len(args.like) or {*alike, *alike.values()} - {*trained}:
+        parser.error(f"--like takes STAGE=OTHER, both of: {', '.join(trained)}")
     path = CHECKPOINTS / "nano" / "wall_times.json"
     times = json.loads(path.read_text(encoding="utf-8"))
 
@@ -213,7 +258,7 @@ def main(argv: list[str] | None = None) -> int:
         write_json(path, {name: row["seconds"] for name, row in result["stages"].items()})
 
     try:
-        result = measure(args.stages, times, keep)
+        result = measure([name for name in args.stages if name not in alike], times, keep, alike)
     except UserError as error:
         print(f"error: {error} (stages timed so far are kept; go on with --stages)", file=sys.stderr)
         return 2
