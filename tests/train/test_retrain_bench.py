@@ -104,3 +104,21 @@ def test_stages_of_a_lane_are_timed_beside_the_other_lane_with_its_threads(tmp_p
     (tmp_path / "retrain.json").write_text(json.dumps(result))
     again = retrain.measure(["hift_whole"], {name: row["seconds"] for name, row in rows.items()})
     assert again["stages"]["mels"] == rows["mels"], "counted twice once, not again"
+
+
+def test_a_stage_can_take_the_steps_of_one_timed_before():
+    report = json.loads(retrain.REPORT.read_text())
+    row = retrain.like("flow_fast", "flow_short", report["stages"])
+    other = report["stages"]["flow_short"]
+    assert row["seconds_per_step"] == other["seconds_per_step"][-1:], "all of it learns, as in the other's last phase"
+    assert row["like"] == "flow_short" and row["steps"] == retrain.resolved("omnilib.train.flow", "flow_nano_fast")["steps"]
+    result = retrain.measure([], {"corpus": 100.0, "flow_short": other["seconds"]}, alike={"flow_fast": "flow_short"})
+    assert result["stages"]["flow_fast"] == row
+    with pytest.raises(DataError, match="not one of hift"):
+        retrain.like("flow_fast", "hift", report["stages"])
+    with pytest.raises(DataError, match="not one of flow_speeds"):  # another mel
+        retrain.like("flow_fast", "flow_speeds", report["stages"])
+    with pytest.raises(DataError, match="has not been timed"):
+        retrain.like("flow_fast", "flow_short", {})
+    with pytest.raises(SystemExit):
+        retrain.main(["--stages", "--like", "flow_fast"])
