@@ -151,19 +151,10 @@ def like(name: str, other: str, rows: dict[str, dict]) -> dict:
     if "seconds_per_step" not in rows.get(other, {}):
         raise DataError(f"{other} has not been timed: name it in --stages")
     row, steps = rows[other], sum(count for count, _ in phases(mine))
-    known = {key: row[key] for key in ("seconds_per_evaluation", "start_seconds")}
-    evaluations = -(-steps // mine["eval_every"]) * known["seconds_per_evaluation"]
-    seconds = known["start_seconds"] + steps * row["seconds_per_step"][-1] + evaluations
-    threads = {"threads": row["threads"]} if "threads" in row else {}
-    return {
-        "steps": steps,
-        **threads,
-        "seconds_per_step": row["seconds_per_step"][-1:],
-        **known,
-        "seconds": round(seconds, 1),
-        "like": other,
-        "recorded_seconds": recorded(name, out),
-    }
+    step, evaluations = row["seconds_per_step"][-1], -(-steps // mine["eval_every"])
+    seconds = row["start_seconds"] + steps * step + evaluations * row["seconds_per_evaluation"]
+    own = {"steps": steps, "seconds_per_step": [step], "seconds": round(seconds, 1), "like": other, "recorded_seconds": recorded(name, out)}
+    return row | own
 
 
 def recorded(name: str, out: Path) -> float | None:
