@@ -1,0 +1,42 @@
+"""From notebooks to reports/<scale>/<notebook>/: report.html, metrics.json, provenance.json, figures/, audio/.
+
+run.py        inside a notebook: `run = report.start(...)` collects numbers, figures and sounds
+notebooks.py  outside: execute one headless (papermill) and stamp it
+html.py       pages                 index.py   front page and README tables
+
+python -m omnilib.report index      rebuild reports/index.html, reports/README.md and README's results table
+"""
+
+from omnilib.report.html import html_table, markdown_table, math_to_mathml, page, render, show
+from omnilib.report.index import HEADLINES, build_index, command_of, load_summary, number, summary_rows, update_markers
+from omnilib.report.notebooks import Outcome, check_parameters, first_words, list_notebooks, run_notebook, run_notebooks
+from omnilib.report.run import AUDIO_RATE, VERDICTS, Run, encode_mp3, holds, paper_row, start
+
+__all__ = [
+    "AUDIO_RATE",
+    "HEADLINES",
+    "Outcome",
+    "Run",
+    "VERDICTS",
+    "build_index",
+    "check_parameters",
+    "command_of",
+    "encode_mp3",
+    "first_words",
+    "holds",
+    "html_table",
+    "list_notebooks",
+    "load_summary",
+    "markdown_table",
+    "math_to_mathml",
+    "number",
+    "page",
+    "paper_row",
+    "render",
+    "run_notebook",
+    "run_notebooks",
+    "show",
+    "start",
+    "summary_rows",
+    "update_markers",
+]

@@ -1,0 +1,187 @@
+"""Inside a notebook: `run = report.start(...)` collects numbers, figures and sounds, and stamps them."""
+
+import html
+import io
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omnilib.errors import UserError
+from omnilib.paths import NOTEBOOKS, ROOT
+from omnilib.provenance import stamp, write_json
+from omnilib.report.html import data_uri, html_table, show
+from omnilib.report.index import load_summary
+
+VERDICTS = ("reproduced", "trend holds", "differs", "not attempted")
+AUDIO_RATE = 24000
+
+
+def start(name: str, scale: str, seed: int = 0, out_dir: str = "", **parameters: Any) -> "Run":
+    """Begin a report: seeds everything, prints commit, device and versions, returns the collector.
+
+    Args:
+        name: notebook file name without .ipynb.
+        out_dir: report folder; "" means runs/notebooks/<scale>/<name>, so that exploring does not touch `reports/`.
+    """
+    from omnilib.environment import device_model, versions
+    from omnilib.provenance import git_state
+    from omnilib.train.common import seed_everything
+
+    seed_everything(seed)
+    folder = ROOT / (out_dir or f"runs/notebooks/{scale}/{name}")  # an absolute out_dir wins
+    folder.mkdir(parents=True, exist_ok=True)
+    run = Run(name, scale, folder, {"scale": scale, "seed": seed, **parameters})
+    git, version = git_state(), versions()
+    print(f"{name} · scale {scale} · seed {seed} · commit {git['commit'][:8]}{' + local changes' if git['dirty'] else ''}")
+    print(f"{device_model()} · " + " · ".join(f"{k} {version[k]}" for k in ("python", "torch", "transformers")))
+    run.write()
+    return run
+
+
+@dataclass
+class Run:
+    """What one notebook found; written to metrics.json at every addition."""
+
+    name: str
+    scale: str
+    folder: Path
+    parameters: dict
+    settings: dict = field(default_factory=dict)
+    metrics: dict[str, dict] = field(default_factory=dict)
+    figures: list[dict] = field(default_factory=list)
+    sounds: list[dict] = field(default_factory=list)
+    paper: list[dict] = field(default_factory=list)
+    started: float = field(default_factory=time.time)
+
+    def write(self) -> None:
+        keys = ("name", "scale", "settings", "metrics", "figures", "sounds", "paper")
+        write_json(self.folder / "metrics.json", {k: getattr(self, k) for k in keys})
+
+    def set(self, **settings: Any) -> None:
+        """Record decoding, retry and judge settings: they are part of every number."""
+        self.settings.update(settings)
+        self.write()
+
+    def metric(self, name: str, value: float, n: int, ci95: tuple[float, float] | None = None, unit: str = "", source: str = "") -> float:
+        """Record one measured number with its sample count and 95 % interval; returns the value."""
+        self.metrics[name] = {"value": float(value), "n": int(n), "ci95": [float(c) for c in ci95] if ci95 else None, "unit": unit}
+        if source:
+            self.metrics[name]["source"] = source
+        self.write()
+        return value
+
+    def from_summary(self, *names: str) -> dict[str, float]:
+        """Take headline figures that `make reproduce` measured (reports/<scale>/summary.json); absent ones are left out."""
+        summary, found = load_summary(self.scale), {}
+        for name in names:
+            entry = summary.get(name)
+            if entry and entry.get("value") is not None:
+                ci95 = entry["ci95"] if isinstance(entry.get("ci95"), list) else None
+                found[name] = self.metric(name, entry["value"], entry["n"] or 0, ci95, source=entry["source"])
+        return found
+
+    def figure(self, figure: Any, name: str, caption: str = "") -> None:
+        """Save a matplotlib figure as figures/<name>.png and show it."""
+        from matplotlib import pyplot
+
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+        pyplot.close(figure)
+        self.keep("figures", f"{name}.png", buffer.getvalue(), caption)
+        show(f'<figure><img alt="{html.escape(caption or name)}" src="{data_uri("image/png", buffer.getvalue())}">', caption)
+
+    def audio(self, wave: Any, rate: int, name: str, caption: str = "", demo: bool = False) -> None:
+        """Save a wave (T,) as audio/<name>.mp3 and show a player; `demo` puts it on the front page too."""
+        data = encode_mp3(wave, rate)
+        self.keep("sounds", f"{name}.mp3", data, caption, demo=demo)
+        show(f'<figure><audio controls preload="none" src="{data_uri("audio/mpeg", data)}"></audio>', caption or name)
+
+    def keep(self, kind: str, file: str, data: bytes, caption: str, **more: Any) -> None:
+        """Write a file of the report and list it once."""
+        folder = {"figures": "figures", "sounds": "audio"}[kind]
+        path = self.folder / folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        items = [i for i in getattr(self, kind) if i["file"] != f"{folder}/{file}"]
+        setattr(self, kind, [*items, {"file": f"{folder}/{file}", "caption": caption, **more}])
+        self.write()
+
+    def paper_table(self, rows: list[dict]) -> None:
+        """Draw "what the paper says vs what we measured".
+
+        Each row: claim, ref (table or section), paper (their value), metric (a name in metrics.json, or None), verdict, and
+        optionally judge (judge and decoding) and why (required for `not attempted`). A number never comes from the row itself:
+        without a recorded metric the row reads `not attempted`.
+        """
+        recorded = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+        self.paper = [paper_row(row, recorded, self.scale) for row in rows]
+        self.write()
+        head = ("claim (paper ref)", "paper", "measured", "scale · n", "judge / decoding", "verdict")
+        cells = [
+            (
+                f"{r['claim']} ({r['ref']})",
+                r["paper"],
+                r["measured"],
+                r["scale_n"],
+                r["judge"],
+                r["verdict"] + (f": {r['why']}" if r["why"] else ""),
+            )
+            for r in self.paper
+        ]
+        show(html_table(head, cells))
+
+    def finish(self) -> None:
+        """Write provenance.json and print what was recorded."""
+        notebook = NOTEBOOKS / f"{self.name}.ipynb"
+        files = {"notebook": notebook} if notebook.exists() else {}
+        record = stamp(self.scale, self.parameters, self.settings, files, time.time() - self.started)
+        write_json(self.folder / "provenance.json", {"status": "ok", **record})
+        print(f"{len(self.metrics)} metrics, {len(self.figures)} figures, {len(self.sounds)} sounds")
+
+
+def holds(trend: bool) -> str:
+    """Verdict on a trend that a run below paper scale was looked at for."""
+    return "trend holds" if trend else "differs"
+
+
+def paper_row(row: dict, recorded: dict[str, dict], scale: str) -> dict:
+    """Check one row and fill in its measured value.
+
+    Raises:
+        UserError: a verdict outside the list, `reproduced` below paper scale, or `not attempted` without a reason.
+    """
+    name, verdict, why = row.get("metric"), row["verdict"], row.get("why", "")
+    if verdict not in VERDICTS:
+        raise UserError(f"verdict '{verdict}' of '{row['claim']}' is not one of: {', '.join(VERDICTS)}")
+    if verdict == "reproduced" and scale != "paper":
+        raise UserError(f"'{row['claim']}': a {scale} run never earns `reproduced`; say `trend holds` or `differs`")
+    entry = recorded.get(name) if name else None
+    if entry is None and verdict != "not attempted":
+        verdict, why = "not attempted", f"no metric '{name}' was recorded in this run"
+    if verdict == "not attempted" and not why:
+        raise UserError(f"'{row['claim']}': `not attempted` needs a reason in `why`")
+    measured, count = "-", "-"
+    if entry is not None:
+        ci = entry.get("ci95")
+        measured = (
+            f"{entry['value']:.4g}" + (f" ({ci[0]:.3g} to {ci[1]:.3g})" if ci else "") + (f" {entry['unit']}" if entry.get("unit") else "")
+        )
+        count = f"{scale} · {entry['n']}"
+    keep = {k: str(row.get(k, "")) for k in ("claim", "ref", "paper", "judge")}
+    return {**keep, "metric": name, "measured": measured, "scale_n": count, "verdict": verdict, "why": why}
+
+
+def encode_mp3(wave: Any, rate: int) -> bytes:
+    """A mono wave (T,) as MP3 at 24 kHz: every browser plays it, and it is 8 times smaller than WAV."""
+    import numpy
+    import soundfile
+    import soxr
+
+    samples = numpy.asarray(wave, dtype=numpy.float32).reshape(-1)
+    if rate != AUDIO_RATE:
+        samples = soxr.resample(samples, rate, AUDIO_RATE)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples.clip(-1, 1), AUDIO_RATE, format="MP3", subtype="MPEG_LAYER_III")
+    return buffer.getvalue()
