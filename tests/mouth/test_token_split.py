@@ -16,12 +16,15 @@ def test_reference_grids_split_as_in_the_reference(golden):
     layout = Layout(c["tokenizer_text_size"], c["tokenizer_speech_size"], c["speech_token_count"], c["speech_token_pre_pad"])
     assert (layout.audio_sep, layout.audio_end) == (c["audio_sep"], c["audio_end"])
     for case in meta["cases"]:
+        if not t.has(f"in.{case}.grid", f"out.{case}.tokens"):
+            continue
         grid = t[f"in.{case}.grid"][0]
         before = grid.clone()
         tokens = split_tokens(grid, layout, c["audio_blank"], quirks=True)
         assert torch.equal(grid, before), "the caller's grid must not change"
         assert torch.equal(tokens, t[f"out.{case}.tokens"][0].long()), case
-        assert [len(b) for b in vocoder_blocks(tokens)] == t[f"out.{case}.call_lengths"].tolist(), case
+        if t.has(f"out.{case}.call_lengths"):
+            assert [len(b) for b in vocoder_blocks(tokens)] == t[f"out.{case}.call_lengths"].tolist(), case
 
 
 def test_reference_decodings_split_as_in_the_reference(golden):
@@ -29,6 +32,8 @@ def test_reference_decodings_split_as_in_the_reference(golden):
     c, split = meta["config"], golden("token2audio_split")[0]["config"]
     layout = Layout(c["tokenizer_text_size"], c["tokenizer_speech_size"], c["speech_token_count"], c["speech_token_pre_pad"])
     for case in meta["cases"]:
+        if not t.has(f"out.{case}.grid", f"out.{case}.cosyvoice_tokens"):
+            continue
         tokens = split_tokens(t[f"out.{case}.grid"][0], layout, split["audio_blank"], quirks=True)
         assert torch.equal(tokens, t[f"out.{case}.cosyvoice_tokens"][0].long()), case
 

@@ -26,14 +26,16 @@ def from_golden(config: dict) -> SpeechTokenizerConfig:
 
 def test_hidden_states_and_codes_match_the_reference_strictly_loaded(golden):
     config, t = golden("fsq_tokenizer")
-    model = SpeechTokenizer(from_golden(config)).eval()
-    model.load_state_dict({k[2:]: v for k, v in t.items() if k.startswith("w.")}, strict=True)
+    model = t.load_into(SpeechTokenizer(from_golden(config))).eval()
     with torch.no_grad():
         got = model(t["in.mel"], t["in.mel_len"])
     assert torch.equal(got.lengths, t["out.codes_len"])
     valid = valid_mask(got.lengths, got.codes.shape[1])
-    torch.testing.assert_close(got.hidden[valid], t["out.hidden"][valid], atol=config["tolerance"]["hidden abs"], rtol=0)
-    torch.testing.assert_close(got.latent[valid], t["out.pre_tanh"][valid], atol=config["tolerance"]["hidden abs"], rtol=0)
+    near = dict(atol=config["tolerance"]["hidden abs"], rtol=0)
+    if t.has("out.hidden"):
+        torch.testing.assert_close(got.hidden[valid], t["out.hidden"][valid], **near)
+    if t.has("out.pre_tanh"):
+        torch.testing.assert_close(got.latent[valid], t["out.pre_tanh"][valid], **near)
     assert torch.equal(got.codes[valid], t["out.codes"][valid].long())
     codes, lengths = model.encode(t["in.mel"], t["in.mel_len"])
     assert torch.equal(codes[valid], t["out.codes"][valid].long()) and torch.equal(lengths, t["out.codes_len"])
