@@ -1,0 +1,121 @@
+"""ARTIFACT.md: one row a claim of README and chapters, with the command that shows it, its value, tolerance and cost.
+
+The table is drawn from the committed figures by `omni report`; the claims that no figure holds are listed here. `QUICK` ones are run
+by the test suite as they stand.
+"""
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from omnilib.paths import REPORTS
+from omnilib.report.html import markdown_table
+from omnilib.report.index import HEADLINES, load_summary, number
+
+EVAL = "python -m omnilib.eval.nano"
+ALL_LINES = (
+    "python -m data_prep.frozen --corpus data/nano --out data/frozen_all --all && "
+    "python -m omnilib.eval.nano --frozen data/frozen_all --parts short --reports runs/all && "
+    "python -m omnilib.eval.all_lines --run runs/all"
+)
+CURATION = (
+    "python -m data_prep.wild --seed 2 --out data/wild && "
+    "python -m data_prep.curate --recipe wild --manifest data/wild/manifest.jsonl --out runs/wild && "
+    "python -m data_prep.score --wild data/wild --curated runs/wild --report runs/curation"
+)
+COST = {  # command -> minutes on 2 cores, GB of memory at most
+    EVAL: (13, 4), ALL_LINES: (35, 4), CURATION: (45, 4), "make retrain": (720, 8), "make reproduce": (25, 4),
+    "python -m omnilib.bench.curation": (10, 4),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence that a reader may doubt, and how to see for oneself."""
+
+    text: str
+    where: str
+    command: str
+    value: str
+    tolerance: str
+    minutes: float
+    memory: float  # GB
+    quick: bool = False
+
+
+LIBRARY = (
+    Claim("What is typed becomes a wave", "README", 'omni speak "the light of the morning was on the water" -o runs/hello.wav',
+          "a wave file", "exit code 0", 0.3, 1.5, quick=True),
+    Claim("Every committed figure follows from the committed records", "README", "omni verify --arithmetic",
+          "every line ok", "rounding (1e-9)", 0.3, 1, quick=True),
+    Claim("No committed figure is older than what stands behind it", "README", "omni report --check",
+          "exit code 0", "exact (hashes)", 0.2, 0.5, quick=True),
+    Claim("Greedy decoding writes the grids of the released code", "04", "python -m pytest -p no:xdist tests/mouth -k reference",
+          "all pass", "ids exact, logits 2e-4", 0.3, 1, quick=True),
+    Claim("Flow and vocoder compute what the released code computes", "03", "python -m pytest -p no:xdist tests/voice -k reference",
+          "all pass", "in each fixture's json", 0.5, 1, quick=True),
+    Claim("The same classes have the published sizes of 0.6B, 2B and 4B", "README",
+          "python -m pytest -p no:xdist tests/test_weights.py -k size", "all pass", "parameter counts exact", 0.2, 1, quick=True),
+    Claim("Training goes on after kill -9 with the same losses", "05", "python -m pytest -p no:xdist tests/train -k killed",
+          "all pass", "losses equal to 1e-6", 2, 2),
+)  # fmt: skip
+
+
+def tolerance_of(key: str) -> str:
+    """How far another machine may be from a headline figure."""
+    if key.startswith(("rtf", "ttfs", "curation_audio", "retrain")):
+        return "a time: other machines differ"
+    if key.startswith(("wer", "zh", "long_wer", "clone", "everyday")):
+        return "2 points (the judge's arithmetic differs between processors)"
+    if key.startswith(("sim", "long_similarity")):
+        return "0.01"
+    return "exact"
+
+
+def command_of(key: str) -> str:
+    """What measures a headline figure."""
+    if key.endswith("_all"):
+        return ALL_LINES
+    if key == "curation_audio_hours_per_hour_no_asr":
+        return "python -m omnilib.bench.curation"
+    return CURATION if key.startswith("curation") else "make retrain" if key == "retrain_hours" else EVAL
+
+
+def headline_claims(scale: str, reports: Path) -> list[Claim]:
+    """Rows of the README's results table."""
+    claims = []
+    for key, entry in load_summary(scale, reports).items():
+        if key in HEADLINES and entry.get("value") is not None:
+            name, unit = HEADLINES[key][:2]
+            command = command_of(key)
+            claims.append(Claim(name.strip(), "README", command, number(entry, unit), tolerance_of(key), *COST[command]))
+    return claims
+
+
+def chapter_claims(scale: str, reports: Path) -> list[Claim]:
+    """Rows of the chapters' tables "what the paper says vs what we measured" that were measured."""
+    claims = []
+    for path in sorted((reports / scale).glob("[0-9]*/metrics.json")):
+        name, rows = path.parent.name, json.loads(path.read_text(encoding="utf-8")).get("paper", [])
+        for row in rows:
+            if row["verdict"] != "not attempted":
+                command = f"omni reproduce --only {name[:2]}"
+                text = f"{row['claim']}: {row['verdict']}"
+                claims.append(Claim(text, name[:2], command, row["measured"], "the verdict stays", 3, 3))
+    return claims
+
+
+def table(scale: str = "nano", reports: Path = REPORTS) -> str:
+    """All claims as a Markdown table."""
+    rows = [
+        (c.text, c.where, f"`{c.command}`", c.value, c.tolerance, f"{c.minutes:g}", f"{c.memory:g}")
+        for c in (*LIBRARY, *headline_claims(scale, reports), *chapter_claims(scale, reports))
+    ]
+    return markdown_table(("claim", "stated in", "command", "value", "tolerance", "minutes", "GB"), rows)
+
+
+def arguments(command: str, python: str) -> list[str]:
+    """A quick claim's command for `subprocess`, with the `python` that the tests run in."""
+    first, *rest = shlex.split(command)
+    return [python, "-m", "omnilib.cli", *rest] if first == "omni" else [python, *rest]
