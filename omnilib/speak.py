@@ -11,8 +11,8 @@ Shapes: N tokens (25 Hz), T samples (24 kHz).
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -60,6 +60,8 @@ class SpeakResult:
     tokens: Tensor  # (N,)
     chunks: list[Chunk]
     timings: dict[str, float]  # seconds of work in each module
+    messages: list[str] = field(default_factory=list)  # one sentence each: what the user should know about the result
+    complete: bool = True  # whether all of the text was spoken
 
     @property
     def seconds(self) -> float:
@@ -77,6 +79,26 @@ class SpeakResult:
 
     def save(self, path: str | Path) -> None:
         save_wave(path, self.wave, self.rate)
+
+
+class SpeechStream:
+    """Pieces of a wave, (n,) each, to be iterated over once; what is to be said about them stands here afterwards.
+
+    Attributes:
+        chunks, messages, complete: as in `SpeakResult`, valid after the last piece.
+    """
+
+    def __init__(self, pieces: Callable[["SpeechStream"], Iterator[Tensor]]):
+        self.chunks: list[Chunk] = []
+        self.messages: list[str] = []
+        self.complete = True
+        self.pieces = pieces(self)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        return next(self.pieces)
 
 
 @dataclass
@@ -178,8 +200,12 @@ class Speaker:
         language: str | None = None,
         seed: int = 0,
         temperature: float | None = None,
+        progress: bool = False,
     ) -> SpeakResult:
         """Speak a text as a whole.
+
+        Args:
+            progress: show a progress bar on standard error.
 
         Raises:
             UserError: the text, the voice or a setting cannot be used; the message says what to do.
@@ -195,7 +221,6 @@ class Speaker:
         wave, parts = speak_tokens(self.codec, result.tokens, reference.voice)
         return SpeakResult(wave, self.rate, result.tokens, result.chunks, timings | parts)
 
-    @torch.inference_mode()
     def stream(
         self,
         text: str,
@@ -204,10 +229,20 @@ class Speaker:
         language: str | None = None,
         seed: int = 0,
         temperature: float | None = None,
-    ) -> Iterator[Tensor]:
-        """Speak while the text is being decoded: wave pieces (n,), the same tokens as `speak`."""
+        progress: bool = False,
+    ) -> SpeechStream:
+        """Speak while the text is being decoded: wave pieces (n,), the same tokens as `speak`.
+
+        Raises:
+            UserError: as `speak`, at once and not at the first piece.
+        """
         reference, request, settings = self.prepare(text, voice, voice_text, language, seed, temperature)
-        yield from self.codec.stream(decode.stream(self.model, self.tokenizer, request, settings), reference.voice)
+
+        @torch.inference_mode()
+        def pieces(stream: SpeechStream) -> Iterator[Tensor]:
+            yield from self.codec.stream(decode.stream(self.model, self.tokenizer, request, settings), reference.voice)
+
+        return SpeechStream(pieces)
 
 
 def speak_tokens(codec: Codec, tokens: Tensor, voice: Voice) -> tuple[Tensor, dict[str, float]]:
