@@ -100,6 +100,10 @@ class SpeechStream:
     def __next__(self) -> Tensor:
         return next(self.pieces)
 
+    def close(self) -> None:
+        """Stop here; no more pieces will be asked for."""
+        self.pieces.close()
+
 
 @dataclass
 class Reference:
