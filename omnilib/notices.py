@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from omnilib.errors import UserError
 from omnilib.mouth.chunking import Chunk
 from omnilib.mouth.passes import duration
-from omnilib.mouth.readable import SPOKEN_SCRIPTS, Reading, script
-from omnilib.spoken import HAN, clean_text
+from omnilib.mouth.readable import HAN, SPOKEN_SCRIPTS, Reading, script
+from omnilib.text import clean_text
 
 NAMES = {"en": "English", "zh": "Chinese"}
 SMALL_SHARE = 0.2  # of another language in a text: names and loan words
@@ -46,12 +46,15 @@ def unreadable(reading: Reading, what: str = "this text") -> list[str]:
     """
     if not reading.left_out:
         return []
-    seen = dict.fromkeys(reading.left_out)
-    scripts = listing(dict.fromkeys(map(script, seen)))
-    shown = "".join(list(seen)[:20]) + ("…" if len(seen) > 20 else "")
-    if 2 * len(reading.left_out) >= reading.letters:
-        raise UserError(f"this model cannot read {what}: it has never seen its {scripts} letters ({shown}); it speaks English and Chinese")
-    return [f"not spoken, because this model has never seen them: the {scripts} letters {shown}"]
+    lost = "".join(reading.left_out)
+    scripts = listing(dict.fromkeys(map(script, lost)))
+    runs = list(dict.fromkeys(reading.left_out))
+    shown = ", ".join(runs[:5]) + (", …" if len(runs) > 5 else "")
+    if 2 * len(lost) >= reading.letters:
+        raise UserError(
+            f"this model cannot read {what}: it has never seen {scripts} letters like {shown[:60]}; it speaks English and Chinese"
+        )
+    return [f"not spoken, because this model has never seen them: the {scripts} letters {shown[:200]}"]
 
 
 def doubtful(text: str) -> list[str]:

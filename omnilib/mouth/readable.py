@@ -24,6 +24,7 @@ from omnilib.text import encode
 
 MARKS = {"!": ".", "?": ".", ";": ",", ":": ",", "！": "。", "？": "。", "；": "，", "：": "，", "、": "，", "-": " "}
 LETTERS = {"ß": "ss", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th", "ı": "i", "ŋ": "ng", "ə": "e", "ĸ": "k"}
+HAN = "\u4e00-\u9fff"
 SPOKEN_SCRIPTS = ("Latin", "Chinese")  # those of the languages that this family of models is trained to speak
 
 
@@ -32,12 +33,12 @@ class Reading:
     """A text as the model gets it.
 
     Attributes:
-        left_out: the letters that nothing stands for, in their order.
+        left_out: the letters that nothing stands for, in the runs in which they stood.
         letters: letters of the text in all.
     """
 
     text: str
-    left_out: str
+    left_out: tuple[str, ...]
     letters: int
 
 
@@ -96,17 +97,19 @@ class Reader:
 
     def read(self, text: str) -> Reading:
         """The text in characters that the tokenizer knows; `text` is in spoken form."""
+        letters = sum(map(str.isalpha, text))
         unknown = {c for c in text if not c.isspace() and not self.knows(c)}
+        if not unknown:
+            return Reading(text, (), letters)
         instead: dict[str, str] = {}
         for char in unknown:
             other = MARKS.get(char) or (plain(char) if script(char) == "Latin" else "")
             instead[char] = other if all(map(self.knows, other)) else ""
-        pieces, left_out = [], []
-        for run in re.findall(r"[\u4e00-\u9fff]+|[^\u4e00-\u9fff]+", text) if unknown else [text]:
+        pieces: list[str] = []
+        for run in re.findall(f"[{HAN}]+|[^{HAN}]+", text):
             if script(run[0]) == "Chinese" and not unknown.isdisjoint(run):
-                chosen = self.same_sound(run)
+                pieces += self.same_sound(run)
             else:
-                chosen = [instead.get(c, c) for c in run]
-            pieces += chosen
-            left_out += [a for a, b in zip(run, chosen, strict=True) if not b and a.isalpha()]
-        return Reading("".join(pieces), "".join(left_out), sum(map(str.isalpha, text)))
+                pieces += [instead.get(c, c) for c in run]
+        lost = "".join(a if not b and a.isalpha() else " " for a, b in zip(text, pieces, strict=True))
+        return Reading("".join(pieces), tuple(lost.split()), letters)
