@@ -156,6 +156,7 @@ class ChunkMachine:
         self.rows_counted = 0  # the guard's row counter; differs from chunk.rows only under reference_quirks
         self.rows_made = 0  # of all chunks, separators included
         self.row_in_chunk = 0
+        self.sentence_over = False  # whether the newest text id ends a sentence
         k = layout.streams
         self.eos_needed = k if rules.eos_streams is None else min(rules.eos_streams, k)
         blank = 3 if rules.reference_quirks else max(1, k - k // 4)  # the reference has 3 for any k
@@ -218,11 +219,15 @@ class ChunkMachine:
 
     @property
     def room(self) -> bool:
-        """Whether another chunk surely fits into the rows allowed."""
+        """Whether the text up to the next sentence end surely fits into the rows allowed; inside a sentence, the next chunk."""
         if self.rules.rows is None:
             return True
-        ids = min(len(self.buffer), self.rules.max_tokens + 1)
-        return self.rows_made + 1 + self.rules.longest(ids) <= self.rules.rows
+        left, rest = self.rules.rows - self.rows_made - 1, self.rest
+        for start, end in split_text(rest, self.piece, self.rules):
+            left -= self.rules.longest(end - start)
+            if left < 0 or not self.sentence_over or is_sentence_end(self.piece(rest[end - 1])):
+                break
+        return left >= 0
 
     def truncate(self) -> None:
         """The row limit was reached: stop here, keep what was spoken."""
@@ -236,6 +241,7 @@ class ChunkMachine:
         assert self.buffer, "there is no text to speak"
         text = self.buffer.popleft()
         chunk.text_tokens += 1
+        self.sentence_over = is_sentence_end(self.piece(text))
         if chunk_is_full(chunk.text_tokens, self.piece(text), self.rules) or not self.buffer:
             self.phase = Kind.PADDING
         return text, speech, Kind.TEXT
