@@ -11,44 +11,45 @@ Shapes: N tokens (25 Hz), T samples (24 kHz).
 
 import json
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from omnilib import config as configs
-from omnilib import weights
+from omnilib import notices, weights
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, load_wave, save_wave
 from omnilib.errors import AudioError, CheckpointError, UserError
 from omnilib.mouth import decode
-from omnilib.mouth.chunking import Chunk
+from omnilib.mouth.chunking import Chunk, is_sentence_end
 from omnilib.mouth.decode import DecodeSettings, Request
+from omnilib.mouth.passes import check_length, chunk_ids, expected_seconds, fit, left_over
+from omnilib.mouth.readable import Reader
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.paths import CHECKPOINTS
-from omnilib.spoken import clean_text
-from omnilib.text import detect_language, load_tokenizer
+from omnilib.text import clean_text, detect_language, encode, layout_of, load_tokenizer, prompt_rows
 from omnilib.voice.codec import Codec, Voice
+from omnilib.voice.ending import FRAMES, Levels, ends_loud
 
 LANGUAGES = ("en", "zh")
-MAX_CHARACTERS = 20_000  # about 25 minutes of English: beyond the mouth's row limit
 LONGEST_REFERENCE = 30.0  # seconds
+RETRY_CHUNKS = 4  # a pass of more chunks is not decoded again because of one of them
 
 
 def check_text(text: str, language: str | None = None) -> str:
-    """The language of a text that can be spoken.
+    """The language that most of a text is in, or the one given.
 
     Raises:
-        UserError: nothing to say in it, too long, or a language we do not know.
+        UserError: nothing to say in it, or a language we do not know.
     """
     if language is not None and language not in LANGUAGES:
         raise UserError(f"unknown language '{language}': choose one of {', '.join(LANGUAGES)}")
     if not any(map(str.isalnum, text)):
         raise UserError("there is nothing to say in this text: give at least one word")
-    if len(text) > MAX_CHARACTERS:
-        raise UserError(f"the text has {len(text):,} characters: speak at most {MAX_CHARACTERS:,} at a time, chapter by chapter")
-    return language or detect_language(text)
+    return language or ("zh" if notices.chinese_share(text) >= 0.5 else "en")
 
 
 @dataclass
@@ -60,6 +61,8 @@ class SpeakResult:
     tokens: Tensor  # (N,)
     chunks: list[Chunk]
     timings: dict[str, float]  # seconds of work in each module
+    messages: list[str] = field(default_factory=list)  # one sentence each: what the user should know about the result
+    complete: bool = True  # whether all of the text was spoken
 
     @property
     def seconds(self) -> float:
@@ -79,12 +82,68 @@ class SpeakResult:
         save_wave(path, self.wave, self.rate)
 
 
+class SpeechStream:
+    """Pieces of a wave, (n,) each, to be iterated over once.
+
+    Attributes:
+        chunks, messages, complete: as in `SpeakResult`, valid after the last piece.
+    """
+
+    def __init__(self, pieces: Callable[["SpeechStream"], Iterator[Tensor]], messages: Sequence[str] = ()):
+        self.chunks: list[Chunk] = []
+        self.messages = list(messages)
+        self.complete = True
+        self.pieces = pieces(self)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return self
+
+    def __next__(self) -> Tensor:
+        return next(self.pieces)
+
+    def close(self) -> None:
+        """Stop here; no more pieces will be asked for."""
+        self.pieces.close()
+
+
 @dataclass
 class Reference:
     """A voice to speak with: the recording as the codec sees it, and what is said in it."""
 
     voice: Voice
     text: str
+    language: str = "en"
+    name: str = ""
+
+
+@dataclass
+class Job:
+    """A text ready to be spoken.
+
+    Attributes:
+        request: with the ids of the whole text.
+        settings: those of one pass.
+        seconds: of speech that are expected.
+        messages: what is to be said about the text and the voice.
+        whole: whether all of the text can be spoken.
+    """
+
+    reference: Reference
+    request: Request
+    settings: DecodeSettings
+    seconds: float
+    messages: list[str]
+    whole: bool
+
+    def outcome(self, chunks: list[Chunk]) -> tuple[list[str], bool]:
+        """Messages about text and speech, and whether all of the text was spoken."""
+        said = notices.about_chunks(chunks, greedy=self.settings.temperature == 0)
+        return self.messages + said, self.whole and all(chunk.error in (None, "end") for chunk in chunks)
+
+    def bar(self, show: bool) -> tqdm:
+        """A progress bar over the speech, shown when it takes more than two seconds."""
+        form = "{l_bar}{bar}| {n:.0f} of about {total:.0f} s of speech [{elapsed}<{remaining}]"
+        return tqdm(desc="speaking", total=self.seconds, disable=not show, delay=2, bar_format=form)
 
 
 class Speaker:
@@ -92,12 +151,23 @@ class Speaker:
 
     Args:
         voices: name -> {"file": path inside `folder`, "text", "language"}; the first of a language is its default.
+        bilingual: whether a voice of one language can speak the other, as those of the paper's models can.
     """
 
-    def __init__(self, model: SpeechLM, tokenizer, codec: Codec, settings: DecodeSettings, folder: Path, voices: dict[str, dict]):
+    def __init__(
+        self,
+        model: SpeechLM,
+        tokenizer,
+        codec: Codec,
+        settings: DecodeSettings,
+        folder: Path,
+        voices: dict[str, dict],
+        bilingual: bool = False,
+    ):
         self.model, self.tokenizer, self.codec = model.eval(), tokenizer, codec
         self.settings, self.folder, self.voices = settings, folder, voices
-        self.rate = VOICE_RATE
+        self.rate, self.bilingual = VOICE_RATE, bilingual
+        self.reader, self.layout = Reader(tokenizer), layout_of(model.config, tokenizer)
         self.heard: dict[tuple, Reference] = {}  # recordings are analysed once
 
     @classmethod
@@ -127,7 +197,7 @@ class Speaker:
     @classmethod
     def from_published(cls, parts: weights.Published) -> "Speaker":
         """The paper's decoding rules, and no voices of its own: give a recording."""
-        return cls(parts.mouth, parts.tokenizer, parts.codec, DecodeSettings(), Path(), {})
+        return cls(parts.mouth, parts.tokenizer, parts.codec, DecodeSettings(), Path(), {}, bilingual=True)
 
     def reference(self, voice: str | Path | None, voice_text: str | None, language: str) -> Reference:
         """The voice of a name, of a recording, or the language's default.
@@ -143,13 +213,14 @@ class Speaker:
             voice = fitting[0]
         if str(voice) in self.voices:
             entry = self.voices[str(voice)]
-            path, text = self.folder / entry["file"], entry["text"]
+            path, text, spoken = self.folder / entry["file"], entry["text"], entry["language"]
         else:
             path, text = Path(voice), voice_text
             if not path.exists():
                 raise AudioError(f"no recording {voice}, and no voice of that name: choose a file or one of {', '.join(self.voices)}")
             if not (text and text.strip()):
                 raise UserError(f"say with --voice-text what is spoken in {voice}: the model continues from it")
+            spoken = detect_language(text)
         key = (str(path), text)
         if key not in self.heard:
             wave = load_wave(path, TOKENIZER_RATE)
@@ -157,17 +228,48 @@ class Speaker:
                 raise AudioError(
                     f"{path} lasts {len(wave) / TOKENIZER_RATE:.0f} s: cut out 3 to {LONGEST_REFERENCE:.0f} s and give their text"
                 )
-            self.heard[key] = Reference(self.codec.voice(wave, TOKENIZER_RATE), text)
+            self.heard[key] = Reference(self.codec.voice(wave, TOKENIZER_RATE), text, spoken, str(voice))
         return self.heard[key]
+
+    def job(self, text: str, voice, voice_text, language, seed: int, temperature: float | None) -> Job:
+        """What both ways of speaking need; every mistake of the caller is found here."""
+        changes = {"seed": seed} | ({} if temperature is None else {"temperature": temperature})
+        settings = replace(self.settings, **changes)
+        language = check_text(text, language)
+        reading = self.reader.read(clean_text(text, language))
+        messages = notices.unreadable(reading) + notices.doubtful(reading.text)
+        messages += notices.long_words(text, lambda word: self.seconds_of(clean_text(word, language)))
+        seconds = check_length(len(encode(self.tokenizer, reading.text)), self.layout)
+        messages += notices.silent_symbols(text, language)
+        reference = self.reference(voice, voice_text, language)
+        if not self.bilingual:
+            messages += notices.wrong_voice(reading.text, reference.name, reference.language, self.voices)
+        said = self.reader.read(clean_text(reference.text))
+        messages += notices.unreadable(said, "the transcript of the voice")
+        prompt = prompt_rows(self.tokenizer, self.layout, said.text, reference.voice.tokens)
+        settings = fit(settings, self.model.config.max_position_embeddings, len(prompt))
+        final = clean_text(reading.text, language)  # what was left out has left blanks
+        ids = tuple(encode(self.tokenizer, final))
+        request = Request(final, said.text, reference.voice.tokens, ids)
+        return Job(reference, request, settings, seconds, messages, not reading.left_out)
+
+    def seconds_of(self, text: str) -> float:
+        """How long a text in spoken form will be, about."""
+        return expected_seconds(len(encode(self.tokenizer, text)), self.layout)
 
     def prepare(
         self, text: str, voice, voice_text, language, seed: int, temperature: float | None
     ) -> tuple[Reference, Request, DecodeSettings]:
-        """What both ways of speaking need; every mistake of the caller is found here."""
-        language = check_text(text, language)
-        reference = self.reference(voice, voice_text, language)
-        changes = {"seed": seed} | ({} if temperature is None else {"temperature": temperature})
-        return reference, Request(clean_text(text, language), reference.text, reference.voice.tokens), replace(self.settings, **changes)
+        """Voice, request and settings of a text, for callers that decode themselves."""
+        job = self.job(text, voice, voice_text, language, seed, temperature)
+        return job.reference, job.request, job.settings
+
+    def decode(self, job: Job, ids: tuple[int, ...], trial: int = 0) -> Generator[list[int], None, tuple[list[Chunk], tuple[int, ...]]]:
+        """One pass: its tokens row by row; returns its chunks and the ids it leaves over."""
+        machine = yield from decode.stream(self.model, self.tokenizer, replace(job.request, ids=ids), job.settings, trial)
+        for chunk, part in zip(machine.chunks, chunk_ids(ids, machine), strict=False):
+            chunk.text = self.tokenizer.decode(part).strip()
+        return machine.chunks, left_over(machine)
 
     @torch.inference_mode()
     def speak(
@@ -178,24 +280,63 @@ class Speaker:
         language: str | None = None,
         seed: int = 0,
         temperature: float | None = None,
+        progress: bool = False,
     ) -> SpeakResult:
-        """Speak a text as a whole.
+        """Speak a text as a whole, up to about an hour.
+
+        A short text with a flagged chunk is decoded again, `settings.speak_retries` times at most.
+
+        Args:
+            progress: show a progress bar on standard error.
 
         Raises:
             UserError: the text, the voice or a setting cannot be used; the message says what to do.
         """
-        timings, started = {}, time.perf_counter()
-        reference, request, settings = self.prepare(text, voice, voice_text, language, seed, temperature)
-        timings["voice"] = time.perf_counter() - started
         started = time.perf_counter()
-        result = decode.generate(self.model, self.tokenizer, [request], settings)[0]
-        timings["mouth"] = time.perf_counter() - started
-        if len(result.tokens) == 0:
-            raise UserError("the model gave no sound for this text: try another --seed or rephrase it")
-        wave, parts = speak_tokens(self.codec, result.tokens, reference.voice)
-        return SpeakResult(wave, self.rate, result.tokens, result.chunks, timings | parts)
+        job = self.job(text, voice, voice_text, language, seed, temperature)
+        timings = {"voice": time.perf_counter() - started, "mouth": 0.0, "flow": 0.0, "hift": 0.0}
+        waves, tokens, chunks, ids = [], [], [], job.request.ids
+        with job.bar(progress) as bar:
+            while ids:
+                part = self.speak_pass(job, ids, timings, bar)
+                waves.append(part.wave)
+                tokens.append(part.tokens)
+                chunks += part.chunks
+                ids = part.rest
+        if not sum(map(len, tokens)):
+            raise no_sound(job)
+        messages, complete = job.outcome(chunks)
+        return SpeakResult(join(waves), self.rate, torch.cat(tokens), chunks, timings, messages, complete)
 
-    @torch.inference_mode()
+    def speak_pass(self, job: Job, ids: tuple[int, ...], timings: dict[str, float], bar: tqdm) -> "Pass":
+        """One pass, decoded again while a chunk of it is flagged; of the trials the one with the fewest flags."""
+        best = None
+        for trial in range(job.settings.speak_retries + 1):
+            begun, started = bar.n, time.perf_counter()
+            tokens, steps = [], self.decode(job, ids, trial)
+            while True:
+                try:
+                    tokens += (row := next(steps))
+                except StopIteration as stop:
+                    chunks, rest = stop.value
+                    break
+                bar.update(len(row) / 50)  # half of the work
+            timings["mouth"] += time.perf_counter() - started
+            wave, flat = torch.empty(0), torch.tensor(tokens, dtype=torch.long)
+            if tokens:
+                wave, seconds = speak_tokens(self.codec, flat, job.reference.voice, bar)
+                timings |= {name: timings[name] + spent for name, spent in seconds.items()}
+            levels = Levels()
+            levels.push(wave)
+            flag_loud_ends(chunks, levels)
+            found = Pass(wave, flat, chunks, rest)
+            if best is None or found.flags < best.flags:
+                best = found
+            if not best.flags or len(chunks) > RETRY_CHUNKS:
+                break
+            bar.n = begun
+        return best
+
     def stream(
         self,
         text: str,
@@ -204,13 +345,80 @@ class Speaker:
         language: str | None = None,
         seed: int = 0,
         temperature: float | None = None,
-    ) -> Iterator[Tensor]:
-        """Speak while the text is being decoded: wave pieces (n,), the same tokens as `speak`."""
-        reference, request, settings = self.prepare(text, voice, voice_text, language, seed, temperature)
-        yield from self.codec.stream(decode.stream(self.model, self.tokenizer, request, settings), reference.voice)
+        progress: bool = False,
+    ) -> SpeechStream:
+        """Speak while the text is being decoded: wave pieces (n,), the tokens of the first trial of `speak`.
+
+        Raises:
+            UserError: as `speak`, at once and not at the first piece.
+        """
+        job = self.job(text, voice, voice_text, language, seed, temperature)
+
+        def tokens(stream: SpeechStream) -> Iterator[list[int]]:
+            ids = job.request.ids
+            while ids:
+                chunks, ids = yield from self.decode(job, ids)
+                stream.chunks += chunks
+            if not any(chunk.tokens for chunk in stream.chunks):
+                raise no_sound(job)
+
+        @torch.inference_mode()
+        def pieces(stream: SpeechStream) -> Iterator[Tensor]:
+            levels = Levels()
+            with job.bar(progress) as bar:
+                for piece in self.codec.stream(tokens(stream), job.reference.voice):
+                    levels.push(piece)
+                    bar.update(len(piece) / self.rate)
+                    yield piece
+            flag_loud_ends(stream.chunks, levels)
+            stream.messages, stream.complete = job.outcome(stream.chunks)
+
+        return SpeechStream(pieces, job.messages)
 
 
-def speak_tokens(codec: Codec, tokens: Tensor, voice: Voice) -> tuple[Tensor, dict[str, float]]:
+@dataclass
+class Pass:
+    """One pass of `speak`."""
+
+    wave: Tensor  # (T,)
+    tokens: Tensor  # (N,)
+    chunks: list[Chunk]
+    rest: tuple[int, ...]  # text ids left over
+
+    @property
+    def flags(self) -> int:
+        return sum(chunk.error is not None for chunk in self.chunks)
+
+
+def no_sound(job: Job) -> UserError:
+    greedy = job.settings.temperature == 0
+    return UserError(f"the model gave no sound for this text: {'rephrase it' if greedy else 'try another --seed or rephrase it'}")
+
+
+def flag_loud_ends(chunks: list[Chunk], levels: Levels) -> None:
+    """Give the flag "end" to chunks whose text ends a sentence while their sound does not."""
+    at = 0
+    for chunk in chunks:
+        frames = levels.decibels[at : at + chunk.tokens * FRAMES]
+        at += chunk.tokens * FRAMES
+        if chunk.error is None and is_sentence_end(chunk.text[-1:]) and ends_loud(frames):
+            chunk.error = "end"
+
+
+def join(waves: list[Tensor]) -> Tensor:
+    """Waves (n,) one after the other: (T,). The list is emptied, so that an hour is not held twice."""
+    if len(waves) == 1:
+        return waves.pop()
+    whole, at = torch.empty(sum(map(len, waves))), 0
+    waves.reverse()
+    while waves:
+        wave = waves.pop()
+        whole[at : at + len(wave)] = wave
+        at += len(wave)
+    return whole
+
+
+def speak_tokens(codec: Codec, tokens: Tensor, voice: Voice, bar: tqdm | None = None) -> tuple[Tensor, dict[str, float]]:
     """`codec.decode` with a stop-watch on each module: wave (T,), {"flow": s, "hift": s}."""
     vocoder, pieces, seconds = codec.hift.stream(), [], {"flow": 0.0, "hift": 0.0}
     blocks = codec.mel_blocks(tokens, voice)
@@ -219,10 +427,12 @@ def speak_tokens(codec: Codec, tokens: Tensor, voice: Voice) -> tuple[Tensor, di
         block = next(blocks, None)  # the flow works here
         seconds["flow"] += time.perf_counter() - started
         if block is None:
-            return torch.cat(pieces, dim=1)[0], seconds
+            return join(pieces), seconds
         started = time.perf_counter()
-        pieces.append(vocoder.push(*block))
+        pieces.append(vocoder.push(*block)[0])
         seconds["hift"] += time.perf_counter() - started
+        if bar is not None:
+            bar.update(len(pieces[-1]) / VOICE_RATE / 2)
 
 
 def load_voices(folder: Path) -> dict[str, dict]:

@@ -1,14 +1,16 @@
 """`Speaker`: the whole chain on tiny random weights, and every mistake a caller can make."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from omnilib.errors import AudioError, CheckpointError, UserError
-from omnilib.speak import MAX_CHARACTERS, Speaker
+from omnilib import speak as speaking
+from omnilib.errors import AudioError, CheckpointError, ConfigError, UserError
+from omnilib.speak import Speaker
 from tests.tiny import tone, write_checkpoints
 
 TEXT = "The light of the morning was on the water. The morning was the light."
@@ -22,6 +24,20 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def speaker(folder):
     return Speaker.load(folder)
+
+
+@pytest.fixture
+def with_settings(speaker):
+    """`with_settings(**fields)`: the speaker, for one test with other settings; a random model runs up to the guard on length."""
+    kept = speaker.settings
+    yield lambda **fields: setattr(speaker, "settings", replace(kept, **{"rows_per_token": 2.0} | fields)) or speaker
+    speaker.settings = kept
+
+
+@pytest.fixture(scope="module")
+def nano():
+    """The committed model: what it cannot read is a fact about its training."""
+    return Speaker.load("nano")
 
 
 @pytest.fixture
@@ -50,7 +66,8 @@ def test_speak_is_what_the_codec_decodes(speaker):
     assert torch.allclose(result.wave, speaker.codec.decode(result.tokens, reference.voice), atol=1e-6)
 
 
-def test_streamed_speech_has_the_same_tokens_and_length(speaker):
+def test_streamed_speech_has_the_same_tokens_and_length(with_settings):
+    speaker = with_settings(speak_retries=0)
     whole = speaker.speak(TEXT, seed=2)
     pieces = list(speaker.stream(TEXT, seed=2))
     streamed = torch.cat(pieces)
@@ -73,8 +90,150 @@ def test_text_without_words_is_refused(speaker, text):
 
 
 def test_endless_text_is_refused_before_any_work(speaker):
-    with pytest.raises(UserError, match=f"100,000 characters: speak at most {MAX_CHARACTERS:,}"):
+    with pytest.raises(UserError, match="would take about .* hours to speak: split it"):
         speaker.speak("a word " * 14285 + "a wor")
+
+
+LONG = "The light of the morning was on the water. The fox jumps over a lazy dog, I say. " * 3
+UNMARKED = "the quick brown fox jumps over the lazy dog " * 8
+
+
+@pytest.mark.parametrize("text", [LONG, UNMARKED], ids=["sentences", "no marks"])
+@pytest.mark.parametrize("rows", [40, 90])
+def test_a_text_beyond_the_row_limit_is_spoken_to_its_last_word(with_settings, text, rows):
+    speaker = with_settings(max_rows=rows, speak_retries=0)
+    result = speaker.speak(text, seed=1)
+    said = " ".join(chunk.text for chunk in result.chunks).replace(" .", ".").split()
+    assert said == text.lower().split() + ([] if text is LONG else ["."]) or said[:-1] == text.lower().split()[:-1]
+    assert sum(chunk.rows for chunk in result.chunks) > rows, "one pass was enough: the test shows nothing"
+    assert not any(chunk.error == "truncated" for chunk in result.chunks)
+    assert sum(chunk.tokens for chunk in result.chunks) == len(result.tokens) == len(result.wave) / 960
+
+
+@pytest.mark.parametrize("rows", [60, 8192])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_streaming_reports_the_same_chunks_and_messages_as_a_whole_file(with_settings, rows, temperature):
+    speaker = with_settings(max_rows=rows, speak_retries=0)
+    request = dict(text=LONG + " ♥ Привет!", voice="bo", seed=3, temperature=temperature)
+    whole, stream = speaker.speak(**request), speaker.stream(**request)
+    wave = torch.cat(list(stream))
+    facts = lambda chunks: [(c.text, c.rows, c.tokens, c.text_tokens, c.error in ("long", "blank", "truncated")) for c in chunks]  # noqa: E731
+    assert facts(stream.chunks) == facts(whole.chunks)
+    assert len(wave) == len(whole.wave) and stream.complete == whole.complete is False
+    about_text = [m for m in whole.messages if "part" not in m and "silen" not in m]
+    assert len(about_text) >= 3 and set(about_text) <= set(stream.messages)
+
+
+def test_passes_share_one_voice_and_each_sounds_as_if_spoken_alone(with_settings):
+    speaker = with_settings(max_rows=60, speak_retries=0)
+    result = speaker.speak(LONG, seed=1)
+    job = speaker.job(LONG, None, None, None, 1, None)
+    ids, waves = job.request.ids, []
+    while ids:
+        tokens, steps = [], speaker.decode(job, ids)
+        try:
+            while True:
+                tokens += next(steps)
+        except StopIteration as stop:
+            _, ids = stop.value
+        waves.append(speaker.codec.decode(torch.tensor(tokens), job.reference.voice))
+    assert len(waves) > 2 and torch.allclose(result.wave, torch.cat(waves), atol=1e-6)
+
+
+def test_a_row_limit_that_holds_no_word_is_one_line(with_settings):
+    with pytest.raises(ConfigError, match="leaves no room to speak a word"):
+        with_settings(max_rows=8).speak(TEXT)
+
+
+def test_a_text_cut_by_the_row_limit_is_told_and_not_complete(with_settings, monkeypatch):
+    """Chunks always fit by the guard on their length; here the guard is wider than the room that is kept for them."""
+    speaker = with_settings(max_rows=40, rows_per_token=500.0, temperature=0.0, speak_retries=0)
+    monkeypatch.setattr(speaking, "fit", lambda settings, *_: replace(settings, passes=True))
+    result = speaker.speak(LONG)
+    assert not result.complete and any(m.startswith("the row limit was reached") and "not spoken" in m for m in result.messages)
+    assert "guard" not in " ".join(result.messages)
+
+
+def test_a_flagged_text_is_decoded_again_and_the_best_trial_is_kept(with_settings, monkeypatch):
+    speaker = with_settings(temperature=0.0, retry_step=0.5, rows_per_token=8.0)
+    trials, flags = [], iter([["end"], [None], [None]])
+    original = Speaker.decode
+    monkeypatch.setattr(Speaker, "decode", lambda self, job, ids, trial=0: trials.append(trial) or original(self, job, ids, trial))
+
+    def flag(chunks, levels):
+        for chunk, error in zip(chunks, next(flags), strict=False):
+            chunk.error = error
+
+    monkeypatch.setattr(speaking, "flag_loud_ends", flag)
+    result = speaker.speak("the light.")
+    assert trials == [0, 1] and result.complete and result.messages == [] and result.flagged == []
+
+
+def test_loud_ends_are_flagged_where_a_sentence_ends_and_nowhere_else():
+    t = torch.arange(24_000) / 24_000
+    loud, quiet = 0.3 * torch.sin(1400 * t), torch.cat([0.3 * torch.sin(1400 * t[:19_200]), torch.zeros(4800)])
+    swell = torch.linspace(0, 1, 24_000)
+    levels = speaking.Levels()
+    for wave in (loud * swell, quiet, loud * swell, loud * swell):
+        levels.push(wave)
+    texts = ["it is cut.", "it is whole.", "in the middle of", "it was stopped."]
+    chunks = [speaking.Chunk(text=text, tokens=25, error="long" if "stopped" in text else None) for text in texts]
+    speaking.flag_loud_ends(chunks, levels)
+    assert [chunk.error for chunk in chunks] == ["end", None, None, "long"]
+
+
+@pytest.mark.parametrize(
+    "change", [dict(seed=10**20), dict(seed=-(10**20)), dict(temperature=float("nan")), dict(temperature=float("inf"))]
+)
+@pytest.mark.parametrize("way", ["speak", "stream"])
+def test_values_nobody_can_decode_with_are_refused_at_once(speaker, way, change):
+    with pytest.raises(ConfigError):
+        getattr(speaker, way)(TEXT, **change)
+
+
+@pytest.mark.parametrize("way", ["speak", "stream"])
+@pytest.mark.parametrize(
+    "text",
+    ["مرحبا بالعالم", "Привет мир", "こんにちは", "안녕하세요", "Γειά σου", "שלום עולם", "สวัสดีชาวโลก", "नमस्ते दुनिया", "東京に行きます"],
+)
+def test_a_text_in_a_script_never_seen_is_refused(nano, way, text):
+    with pytest.raises(UserError, match="this model cannot read this text: .* speaks English and Chinese") as error:
+        getattr(nano, way)(text)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["Zürich, café and naïve.", "Is it you?", "Stop!", "你好吗？", "a well-known name; here: it is"])
+def test_what_the_model_can_read_or_has_an_equal_for_needs_no_message(nano, text):
+    job = nano.job(text, None, None, None, 0, None)
+    assert job.messages == [] and job.whole
+    assert set(job.request.ids).isdisjoint(nano.reader.bytes), "an id that was never trained is babble"
+
+
+def test_a_few_foreign_letters_are_left_out_and_named(nano):
+    job = nano.job("The word Привет means hello.", None, None, None, 0, None)
+    assert job.messages == ["not spoken, because this model has never seen them: the Cyrillic letters Привет"] and not job.whole
+    assert job.request.text == "The word means hello."
+
+
+@pytest.mark.parametrize(("text", "voice"), [("今天天气很好，我们去公园。", "rms_100"), ("the light of the morning", "gcin3_100")])
+def test_a_voice_of_the_other_language_is_a_warning(nano, text, voice):
+    [told] = nano.job(text, voice, None, None, 0, None).messages
+    assert voice in told and "--voice " in told
+
+
+def test_the_language_of_a_recording_is_that_of_its_transcript(speaker, recording):
+    assert speaker.job(TEXT, recording, "the light", None, 0, None).messages == []
+    assert "speaks Chinese" in speaker.job(TEXT, recording, "早上好", None, 0, None).messages[0]
+
+
+def test_the_default_voice_is_that_of_most_of_the_text(nano):
+    assert nano.job("The word 好 means good.", None, None, None, 0, None).reference.language == "en"
+    assert nano.job("我喜欢 Python 和书。", None, None, None, 0, None).reference.language == "zh"
+
+
+def test_a_word_without_end_is_refused_before_it_is_spoken(nano):
+    with pytest.raises(UserError, match="5,000 characters without a space and takes about .* minutes"):
+        nano.job("a" * 5000, None, None, None, 0, None)
 
 
 def test_unknown_language_is_refused(speaker):

@@ -16,6 +16,7 @@ from omnilib.voice.speaker import SpeakerConfig, SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer, SpeechTokenizerConfig
 
 CODES = 27  # 3^3
+LINES = ["the quick brown fox, I'd say, jumps over a lazy dog.", "早上好，今天天气很好，我们去公园散步吧。"]  # every letter
 
 
 def tone(seconds: float, rate: int = 16000, hertz: float = 220.0) -> np.ndarray:
@@ -55,7 +56,7 @@ def write_checkpoints(folder: Path) -> Path:
     for name, module in (("tokenizer", tokenizer), ("speaker", speaker), ("flow", flow), ("hift", hift)):
         export_model(folder / name, module, module.config, {"step": 0})
 
-    words = train_tokenizer(["the light of the morning was on the water"] * 4, size=600, alphabet=100)
+    words = train_tokenizer(["the light of the morning was on the water.", *LINES] * 4, size=600, alphabet=100)
     size = text_size(words)
     config = SpeechLMConfig(
         vocab_size=size + 4 * (CODES + 2),

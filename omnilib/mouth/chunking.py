@@ -17,6 +17,7 @@ differences. Text may arrive while the machine runs (`push`, `close`): it then w
 look-ahead, so the rows are the same as when the whole text is known from the start.
 """
 
+import math
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -73,10 +74,15 @@ class ChunkRules:
     blank_streams: int | None = None  # streams that must be blank to count a row as blank; None: 3 of 4, 1 of 1
     eos_streams: int | None = None  # streams that must say eos to end a chunk; None: all, as published
     reference_quirks: bool = False
+    rows: int | None = None  # a further chunk begins only if so many rows in all surely hold it; else the text waits in `rest`
 
     def __post_init__(self):
         if not 0 <= self.min_tokens <= self.max_tokens:
             raise ValueError(f"need 0 <= min_tokens <= max_tokens, got {self.min_tokens} and {self.max_tokens}")
+
+    def longest(self, ids: int) -> int:
+        """Rows that a chunk of so many text ids takes at most, its separator included."""
+        return math.ceil(max(1.0, self.rows_per_token) * ids) + 3
 
 
 class Kind(Enum):
@@ -106,7 +112,9 @@ class Chunk:
 
     text_tokens: int = 0
     rows: int = 0  # up to and including the eos row
-    error: str | None = None  # "blank", "long" (a guard stopped it) or "truncated" (the row limit did)
+    tokens: int = 0  # 25 Hz tokens that are heard, counted by the decoder
+    text: str = ""  # what it reads, filled in by `Speaker`
+    error: str | None = None  # "blank", "long" (a guard stopped it), "truncated" (the row limit did), "end" (see `speak.py`)
     finished: bool = False
 
 
@@ -146,7 +154,9 @@ class ChunkMachine:
         self.chunks = [Chunk()]
         self.blank_run = 0
         self.rows_counted = 0  # the guard's row counter; differs from chunk.rows only under reference_quirks
+        self.rows_made = 0  # of all chunks, separators included
         self.row_in_chunk = 0
+        self.sentence_over = False  # whether the newest text id ends a sentence
         k = layout.streams
         self.eos_needed = k if rules.eos_streams is None else min(rules.eos_streams, k)
         blank = 3 if rules.reference_quirks else max(1, k - k // 4)  # the reference has 3 for any k
@@ -192,6 +202,7 @@ class ChunkMachine:
         number, index = len(self.chunks) - 1, self.row_in_chunk
         text, speech, kind = getattr(self, f"_{self.phase.value}")(chunk, tuple(sampled))
         self.rows_counted += 1
+        self.rows_made += 1
         self.row_in_chunk += 1
         if kind in (Kind.TEXT, Kind.PADDING, Kind.EOS):
             chunk.rows += 1
@@ -200,6 +211,23 @@ class ChunkMachine:
             if not self.rules.reference_quirks:
                 self.rows_counted = self.blank_run = 0  # the reference carries both over into the next chunk
         return Row(text, speech, kind, number, index)
+
+    @property
+    def rest(self) -> list[int]:
+        """Text ids that no row has been fed yet."""
+        return list(self.buffer)
+
+    @property
+    def room(self) -> bool:
+        """Whether the text up to the next sentence end surely fits into the rows allowed; inside a sentence, the next chunk."""
+        if self.rules.rows is None:
+            return True
+        left, rest = self.rules.rows - self.rows_made - 1, self.rest
+        for start, end in split_text(rest, self.piece, self.rules):
+            left -= self.rules.longest(end - start)
+            if left < 0 or not self.sentence_over or is_sentence_end(self.piece(rest[end - 1])):
+                break
+        return left >= 0
 
     def truncate(self) -> None:
         """The row limit was reached: stop here, keep what was spoken."""
@@ -213,6 +241,7 @@ class ChunkMachine:
         assert self.buffer, "there is no text to speak"
         text = self.buffer.popleft()
         chunk.text_tokens += 1
+        self.sentence_over = is_sentence_end(self.piece(text))
         if chunk_is_full(chunk.text_tokens, self.piece(text), self.rules) or not self.buffer:
             self.phase = Kind.PADDING
         return text, speech, Kind.TEXT
@@ -234,7 +263,7 @@ class ChunkMachine:
         pad = (self.layout.speech_pad,) * self.layout.streams
         self.skip_blanks()  # only blanks left is the end; the reference crashes one row later
         self.rows_counted = 0
-        if self.buffer:
+        if self.buffer and self.room:
             self.phase = Kind.TEXT
             self.chunks.append(Chunk())
             return self.layout.audio_sep, pad, Kind.SEPARATOR

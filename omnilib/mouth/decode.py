@@ -12,8 +12,9 @@ Notable choices
 Shapes: B batch, R rows, k streams, S ids a stream, T speech tokens (25 a second).
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from omnilib.mouth.step import Stepper
 from omnilib.text import clean_text, encode, layout_of, pieces, prompt_rows
 
 NOISE_ROWS = 128  # uniform numbers drawn at a time
+SEEDS = (-(2**63), 2**64 - 1000)  # what torch.Generator takes, less room for the number of a trial
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,17 @@ class DecodeSettings:
     blank_streams: int | None = None
     eos_streams: int | None = None  # streams that end a chunk; None: all
     reference_quirks: bool = False
+    speak_retries: int = 2  # `retries` of `Speaker.speak`, which also looks at how the speech ends
+    passes: bool = False  # stop before a chunk that may not fit into max_rows, and leave the rest of the text to another pass
 
     def __post_init__(self):
+        numbers = ("temperature", "top_p", "retry_step", "rows_per_token")
+        if wrong := [name for name in numbers if not math.isfinite(getattr(self, name))]:
+            raise ConfigError(f"decode settings: {wrong[0]} is {getattr(self, wrong[0])}: give a finite number")
+        if not SEEDS[0] <= self.seed <= SEEDS[1]:
+            raise ConfigError(f"decode settings: seed {self.seed} has more than 64 bits: give a whole number from 0 to {SEEDS[1]}")
+        if self.rows_per_token <= 0 or min(self.blank_rows, self.retry_step, self.speak_retries) < 0:
+            raise ConfigError("decode settings: need rows_per_token > 0, blank_rows >= 0, retry_step >= 0, speak_retries >= 0")
         if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_rows < 1 or self.retries < 0:
             raise ConfigError("decode settings: need temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_rows >= 1, retries >= 0")
         if not 0 <= self.chunk_min_tokens <= self.chunk_max_tokens:
@@ -66,16 +77,22 @@ class DecodeSettings:
             blank_streams=self.blank_streams,
             eos_streams=self.eos_streams,
             reference_quirks=self.reference_quirks,
+            rows=self.max_rows if self.passes else None,
         )
 
 
 @dataclass(frozen=True)
 class Request:
-    """One text to speak in one voice."""
+    """One text to speak in one voice.
+
+    Attributes:
+        ids: text ids in place of those of `text`, which an earlier pass left over.
+    """
 
     text: str
     voice_text: str  # what is said in the reference recording
     voice_tokens: Tensor = field(repr=False)  # (T,) its 25 Hz tokens
+    ids: tuple[int, ...] | None = field(default=None, repr=False)
 
 
 @dataclass
@@ -90,7 +107,7 @@ class Result:
 
     @property
     def errors(self) -> list[str | None]:
-        """One flag a chunk: None, "blank", "long" or "truncated"."""
+        """One flag a chunk: None, "blank", "long", "truncated" or "end"."""
         return [chunk.error for chunk in self.chunks]
 
     @property
@@ -145,6 +162,7 @@ class Decoder:
         self.generators = [torch.Generator().manual_seed(settings.seed + seed) for _ in machines]
         self.noise: Tensor | None = None  # (B, NOISE_ROWS, k)
         self.noise_at = NOISE_ROWS
+        self.blank = model.config.speech_blank
         self.stepper = Stepper(model, prompts)
         self.fed = True  # whether the stepper has seen the newest rows
 
@@ -175,6 +193,7 @@ class Decoder:
                 continue
             row = machine.step(ids)
             self.grids[i].append(row)
+            machine.chunks[row.chunk].tokens += len(heard(row, self.layout, self.blank))
             rows.append((i, row))
             beyond = len(self.grids[i]) - self.settings.max_rows
             if not machine.done and beyond >= self.settings.reference_quirks:  # the reference stops one row late
@@ -206,11 +225,9 @@ def prepare(
     Raises:
         UserError: nothing to speak, or a transcript longer than its recording.
     """
-    text, voice_text = request.text, request.voice_text
-    if settings.normalise:
-        text, voice_text = clean_text(text), clean_text(voice_text)
-    prompt = prompt_rows(tokenizer, layout, voice_text, request.voice_tokens)
-    ids = encode(tokenizer, text)
+    spoken = clean_text if settings.normalise else str
+    prompt = prompt_rows(tokenizer, layout, spoken(request.voice_text), request.voice_tokens)
+    ids = encode(tokenizer, spoken(request.text)) if request.ids is None else request.ids
     if not split_text(ids, pieces(tokenizer), rules):
         raise UserError("there is nothing to speak in this text: give some words in English or Chinese")
     return prompt, lambda: ChunkMachine(layout, rules, pieces(tokenizer), ids)
@@ -248,16 +265,27 @@ def generate(
     return results
 
 
-def stream(model: SpeechLM, tokenizer, request: Request, settings: DecodeSettings | None = None) -> Iterator[list[int]]:
-    """Speak one request, handing out its 25 Hz tokens row by row: the same tokens as `generate` without retries."""
+def stream(
+    model: SpeechLM, tokenizer, request: Request, settings: DecodeSettings | None = None, trial: int = 0
+) -> Generator[list[int], None, ChunkMachine]:
+    """Speak one request, handing out its 25 Hz tokens row by row: the same tokens as `generate` without retries.
+
+    Args:
+        trial: 0, or the number of a retry, with its temperature and seed.
+
+    Returns:
+        the chunk machine (`machine = yield from stream(...)`): what became of each chunk, and the text left over.
+    """
     settings = settings or DecodeSettings()
     layout, rules = layout_of(model.config, tokenizer), settings.rules(model.config.speech_blank_codes)
-    prompt, machine = prepare(model, tokenizer, request, layout, rules, replace(settings, retries=0))
-    decoder = Decoder(model, layout, [prompt], [machine()], settings)
+    prompt, make = prepare(model, tokenizer, request, layout, rules, settings)
+    machine = make()
+    decoder = Decoder(model, layout, [prompt], [machine], settings, settings.temperature + trial * settings.retry_step, seed=trial)
     while not decoder.done:
         for _, row in decoder.step():
             if tokens := heard(row, layout, model.config.speech_blank):
                 yield tokens
+    return machine
 
 
 def heard(row: Row, layout: Layout, blank: int | None) -> list[int]:

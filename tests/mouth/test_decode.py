@@ -235,11 +235,29 @@ def test_foreign_tokens_and_tokenizers_are_refused(tiny, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "wrong", [dict(temperature=-1), dict(top_p=0), dict(max_rows=0), dict(retries=-1), dict(chunk_min_tokens=9, chunk_max_tokens=3)]
+    "wrong",
+    [
+        *(dict(temperature=x) for x in (-1, float("nan"), float("inf"), -float("inf"))),
+        *(dict(top_p=x) for x in (0, 1.5, float("nan"), float("inf"))),
+        *(dict(seed=x) for x in (2**64, 10**20, -(2**63) - 1)),
+        *(dict(rows_per_token=x) for x in (0, -1, float("nan"), float("inf"))),
+        *(dict(retry_step=x) for x in (-0.1, float("nan"))),
+        *({name: -1} for name in ("retries", "speak_retries", "blank_rows", "top_k")),
+        dict(max_rows=0),
+        dict(chunk_min_tokens=9, chunk_max_tokens=3),
+    ],
+    ids=str,
 )
-def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(ConfigError):
+def test_impossible_settings_are_refused_in_one_line(wrong):
+    with pytest.raises(ConfigError) as error:
         DecodeSettings(**wrong)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1000, -(2**63), -1])
+def test_every_seed_that_is_accepted_can_be_decoded_with(tiny, tokenizer, seed):
+    settings = replace(SETTINGS, seed=seed, temperature=1.0, retries=2, max_rows=6)
+    assert generate(tiny(4), tokenizer, requests()[1:2], settings)[0].trials == 3
 
 
 def test_settings_are_a_strict_config():
