@@ -4,15 +4,25 @@ A mistake of the user's is one line on stderr and exit code 2; heavy imports wai
 """
 
 import argparse
+import contextlib
+import errno
+import math
 import os
 import runpy
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omnilib.errors import UserError
-from omnilib.paths import CHECKPOINTS, REPORTS, ROOT
+from omnilib.output import STANDARD_OUTPUT, WaveOutput, check_output, shown
+from omnilib.paths import CHECKPOINTS, REPORTS, ROOT, RUNS, need_workspace
+
+if TYPE_CHECKING:
+    from omnilib.speak import Speaker, SpeechStream
 
 DATA_TASKS = {  # name -> (module, what it does)
     "build-nano": ("data_prep.nano", "speak and collect the nano corpus"),
@@ -26,24 +36,52 @@ DATA_TASKS = {  # name -> (module, what it does)
     "plan": ("data_prep.plan", "cost of curating many hours"),
 }
 TRAIN = Path(__file__).resolve().parent / "train"
+NEED_WORKSPACE = ("reproduce", "compare", "verify", "report")  # they read or write reports/
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes are one line."""
+
+    def error(self, message: str) -> None:
+        print(f"omni: {message} (see `{self.prog} --help`)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def seed_value(text: str) -> int:
+    """A seed: what torch's generators take."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is no seed: give a whole number from 0 to 2**63 - 1")
+    return value
+
+
+def temperature_value(text: str) -> float:
+    """A sampling temperature: finite, from 0 on."""
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is no temperature: give 0 (greedy) or a little more, 0.3 say")
+    return value
+
+
+seed_value.__name__, temperature_value.__name__ = "whole number", "number"  # argparse: "invalid whole number value: 'x'"
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Every command and flag."""
-    parser = argparse.ArgumentParser(prog="omni", description="MGM-Omni to read, train, re-run and trust.")
+    parser = Parser(prog="omni", description="MGM-Omni to read, train, re-run and trust.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     speak = commands.add_parser("speak", help="text in, wave out")
-    speak.add_argument("text", help="what to say, or `-` to read it from standard input")
-    speak.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.wav")
+    speak.add_argument("text", help="what to say, or - to read it (UTF-8) from standard input")
+    speak.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.wav", help="the wave; - for standard output")
     speak.add_argument("--voice", metavar="NAME|REF.wav", help="a committed voice (default: the first), or a recording of 1-30 s to clone")
     speak.add_argument("--voice-text", help="what is said in the recording (needed with a recording)")
     speak.add_argument("--language", help="en or zh (default: told from the text)")
     speak.add_argument("--scale", default="nano", help="checkpoints/<scale>, or a folder of checkpoints: ours, or a published MGM-Omni-TTS")
     speak.add_argument("--device", default="cpu", help="cpu or cuda")
-    speak.add_argument("--seed", type=int, default=0)
-    speak.add_argument("--temperature", type=float, help="0 is greedy (default: the checkpoint's)")
-    speak.add_argument("--stream", action="store_true", help="write the file piece by piece, as sound is made")
+    speak.add_argument("--seed", type=seed_value, default=0)
+    speak.add_argument("--temperature", type=temperature_value, help="0 is greedy (default: the checkpoint's)")
+    speak.add_argument("--stream", action="store_true", help="make sound while the text is decoded: with -o - it leaves as it is made")
 
     reproduce = commands.add_parser("reproduce", help="re-evaluate the checkpoints, run every notebook, rebuild reports/")
     reproduce.add_argument("--only", metavar="NN", help="only the notebooks whose name starts with NN, no re-evaluation")
@@ -80,55 +118,82 @@ def stages() -> list[str]:
     return sorted(p.stem for p in TRAIN.glob("*.py") if '__name__ == "__main__"' in p.read_text(encoding="utf-8"))
 
 
-def speak(args: argparse.Namespace) -> int:
-    """Write what the model says."""
-    check_output(args.out)
-    text = sys.stdin.read() if args.text == "-" else args.text
-    from omnilib.speak import Speaker, check_text
-
-    check_text(text, args.language)  # before the seconds of loading
-    speaker = Speaker.load(args.scale, args.device)
-    request = {"voice": args.voice, "voice_text": args.voice_text, "language": args.language, "seed": args.seed}
-    if args.stream:
-        return speak_streaming(speaker, text, args, request)
-    result = speaker.speak(text, temperature=args.temperature, **request)
-    result.save(args.out)
-    shares = ", ".join(f"{name} {seconds:.2f}" for name, seconds in result.timings.items())
-    print(f"{args.out}: {result.seconds:.1f} s of speech, real-time factor {result.rtf:.2f} (seconds: {shares})")
-    for chunk in result.flagged:
-        print(f"warning: chunk {chunk + 1} ended by a failure guard; try another --seed or a lower --temperature", file=sys.stderr)
-    return 0
-
-
-def speak_streaming(speaker: object, text: str, args: argparse.Namespace, request: dict) -> int:
-    """Write pieces as they are born, and say when the first one came."""
-    import soundfile
-
-    started, samples, first = time.perf_counter(), 0, None
-    with soundfile.SoundFile(args.out, "w", speaker.rate, 1, "PCM_16") as file:
-        for piece in speaker.stream(text, temperature=args.temperature, **request):
-            first = first or time.perf_counter() - started
-            file.write(piece.cpu().numpy())
-            file.flush()
-            samples += len(piece)
-    print(
-        f"{args.out}: {samples / speaker.rate:.1f} s of speech, first sound after {first or 0:.2f} s, all after {time.perf_counter() - started:.2f} s"
-    )
-    return 0
-
-
-def check_output(path: Path) -> None:
-    """Find out now, not after the work, that a file cannot be written.
+def read_text(given: str) -> str:
+    """What to say: the argument, or standard input for `-`.
 
     Raises:
-        UserError: no such folder, not writable, or not a .wav name.
+        UserError: not UTF-8, or no text at all.
     """
-    if path.suffix.lower() != ".wav":
-        raise UserError(f"cannot write {path}: give a name that ends in .wav")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise UserError(f"cannot write {path}: no permission; choose another folder with -o")
+    if given != "-":
+        raw = given.encode("utf-8", "surrogateescape")  # bytes of the command line that its locale could not read
+    elif sys.stdin is None:
+        raise UserError("standard input is closed: give the text as an argument")
+    else:
+        if sys.stdin.isatty():
+            print("type the text, then Ctrl-D", file=sys.stderr)
+        raw = sys.stdin.buffer.read()
+    if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw:
+        raise UserError("the text is not UTF-8 (it looks like UTF-16, or like no text at all): save it as UTF-8")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"the text is not UTF-8 (line {line}): save it as UTF-8, or convert it with iconv") from None
+
+
+def speak(args: argparse.Namespace) -> int:
+    """Write what the model says; 1 when not all of the text was spoken."""
+    check_output(args.out, args.voice)
+    text = read_text(args.text)
+    from omnilib.device import check_device
+    from omnilib.speak import Speaker, check_text
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of a fraction of a second
+    check_text(text, args.language)  # before the seconds of loading
+    check_device(args.device)
+    speaker = Speaker.load(args.scale, args.device)
+    request = {"voice": args.voice, "voice_text": args.voice_text, "language": args.language, "seed": args.seed}
+    request |= {"temperature": args.temperature, "progress": sys.stderr is not None and sys.stderr.isatty()}
+    if args.stream:
+        result, told = stream_speech(speaker, text, args.out, request)
+    else:
+        result = speaker.speak(text, **request)
+        with WaveOutput(args.out, result.rate) as output:
+            output.write(result.wave)
+        shares = ", ".join(f"{name} {seconds:.2f}" for name, seconds in result.timings.items())
+        told = f"{result.seconds:.1f} s of speech, real-time factor {result.rtf:.2f} (seconds: {shares})"
+    tell(f"{shown(args.out)}: {told}", to_errors=str(args.out) in STANDARD_OUTPUT)
+    for message in result.messages:
+        print(f"warning: {message}", file=sys.stderr)
+    return 0 if result.complete else 1
+
+
+def stream_speech(speaker: "Speaker", text: str, out: Path, request: dict) -> tuple["SpeechStream", str]:
+    """Write pieces as they are born; returns the finished stream and a line about it."""
+    started, first = time.perf_counter(), None
+    stream = speaker.stream(text, **request)
+    with WaveOutput(out, speaker.rate) as output:
+        for piece in stream:
+            first = first or time.perf_counter() - started
+            output.write(piece)
+    seconds, spent = output.samples / speaker.rate, time.perf_counter() - started
+    return stream, f"{seconds:.1f} s of speech, first sound after {first or 0:.2f} s, all after {spent:.2f} s"
+
+
+def tell(line: str, to_errors: bool = False) -> None:
+    """Print a line about the result: to standard error when standard output carries the wave.
+
+    Raises:
+        OSError: standard output is closed or full.
+    """
+    if to_errors:
+        print(line, file=sys.stderr)
+    elif sys.stdout is None:
+        raise OSError(errno.EBADF, f"standard output is closed; {line}")
+    else:
+        print(line, flush=True)
 
 
 def reproduce(args: argparse.Namespace) -> int:
@@ -136,7 +201,7 @@ def reproduce(args: argparse.Namespace) -> int:
     from omnilib import report
 
     started, failures = time.time(), []
-    reports = ROOT / "runs" / "reports" if args.scale == "smoke" else REPORTS  # smoke numbers mean nothing: not beside real ones
+    reports = RUNS / "reports" if args.scale == "smoke" else REPORTS  # smoke numbers mean nothing: not beside real ones
     notebooks = report.list_notebooks(args.only)
     if args.only is None and not args.notebooks and args.scale == "nano":
         print("evaluating the committed checkpoints", flush=True)
@@ -238,21 +303,71 @@ COMMANDS = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns its exit code."""
+    """Run a command; returns its exit code: 0, 1 (a failure), 2 (a mistake of the user's), 130 and 143 (stopped)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the locale cannot write is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     args = build_parser().parse_args(argv)
+    before = stop_on_signals()
     try:
+        if args.command in NEED_WORKSPACE:
+            need_workspace()
         code = COMMANDS[args.command](args)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader, `head` say, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_output()
         return 141
     except UserError as error:
         print(f"omni: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        if type(error) is not OSError and not isinstance(error, PermissionError | FileNotFoundError | FileExistsError):
+            raise  # a library's own kind of error: no user's doing
+        drop_output()
+        print(f"omni: {one_line(error)}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("omni: stopped", file=sys.stderr)
         return 130
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def stop_on_signals() -> dict:
+    """Let a polite kill unwind as Ctrl-C does, so that half-written files go; returns the handlers from before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+
+    def stop(number: int, _frame) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+    return {number: signal.signal(number, stop) for number in numbers}
+
+
+def drop_output() -> None:
+    """Send the rest of standard output nowhere: Python would try to write it once more at the end."""
+    if sys.stdout is not None:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+HINTS = {
+    errno.ENOSPC: "free some space, or write elsewhere",
+    errno.EROFS: "set OMNILIB_RUNS and OMNILIB_REPORTS to folders that can be written",
+    errno.EACCES: "set OMNILIB_RUNS and OMNILIB_REPORTS to folders that can be written, or ask for permission",
+    errno.EDQUOT: "your quota is used up; write elsewhere",
+}
+
+
+def one_line(error: OSError) -> str:
+    """What the system refused, to which file, and what to do."""
+    words = error.strerror or str(error).splitlines()[0]
+    name = f": {shown(Path(os.fsdecode(error.filename)))}" if isinstance(error.filename, str | bytes) else ""
+    return f"{words}{name}" + (f"; {HINTS[error.errno]}" if error.errno in HINTS else "")
 
 
 if __name__ == "__main__":

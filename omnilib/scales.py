@@ -27,10 +27,10 @@ from transformers.utils import logging
 from omnilib.audio import VOICE_RATE, load_wave
 from omnilib.data import read_manifest, write_manifest
 from omnilib.errors import CheckpointError, ConfigError, DataError
-from omnilib.paths import CHECKPOINTS, CONFIGS, REPORTS, ROOT
+from omnilib.paths import CHECKPOINTS, CONFIGS, REPORTS, ROOT, RUNS
 
 FROZEN = ROOT / "data_prep" / "frozen"
-SMOKE = ROOT / "runs" / "smoke"
+SMOKE = RUNS / "smoke"
 KEPT = 3  # smoke folders of earlier code that stay
 DEV_LINES = 2  # of each speaker's training lines, at smoke
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from omnilib import config as configs
 from omnilib import notices, weights
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, load_wave, save_wave
+from omnilib.device import check_device
 from omnilib.errors import AudioError, CheckpointError, UserError
 from omnilib.mouth import decode
 from omnilib.mouth.chunking import Chunk, is_sentence_end
@@ -177,8 +178,14 @@ class Speaker:
         Raises:
             CheckpointError: a module is missing, truncated or of another model.
         """
+        check_device(device)
         folder = Path(scale) if Path(scale).is_dir() else CHECKPOINTS / scale
         if not folder.is_dir():
+            if not CHECKPOINTS.is_dir():
+                raise CheckpointError(
+                    f"no checkpoints '{scale}': clone the repository and set OMNILIB_HOME=<clone> (or OMNILIB_CHECKPOINTS), "
+                    "or give a folder with --scale"
+                )
             raise CheckpointError(
                 f"no checkpoints '{scale}': there are {', '.join(sorted(p.name for p in CHECKPOINTS.glob('*/'))) or 'none'}"
             )

@@ -27,7 +27,7 @@ from omnilib import config as configs
 from omnilib.data import FIELDS, read_manifest, sha256, write_manifest
 from omnilib.errors import ConfigError, DataError
 from omnilib.eval.stage2_grid import fingerprint, fit, summarise
-from omnilib.paths import DATA, REPORTS, ROOT
+from omnilib.paths import DATA, REPORTS, ROOT, RUNS
 from omnilib.provenance import stamp, write_json
 from omnilib.report import holds
 from omnilib.text import layout_of, load_tokenizer
@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=REPORTS / "nano" / "curation_gain")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "curation_gain")
+    parser.add_argument("--work", type=Path, default=RUNS / "curation_gain")
     args = parser.parse_args(argv)
     if args.steps < 1 or args.seeds < 1:
         raise ConfigError("--steps and --seeds must be at least 1")

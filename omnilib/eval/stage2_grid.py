@@ -26,7 +26,7 @@ from omnilib.errors import ConfigError
 from omnilib.eval.probes import phoneme_errors, speak_records
 from omnilib.mouth.decode import DecodeSettings
 from omnilib.mouth.speechlm import SpeechLM
-from omnilib.paths import REPORTS, ROOT
+from omnilib.paths import REPORTS, ROOT, RUNS
 from omnilib.provenance import stamp, write_json
 from omnilib.text import layout_of, load_tokenizer
 from omnilib.train.common import autocast, check_finite, count_parameters, lr_at, seed_everything
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--out", type=Path, default=REPORTS / "nano" / "stage2_grid")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "stage2_grid")
+    parser.add_argument("--work", type=Path, default=RUNS / "stage2_grid")
     args = parser.parse_args(argv)
     if args.steps < 1 or args.seeds < 1:
         raise ConfigError("--steps and --seeds must be at least 1")

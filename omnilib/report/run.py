@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from omnilib.errors import UserError
-from omnilib.paths import NOTEBOOKS, ROOT
+from omnilib.paths import NOTEBOOKS, ROOT, RUNS
 from omnilib.provenance import stamp, write_json
 from omnilib.report.html import data_uri, html_table, show
 from omnilib.report.index import load_summary
@@ -30,7 +30,7 @@ def start(name: str, scale: str, seed: int = 0, out_dir: str = "", **parameters:
     from omnilib.train.common import seed_everything
 
     seed_everything(seed)
-    folder = ROOT / (out_dir or f"runs/notebooks/{scale}/{name}")  # an absolute out_dir wins
+    folder = ROOT / out_dir if out_dir else RUNS / "notebooks" / scale / name  # an absolute out_dir wins
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(name, scale, folder, {"scale": scale, "seed": seed, **parameters})
     git, version = git_state(), versions()

@@ -1,0 +1,26 @@
+"""Where a model runs: the device a user names, checked before anything is loaded."""
+
+from omnilib.errors import UserError
+
+
+def check_device(name: str) -> str:
+    """The name of a device that is there.
+
+    Raises:
+        UserError: no such kind of device, or none here.
+    """
+    import torch
+
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not number.isdecimal()) or name.endswith(":"):
+        raise UserError(f"no device '{name}': choose cpu or cuda (cuda:1 for the second card)")
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError("no CUDA device is available here: use --device cpu, or install a CUDA build of torch")
+        if number and int(number) >= torch.cuda.device_count():
+            raise UserError(f"no device '{name}': there are {torch.cuda.device_count()}, counted from cuda:0")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError("no MPS device is available here: use --device cpu")
+    if kind == "cpu" and number not in ("", "0"):
+        raise UserError(f"no device '{name}': choose cpu")
+    return name
