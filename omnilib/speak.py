@@ -37,7 +37,7 @@ from omnilib.voice.ending import FRAMES, Levels, ends_loud
 
 LANGUAGES = ("en", "zh")
 LONGEST_REFERENCE = 30.0  # seconds
-RETRY_CHUNKS = 4  # a pass of more chunks is not decoded again because of one of them
+RETRY_CHUNKS = 20  # a pass of more chunks is not decoded again because of one of them
 
 
 def check_text(text: str, language: str | None = None) -> str:

@@ -50,12 +50,15 @@ class DecodeSettings:
     eos_streams: int | None = None  # streams that end a chunk; None: all
     reference_quirks: bool = False
     speak_retries: int = 2  # `retries` of `Speaker.speak`, which also looks at how the speech ends
+    pass_rows: int | None = None  # rows of one pass of `Speaker`, at most: the longest speech the model was trained on
     passes: bool = False  # stop before a chunk that may not fit into max_rows, and leave the rest of the text to another pass
 
     def __post_init__(self):
         numbers = ("temperature", "top_p", "retry_step", "rows_per_token")
         if wrong := [name for name in numbers if not math.isfinite(getattr(self, name))]:
             raise ConfigError(f"decode settings: {wrong[0]} is {getattr(self, wrong[0])}: give a finite number")
+        if self.pass_rows is not None and self.pass_rows < 1:
+            raise ConfigError("decode settings: need pass_rows >= 1, or none")
         if not SEEDS[0] <= self.seed <= SEEDS[1]:
             raise ConfigError(f"decode settings: seed {self.seed} has more than 64 bits: give a whole number from 0 to {SEEDS[1]}")
         if self.rows_per_token <= 0 or min(self.blank_rows, self.retry_step, self.speak_retries) < 0:

@@ -1,6 +1,7 @@
 """Texts of any length: what does not fit one pass of the mouth goes on in the next, in the same voice.
 
-What limits a pass is its rows: `max_rows` of the settings, and the positions that the model knows, less those of the prompt.
+What limits a pass is its rows: `max_rows` and `pass_rows` of the settings, and the positions that the model knows, less those
+of the prompt.
 A pass ends where a chunk ends, at a sentence end wherever there is one, as soon as the next chunk might not fit
 (`ChunkRules.rows`). So no estimate can lose text: how long a text will be is only foretold for the progress bar, and to refuse
 what is longer than an hour.
@@ -15,6 +16,7 @@ from omnilib.mouth.decode import DecodeSettings
 
 ROWS_PER_ID = 2.0  # a text id is spoken in; measured with the nano model: 1.7 in English, 2.2 in Chinese
 LONGEST = 3600.0  # seconds of speech at a time
+LEAST_ROWS = 12  # of a pass: 2 seconds
 RUNAWAY = 8.0  # rows a text id takes at most, where the settings put no closer guard
 
 
@@ -24,11 +26,13 @@ def fit(settings: DecodeSettings, positions: int, prompt: int) -> DecodeSettings
     Raises:
         ConfigError: there is no room for even a word.
     """
-    rows = min(settings.max_rows, positions - prompt)
-    ids = int((rows - 3) / max(1.0, min(settings.rows_per_token, RUNAWAY))) - 1  # of the longest chunk that surely fits
-    if ids < 1:
-        raise ConfigError(f"a limit of {rows} rows leaves no room to speak a word: raise max_rows or give a shorter reference recording")
-    longest = min(settings.chunk_max_tokens, ids)
+    rows = min(settings.max_rows, settings.pass_rows or settings.max_rows, positions - prompt)
+    if rows < LEAST_ROWS:
+        raise ConfigError(
+            f"a limit of {rows} rows leaves no room to speak a word: raise max_rows (pass_rows) or give a shorter reference recording"
+        )
+    ids = int((rows - 3) / max(1.0, min(settings.rows_per_token, RUNAWAY)))  # of the longest chunk that surely fits
+    longest = min(settings.chunk_max_tokens, max(1, ids - 1))  # a chunk may have one id more
     return replace(settings, passes=True, max_rows=rows, chunk_max_tokens=longest, chunk_min_tokens=min(settings.chunk_min_tokens, longest))
 
 

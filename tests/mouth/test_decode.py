@@ -244,6 +244,7 @@ def test_foreign_tokens_and_tokenizers_are_refused(tiny, tokenizer):
         *(dict(retry_step=x) for x in (-0.1, float("nan"))),
         *({name: -1} for name in ("retries", "speak_retries", "blank_rows", "top_k")),
         dict(max_rows=0),
+        dict(pass_rows=0),
         dict(chunk_min_tokens=9, chunk_max_tokens=3),
     ],
     ids=str,

@@ -80,6 +80,7 @@ def test_the_position_limit_of_the_model_counts_with_the_prompt():
     assert settings.max_rows == 8000 and settings.passes
     assert (settings.chunk_min_tokens, settings.chunk_max_tokens) == (50, 100), "chunks are as trained where they fit"
     assert fit(DecodeSettings(max_rows=400), 8192, 192).max_rows == 400
+    assert fit(DecodeSettings(pass_rows=900), 8192, 192).max_rows == 900
     assert fit(DecodeSettings(max_rows=400), 8192, 192).chunk_max_tokens < 100
 
 
