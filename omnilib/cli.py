@@ -145,10 +145,10 @@ def speak(args: argparse.Namespace) -> int:
     """Write what the model says; 1 when not all of the text was spoken."""
     check_output(args.out, args.voice)
     text = read_text(args.text)
+    from transformers.utils import logging
+
     from omnilib.device import check_device
     from omnilib.speak import Speaker, check_text
-
-    from transformers.utils import logging
 
     logging.disable_progress_bar()  # of a fraction of a second
     check_text(text, args.language)  # before the seconds of loading

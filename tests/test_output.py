@@ -29,6 +29,10 @@ def old(tmp_path):
     return path
 
 
+def names(folder) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
 def leftovers(folder) -> list:
     return list(folder.glob(".omni-*.part"))
 
@@ -54,7 +58,7 @@ def test_an_error_or_a_stop_leaves_the_old_file_and_nothing_else(old, problem):
         with WaveOutput(old, RATE) as output:
             output.write(SOUND)
             raise problem
-    assert old.read_bytes() == b"precious" and os.listdir(old.parent) == ["old.wav"]
+    assert old.read_bytes() == b"precious" and names(old.parent) == ["old.wav"]
 
 
 def test_a_full_disk_leaves_the_old_file_and_nothing_else(old, monkeypatch):
@@ -62,7 +66,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(old, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         with WaveOutput(old, RATE) as output:
             output.write(SOUND)
-    assert old.read_bytes() == b"precious" and os.listdir(old.parent) == ["old.wav"]
+    assert old.read_bytes() == b"precious" and names(old.parent) == ["old.wav"]
 
 
 WRITER = """
@@ -92,7 +96,7 @@ def stopped_writer(path, number) -> int:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_ctrl_c_and_a_polite_kill_leave_the_old_file_and_nothing_else(old, number, code):
     assert stopped_writer(old, number) == code
-    assert old.read_bytes() == b"precious" and os.listdir(old.parent) == ["old.wav"]
+    assert old.read_bytes() == b"precious" and names(old.parent) == ["old.wav"]
 
 
 def test_kill_9_leaves_the_old_file_and_the_next_writer_clears_up(old):
@@ -199,7 +203,7 @@ def test_a_device_is_written_to_not_replaced():
     check_output(Path("/dev/null"))
     with WaveOutput(Path("/dev/null"), RATE) as output:
         output.write(SOUND)
-    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    assert stat.S_ISCHR(Path("/dev/null").stat().st_mode)
     with pytest.raises(OSError, match="No space left"):
         with WaveOutput(Path("/dev/full"), RATE) as output:
             output.write(SOUND)
