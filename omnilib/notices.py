@@ -14,6 +14,7 @@ from omnilib.mouth.readable import HAN, SPOKEN_SCRIPTS, Reading, script
 from omnilib.text import clean_text
 
 NAMES = {"en": "English", "zh": "Chinese"}
+TEXT = "this text"
 SMALL_SHARE = 0.2  # of another language in a text: names and loan words
 LONG_WORD = 100  # characters without a space
 WORD_SECONDS = 60.0  # that one "word" may take
@@ -38,7 +39,7 @@ def brief(text: str, words: int = 3, letters: int = 8) -> str:
 # ---- the text --------------------------------------------------------------------------------------------------------
 
 
-def unreadable(reading: Reading, what: str = "this text") -> list[str]:
+def unreadable(reading: Reading, what: str = TEXT) -> list[str]:
     """Letters that the model has never seen.
 
     Raises:
@@ -54,6 +55,8 @@ def unreadable(reading: Reading, what: str = "this text") -> list[str]:
         raise UserError(
             f"this model cannot read {what}: it has never seen {scripts} letters like {shown[:60]}; it speaks English and Chinese"
         )
+    if what != TEXT:
+        return [f"{what} holds {scripts} letters that this model has never seen: {shown[:200]}"]
     return [f"not spoken, because this model has never seen them: the {scripts} letters {shown[:200]}"]
 
 

@@ -76,7 +76,7 @@ class SpeakResult:
 
     @property
     def flagged(self) -> list[int]:
-        """Numbers of the chunks that a failure guard or the row limit ended."""
+        """Numbers of the chunks with a flag: stopped by a guard or the row limit, or with a loud end."""
         return [number for number, chunk in enumerate(self.chunks) if chunk.error]
 
     def save(self, path: str | Path) -> None:
@@ -416,7 +416,7 @@ def join(waves: list[Tensor]) -> Tensor:
     """Waves (n,) one after the other: (T,). The list is emptied, so that an hour is not held twice."""
     if len(waves) == 1:
         return waves.pop()
-    whole, at = torch.empty(sum(map(len, waves))), 0
+    whole, at = waves[0].new_empty(sum(map(len, waves))), 0
     waves.reverse()
     while waves:
         wave = waves.pop()
@@ -428,7 +428,7 @@ def join(waves: list[Tensor]) -> Tensor:
 def speak_tokens(codec: Codec, tokens: Tensor, voice: Voice, bar: tqdm | None = None) -> tuple[Tensor, dict[str, float]]:
     """`codec.decode` with a stop-watch on each module: wave (T,), {"flow": s, "hift": s}."""
     vocoder, pieces, seconds = codec.hift.stream(), [], {"flow": 0.0, "hift": 0.0}
-    blocks = codec.mel_blocks(tokens, voice)
+    blocks = codec.mel_blocks(tokens.to(codec.device), voice)
     while True:
         started = time.perf_counter()
         block = next(blocks, None)  # the flow works here

@@ -16,6 +16,8 @@ def test_half_a_text_of_unknown_letters_is_refused_and_less_is_named():
     [told] = unreadable(Reading("the word is Russian", ("Привет",), 22))
     assert told == "not spoken, because this model has never seen them: the Cyrillic letters Привет"
     assert unreadable(Reading("the word", (), 7)) == []
+    [told] = unreadable(Reading("the word is Russian", ("Привет",), 22), "the transcript of the voice")
+    assert told == "the transcript of the voice holds Cyrillic letters that this model has never seen: Привет"
 
 
 def test_two_scripts_and_many_words_stay_one_short_line():

@@ -229,6 +229,24 @@ def test_the_language_of_a_recording_is_that_of_its_transcript(speaker, recordin
     assert "speaks Chinese" in speaker.job(TEXT, recording, "早上好", None, 0, None).messages[0]
 
 
+def test_a_model_whose_voices_speak_both_languages_gives_no_such_warning(speaker, monkeypatch):
+    assert speaker.job("早上好，天气", "ann", None, None, 0, None).messages
+    monkeypatch.setattr(speaker, "bilingual", True)
+    assert speaker.job("早上好，天气", "ann", None, None, 0, None).messages == []
+
+
+def test_a_transcript_in_a_script_never_seen_is_refused(speaker, recording):
+    with pytest.raises(UserError, match="cannot read the transcript of the voice"):
+        speaker.speak(TEXT, voice=recording, voice_text="Привет мир")
+
+
+def test_thousands_of_words_without_a_mark_are_accepted_and_foretold(nano):
+    job = nano.job("and the word was with the light of the morning " * 400, None, None, None, 0, None)
+    assert job.messages == [] and len(job.request.ids) >= 4000
+    assert 900 < job.seconds < 1800, "4,000 words take about half an hour"
+    assert job.settings.max_rows == 1200, "passes of the length that the model was trained on"
+
+
 def test_the_default_voice_is_that_of_most_of_the_text(nano):
     assert nano.job("The word 好 means good.", None, None, None, 0, None).reference.language == "en"
     assert nano.job("我喜欢 Python 和书。", None, None, None, 0, None).reference.language == "zh"
