@@ -137,7 +137,7 @@ def strip_markdown(text: str) -> str:
     address = r"(?:[a-z]{2,10}:|www\.|[./#])[^()\s]*"
     text = re.sub(rf"!?\[([^\[\]]*)\]\({address}\)", r"\1", text)  # [text](address)
     text = re.sub(r"(?m)^[ \t]{0,8}(?:#{1,6}|[-*+]|>(?! ?\d))[ \t]+", "", text)  # headings, bullets, quotations
-    text = re.sub(r"<([^<>\s]{1,60})>", r" \1 ", text)  # <name>, List<int>: no comparison
+    text = re.sub(rf"<([^<>\s{HAN}]{{1,60}})>|(?<!\w)<([^<>\s]{{1,60}})>", lambda m: f" {m[1] or m[2]} ", text)  # <name>, List<int>
     text = re.sub(r"([=*_~#+|`-])\1{2,}", " ", text)  # rules, fences
     return re.sub(rf"([^\s{MARKS}])\n", r"\1.\n", text)  # a line is a sentence
 

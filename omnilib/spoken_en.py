@@ -70,7 +70,7 @@ RELATIONS = {
     "<=": "less than or equal to", ">=": "greater than or equal to", "≤": "less than or equal to", "≥": "greater than or equal to",
     "≦": "less than or equal to", "≧": "greater than or equal to", "!=": "not equal to", "≠": "not equal to", "==": "equals",
     "≈": "approximately", "≅": "approximately equal to", "±": "plus or minus", "√": "square root of", "∞": "infinity",
-    "∈": "in", "∑": "sum of", "∝": "proportional to",
+    "∈": "in", "°C": "degrees Celsius", "°F": "degrees Fahrenheit", "∑": "sum of", "∝": "proportional to",
 }  # fmt: skip
 # Roman numerals are read after these words and names only: "I", "X" and "MIX" are words too.
 PARTS = "Chapter|Part|Act|Scene|Book|Volume|Section|Phase|Type|Class|Figure|Table|Appendix|Title|World War|Stage|Grade|Article|Psalm|Level"
@@ -96,7 +96,7 @@ def numbers_en(text: str) -> str:
     text = spans(text)
     if re.search(r"\d", text):
         for rule in (plain_numbers, telephones, dates, times, powers, money, signs, ranges, measures, fractions, years):
-            text = rule(text)
+            text = re.sub(" {2,}", " ", rule(text))
     text = relations(text)
     return sub(r"\d+", lambda m: f" {words(m[0])} ", text)
 
@@ -174,7 +174,7 @@ def plain_numbers(text: str) -> str:
     text = sub(r"(?<![\w.,])\d{1,3}(?:\.\d{3}){1,4},\d\d(?!\d)", lambda m: m[0].replace(".", "").replace(",", "."), text)  # 1.234,56
     text = sub(r"(?<![\w.,])\d{1,3}(?:\.\d{3}){2,4}(?![\d.])", lambda m: m[0].replace(".", "") + "\ue000", text)
     text = sub(r"(?<![\w.,])\d{1,3}(?: 000){1,4}(?!\d)", lambda m: m[0].replace(" ", "") + "\ue000", text)
-    text = sub(r"\b0x([\dA-Fa-f]{1,16})\b", lambda m: "0 x " + " ".join(m[1]), text)
+    text = sub(r"\b0x([\dA-Fa-f]{1,16})\b", lambda m: "zero x " + " ".join(spell(c) or c for c in m[1]), text)
     text = sub(r"\d{16,}", lambda m: f" {spell(m[0])} ", text)
     text = sub(r"(?<![\d.,])(\d{1,12}),(\d\d)(?= ?(?:€|EUR\b|euros?\b))", r"\1.\2", text)  # 12,50 €
     text = sub(r"(?<![\d.,])\d{1,3}(?:,\d{3}){1,4}(?!\d|,\d)", lambda m: m[0].replace(",", "") + "\ue000", text)

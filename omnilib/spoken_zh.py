@@ -26,9 +26,15 @@ UNITS = {
 UNIT = "|".join(re.escape(u) for u in sorted(UNITS, key=len, reverse=True))
 RELATIONS = {
     "<=": "小于等于", ">=": "大于等于", "≤": "小于等于", "≥": "大于等于", "≦": "小于等于", "≧": "大于等于", "!=": "不等于",
-    "≠": "不等于", "==": "等于", "±": "正负", "√": "根号", "∞": "无穷大", "→": "，", "∈": "属于", "÷": "除以", "×": "乘",
+    "≠": "不等于", "==": "等于", "±": "正负", "√": "根号", "∞": "无穷大", "→": "，", "∈": "属于", "°C": "摄氏度", "÷": "除以", "×": "乘",
 }  # fmt: skip
-WON = "赢|胜|负|输|战胜|击败|领先|落后|战平|打平|大胜"
+WON = "获胜|取胜|赢|胜|负|输|战胜|击败|领先|落后|战平|打平|大胜"
+
+
+# 2 before these is 两, beyond those that wetext knows; before the others it numbers something and is 二, where wetext says 两.
+COUNTED = "位|次|种|名|座|间|辆|台|部|条|张|本|件|倍|遍|趟|份|人|周|星期|套|篇|首|句|步|颗|棵|把|双|碗|杯|瓶|盒|年(?!级|\\d)"
+NUMBERED = "单元|年级|班|室|级|队|组|区"
+CODES = "邮编|密码|号码|账号|验证码|QQ号?|代码|学号|工号|编号|卡号|房间|航班|车牌"  # what follows is spelt
 
 
 def sub(pattern: str, replacement, text: str) -> str:
@@ -78,6 +84,8 @@ def telephones(text: str) -> str:
         return ("加" if match[0][0] == "+" else "") + digits_zh(match[0])
 
     text = sub(rf"(?<![\w.+-])(?:{number})(?![\d-])|(?<=[\u4e00-\u9fff])(?:{number})(?![\d-])", say, text)
+    text = sub(rf"({CODES})([:：是为]? ?)(\d{{3,15}})(?![\d.元个块])", lambda m: m[1] + m[2] + digits_zh(m[3]), text)
+    text = sub(r"(?<![\d.])(\d{3,4})(?=室|房间)", lambda m: digits_zh(m[1]), text)
     called = r"(?<=[拨打叫电话])(\d{3,6})(?![\d.年月日个元块人次分通天年])"
     return sub(called, lambda m: digits_zh(m[1]), text)
 
@@ -108,11 +116,10 @@ def powers(text: str) -> str:
             return f"{base}的{'平方' if exponent == '2' else '立方'}"
         return f"{base}的{sign}{integer_zh(exponent)}次方"
 
-    text = sub(rf"(?<![\w.])({N})[eE]([+-]?)(\d{{1,3}})(?![A-Za-z\d.])", r"\1乘10^\2\3", sub(r"(?<=[\u4e00-\u9fff])(?=\d{1,15}(?:\.\d{1,15})?[eE][+-]?\d)", " ", text))
+    text = sub(rf"(?<![A-Za-z\d.])({N})[eE]([+-]?)(\d{{1,3}})(?![A-Za-z\d.])", r"\1乘10^\2\3", text)
     text = sub(r"(?<=\d) ?[×xX*·] ?(?=10\^[-+]?\d)", "乘", text)
-    held = rf"(?<=\d)( ?)((?:kg/)?[ckm]?m\^[23]|m/s\^2)(?!\w)"
-    text = sub(held, lambda m: UNITS.get(m[2], m[2]), text)
-    text = sub(r"(?<=\d) ?((?:kg/)?[ckm]?m\^[23])(?=[\u4e00-\u9fff])", lambda m: UNITS.get(m[1], m[1]), text)
+    squares = r"(?<=\d) ?((?:kg/)?[ckm]?m\^[23]|m/s\^2)(?![A-Za-z\d])"  # 20 m^2 is a unit, not a power
+    text = sub(squares, lambda m: UNITS.get(m[1], m[1]), text)
     return sub(r"(\d{1,15}|[A-Za-z])\^\(?([+-]?)(\d{1,15})\)?", power, text)
 
 
@@ -161,8 +168,15 @@ def measures(text: str) -> str:
         return f"{whole}{integer_zh(match[3])}分之{integer_zh(match[2])}"
 
     text = sub(mixed, parts, text)
-    text = sub(rf"(?<=[\d方]) ?({UNIT})(?![A-Za-z^/])", lambda m: UNITS[m[1]], text)
-    return sub(r"第 ?(\d{1,15})(?!\.\d)", lambda m: "第" + integer_zh(m[1]), text)
+    text = sub(rf"(?<=[\d方]) ?({UNIT})(?![A-Za-z^/\d])", lambda m: UNITS[m[1]], text)
+    text = sub(r"第 ?(\d{1,15})(?!\.\d)", lambda m: "第" + integer_zh(m[1]), text)
+    text = sub(rf"(?<![\w.:/-])2 ?(?={COUNTED})|(?<=[\u4e00-\u9fff])(?<!第)2 ?(?={COUNTED})", "两", text)
+    text = sub(rf"(?<!\d)2 ?(?={NUMBERED})", "二", text)
+    text = sub(r"(?<=[A-Za-z])\d{1,15}(?=[A-Za-z])", lambda m: f" {integer_zh(m[0])} ", text)  # B2B; wetext says "to"
+    text = sub(r"(?<!\d)0:([0-5]\d)(?![\d:])", lambda m: f"零点{integer_zh(m[1])}分", text)  # a ratio to wetext
+    text = sub(r"(?<![\d.:/-])0\d{1,14}(?![\d.:/-])", lambda m: digits_zh(m[0]), text)  # 0012 is 零零十二 to wetext
+    decimals = rf"{START}(?:\d{{1,15}})\.\d{{1,15}}(?![\d.:/A-Za-z°]| ?[A-Za-z°])"  # 11.11 is a date to wetext
+    return sub(decimals, lambda m: number_zh(m[0]), text)
 
 
 def relations(text: str) -> str:
