@@ -70,8 +70,10 @@ def clean_text(text: str, language: str | None = None) -> str:
     text = strip_markdown("\n".join(filter(None, lines)))  # no runs of blanks from here on
     language = language or detect_language(text)
     text = spell_web(text, language)
-    text = numbers_zh(text) if language == "zh" else numbers_en(text)
-    text = tidy(text, language)
+    for _ in range(3):  # once as a rule; again where the words of the first pass make a form of their own ("SR\n0")
+        before, text = text, tidy(numbers_zh(text) if language == "zh" else numbers_en(text), language)
+        if text == before:
+            break
     if not any(map(str.isalnum, text)):
         raise UserError("there is nothing to speak in this text: give some words in English or Chinese")
     return text
@@ -139,6 +141,7 @@ def strip_markdown(text: str) -> str:
     text = re.sub(r"(?m)^[ \t]{0,8}(?:#{1,6}|[-*+]|>(?! ?\d))[ \t]+", "", text)  # headings, bullets, quotations
     text = re.sub(rf"<([^<>\s{HAN}]{{1,60}})>|(?<!\w)<([^<>\s]{{1,60}})>", lambda m: f" {m[1] or m[2]} ", text)  # <name>, List<int>
     text = re.sub(r"([=*_~#+|`-])\1{2,}", " ", text)  # rules, fences
+    text = re.sub(r"[_`|\\{}]|(?<!\d)\*+|\*+(?![\s*]*\d)", " ", text)  # emphasis, code, columns; 2*3 is a product
     return re.sub(rf"([^\s{MARKS}])\n", r"\1.\n", text)  # a line is a sentence
 
 

@@ -172,6 +172,7 @@ def measures(text: str) -> str:
     text = sub(r"第 ?(\d{1,15})(?!\.\d)", lambda m: "第" + integer_zh(m[1]), text)
     text = sub(rf"(?<![\w.:/-])2 ?(?={COUNTED})|(?<=[\u4e00-\u9fff])(?<!第)2 ?(?={COUNTED})", "两", text)
     text = sub(rf"(?<!\d)2 ?(?={NUMBERED})", "二", text)
+    text = sub(r"(?<![\d.])(11[0249]|12[02]|911)(?![\d.:/])", lambda m: integer_zh(m[0]), text)  # spelt by wetext wherever they stand
     text = sub(r"(?<=[A-Za-z])\d{1,15}(?=[A-Za-z])", lambda m: f" {integer_zh(m[0])} ", text)  # B2B; wetext says "to"
     text = sub(r"(?<!\d)0:([0-5]\d)(?![\d:])", lambda m: f"零点{integer_zh(m[1])}分", text)  # a ratio to wetext
     text = sub(r"(?<![\d.:/-])0\d{1,14}(?![\d.:/-])", lambda m: digits_zh(m[0]), text)  # 0012 is 零零十二 to wetext
