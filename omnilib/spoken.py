@@ -140,6 +140,7 @@ def strip_markdown(text: str) -> str:
     text = re.sub(rf"!?\[([^\[\]]*)\]\({address}\)", r"\1", text)  # [text](address)
     text = re.sub(r"(?m)^[ \t]{0,8}(?:#{1,6}|[-*+]|>(?! ?\d))[ \t]+", "", text)  # headings, bullets, quotations
     text = re.sub(rf"<([^<>\s{HAN}]{{1,60}})>|(?<!\w)<([^<>\s]{{1,60}})>", lambda m: f" {m[1] or m[2]} ", text)  # <name>, List<int>
+    text = re.sub(r"\.{2,}", "…", text)
     text = re.sub(r"([=*_~#+|`-])\1{2,}", " ", text)  # rules, fences
     text = re.sub(r"[_`|\\{}]|(?<!\d)\*+|\*+(?![\s*]*\d)", " ", text)  # emphasis, code, columns; 2*3 is a product
     return re.sub(rf"([^\s{MARKS}])\n", r"\1.\n", text)  # a line is a sentence

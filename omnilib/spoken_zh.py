@@ -8,7 +8,7 @@ import re
 from omnilib.spoken_numbers import digits_zh, integer_zh, number_zh, read
 
 N = r"\d{1,15}(?:\.\d{1,15})?"
-START = r"(?<![\d.])"
+START = r"(?<!\d)(?<!\d\.)"
 CLAUSE = 80  # characters that wetext gets at a time
 CURRENCIES = {
     "US$": "美元", "HK$": "港元", "$": "美元", "£": "英镑", "€": "欧元", "¥": "元", "₹": "卢比", "₩": "韩元", "₽": "卢布",
@@ -24,6 +24,9 @@ UNITS = {
     "TB": "TB", "m/s": "米每秒",
 }  # fmt: skip
 UNIT = "|".join(re.escape(u) for u in sorted(UNITS, key=len, reverse=True))
+KNOWN = (  # by wetext, which also finds them at the beginning of other words: 5more became 5米ore
+    "mm|cm|dm|m|km|nm|ft|yd|mi|mg|kg|lbs?|oz|ml|L|kL|ms|s|min|h|kW|kcal|bar|km/h|m/s|mph|rpm|ha"
+)
 RELATIONS = {
     "<=": "小于等于", ">=": "大于等于", "≤": "小于等于", "≥": "大于等于", "≦": "小于等于", "≧": "大于等于", "!=": "不等于",
     "≠": "不等于", "==": "等于", "±": "正负", "√": "根号", "∞": "无穷大", "→": "，", "∈": "属于", "°C": "摄氏度", "÷": "除以", "×": "乘",
@@ -176,6 +179,7 @@ def measures(text: str) -> str:
     text = sub(r"(?<=[A-Za-z])\d{1,15}(?=[A-Za-z])", lambda m: f" {integer_zh(m[0])} ", text)  # B2B; wetext says "to"
     text = sub(r"(?<!\d)0:([0-5]\d)(?![\d:])", lambda m: f"零点{integer_zh(m[1])}分", text)  # a ratio to wetext
     text = sub(r"(?<![\d.:/-])0\d{1,14}(?![\d.:/-])", lambda m: digits_zh(m[0]), text)  # 0012 is 零零十二 to wetext
+    text = sub(rf"{START}({N}) ?(?=[A-Za-z])(?!(?:{KNOWN})(?![A-Za-z]))", lambda m: f"{number_zh(m[1])} ", text)
     decimals = rf"{START}(?:\d{{1,15}})\.\d{{1,15}}(?![\d.:/A-Za-z°]| ?[A-Za-z°])"  # 11.11 is a date to wetext
     return sub(decimals, lambda m: number_zh(m[0]), text)
 
