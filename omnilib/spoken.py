@@ -38,12 +38,94 @@ ADDRESS = {  # how the signs of an address are dictated
 }
 MARKS = ",.?!;:，。！？；：、"
 WIDE = str.maketrans(",?!;:.", "，？！；：。")
-TAGS = (
-    "a abbr address article aside audio b big blockquote body br button caption center cite code col dd del details div dl dt em "
-    "figcaption figure font footer form h1 h2 h3 h4 h5 h6 head header hr html i iframe img input ins kbd label li link main mark meta "
-    "nav ol option p pre q s samp script section select small source span strike strong style sub summary sup svg table tbody td "
-    "textarea tfoot th thead title tr tt u ul var video"
-).split()
+TAGS = [
+    "a",
+    "abbr",
+    "address",
+    "article",
+    "aside",
+    "audio",
+    "b",
+    "big",
+    "blockquote",
+    "body",
+    "br",
+    "button",
+    "caption",
+    "center",
+    "cite",
+    "code",
+    "col",
+    "dd",
+    "del",
+    "details",
+    "div",
+    "dl",
+    "dt",
+    "em",
+    "figcaption",
+    "figure",
+    "font",
+    "footer",
+    "form",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "head",
+    "header",
+    "hr",
+    "html",
+    "i",
+    "iframe",
+    "img",
+    "input",
+    "ins",
+    "kbd",
+    "label",
+    "li",
+    "link",
+    "main",
+    "mark",
+    "meta",
+    "nav",
+    "ol",
+    "option",
+    "p",
+    "pre",
+    "q",
+    "s",
+    "samp",
+    "script",
+    "section",
+    "select",
+    "small",
+    "source",
+    "span",
+    "strike",
+    "strong",
+    "style",
+    "sub",
+    "summary",
+    "sup",
+    "svg",
+    "table",
+    "tbody",
+    "td",
+    "textarea",
+    "tfoot",
+    "th",
+    "thead",
+    "title",
+    "tr",
+    "tt",
+    "u",
+    "ul",
+    "var",
+    "video",
+]
 ATTRIBUTE = r"\s{1,9}[A-Za-z:-]{1,40}(?:\s?=\s?(?:\"[^\"<>]{0,2000}\"|'[^'<>]{0,2000}'|[^\s<>\"'=]{1,400}))"
 TAG = re.compile(rf"</?(?:{'|'.join(TAGS)})(?:{ATTRIBUTE}){{0,20}}\s{{0,9}}/?>|<!doctype [^<>]{{0,80}}>", re.I)
 INVISIBLE_LETTERS = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"  # fillers and joiners that Unicode does not class as format
@@ -112,7 +194,9 @@ def characters(text: str) -> str:
     return "".join(c if c.isascii() or unicodedata.category(c)[0] != "N" else plain_digit(c) for c in text)
 
 
-PLAIN = str.maketrans(dict.fromkeys("’‘ʼ`´′", "'") | dict.fromkeys("−‐‑﹣", "-") | {"⁄": "/", "∕": "/", "∶": ":", "∗": "*", "‒": "–", "″": '"'})
+PLAIN = str.maketrans(
+    dict.fromkeys("’‘ʼ`´′", "'") | dict.fromkeys("−‐‑﹣", "-") | {"⁄": "/", "∕": "/", "∶": ":", "∗": "*", "‒": "–", "″": '"'}
+)
 PLAIN |= {ord("`"): "`", ord("〜"): "~", ord("µ"): "μ"}
 
 
@@ -172,6 +256,7 @@ def tidy(text: str, language: str) -> str:
     for symbol, word in SYMBOLS[language].items():
         text = text.replace(symbol, f" {word} ")
     text = re.sub(r"(?<![\u0370-\u03ff])[Α-Ωα-ω](?![\u0370-\u03ff])", lambda m: f" {greek(m[0])} ", text)
+    text = re.sub(r"[\u20a0-\u20cf]", lambda m: f" {unicodedata.name(m[0], '').removesuffix(' SIGN').lower()} ", text)  # other currencies
     text = re.sub(r"…|\.{2,}", ". ", text)
     text = re.sub(r"\s?[()（）\[\]{}—–]+\s?|\s-+\s|--+", ", ", text)  # brackets and dashes are pauses
     text = keep(text)

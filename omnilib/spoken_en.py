@@ -30,6 +30,8 @@ DECADES = ("hundreds", "tens", "twenties", "thirties", "forties", "fifties", "si
 YEAR = r"(?:1[1-9]\d\d|20\d\d)"
 CURRENCIES = {  # one, many, one hundredth
     "$": ("dollar", "dollars", "cent"), "US$": ("US dollar", "US dollars", "cent"), "£": ("pound", "pounds", "pence"),
+    "A$": ("Australian dollar", "Australian dollars", "cent"), "C$": ("Canadian dollar", "Canadian dollars", "cent"),
+    "HK$": ("Hong Kong dollar", "Hong Kong dollars", "cent"), "CHF": ("Swiss franc", "Swiss francs", ""),
     "€": ("euro", "euros", "cent"), "¥": ("yuan", "yuan", ""), "₹": ("rupee", "rupees", "paise"), "₩": ("won", "won", ""),
     "₽": ("ruble", "rubles", "kopek"), "USD": ("US dollar", "US dollars", "cent"), "EUR": ("euro", "euros", "cent"),
     "GBP": ("pound", "pounds", "pence"), "CNY": ("yuan", "yuan", ""), "RMB": ("yuan", "yuan", ""), "JPY": ("yen", "yen", ""),
@@ -60,20 +62,65 @@ UNITS = {
     "ft^2": ("square foot", "square feet"), "ft^3": ("cubic foot", "cubic feet"), "in^2": ("square inch", "square inches"),
     "mi^2": ("square mile", "square miles"), "mm^3": ("cubic millimeter", "cubic millimeters"), "km^3": ("cubic kilometer", "cubic kilometers"),
 }  # fmt: skip
-KNOWN = (  # by wetext
-    "mm cm dm km ft yd mi mm^2 cm^2 m^2 km^2 m^3 cm^3 mg g kg lb lbs oz ml s ms min h Hz MHz GHz kW mV mA Pa bar KB MB GB TB "
-    "Mbps MB/s km/h mph rpm °C °F nm ha"
-).split()
+KNOWN = [
+    "mm",
+    "cm",
+    "dm",
+    "km",
+    "ft",
+    "yd",
+    "mi",
+    "mm^2",
+    "cm^2",
+    "m^2",
+    "km^2",
+    "m^3",
+    "cm^3",
+    "mg",
+    "g",
+    "kg",
+    "lb",
+    "lbs",
+    "oz",
+    "ml",
+    "s",
+    "ms",
+    "min",
+    "h",
+    "Hz",
+    "MHz",
+    "GHz",
+    "kW",
+    "mV",
+    "mA",
+    "Pa",
+    "bar",
+    "KB",
+    "MB",
+    "GB",
+    "TB",
+    "Mbps",
+    "MB/s",
+    "km/h",
+    "mph",
+    "rpm",
+    "°C",
+    "°F",
+    "nm",
+    "ha",
+]
 SYMBOLS_OF_UNITS = "|".join(re.escape(u) for u in sorted([*UNITS, *KNOWN], key=len, reverse=True))
 UNIT = rf"(?:{SYMBOLS_OF_UNITS})(?![\w^/°])"
+FILES = "(?:txt|py|md|pdf|jpe?g|png|gif|mp3|mp4|wav|flac|json|ya?ml|csv|html?|js|css|zip|exe|docx?|xlsx?|pptx?)"
 RELATIONS = {
+    "&&": "and",
     "<=": "less than or equal to", ">=": "greater than or equal to", "≤": "less than or equal to", "≥": "greater than or equal to",
     "≦": "less than or equal to", "≧": "greater than or equal to", "!=": "not equal to", "≠": "not equal to", "==": "equals",
     "≈": "approximately", "≅": "approximately equal to", "±": "plus or minus", "√": "square root of", "∞": "infinity",
     "∈": "in", "°C": "degrees Celsius", "°F": "degrees Fahrenheit", "∑": "sum of", "∝": "proportional to",
 }  # fmt: skip
 # Roman numerals are read after these words and names only: "I", "X" and "MIX" are words too.
-PARTS = "Chapter|Part|Act|Scene|Book|Volume|Section|Phase|Type|Class|Figure|Table|Appendix|Title|World War|Stage|Grade|Article|Psalm|Level"
+PARTS = "Chapter|Part|Act|Scene|Book|Volume|Section|Phase|Type|Class|Figure|Table|Appendix|Title|World War|Stage|Grade|Article|Psalm|Level|Super Bowl"
 RULERS = (
     "Henry|Louis|Charles|George|Edward|Richard|William|James|Elizabeth|Mary|Philip|John Paul|Pius|Benedict|Leo|Gregory|Innocent|Clement|"
     "Alexander|Nicholas|Catherine|Frederick|Napoleon|Otto|Ferdinand|Francis|Alfonso|Rameses|Ramses|Thutmose|Ptolemy|Queen|King|Pope|Urban"
@@ -94,7 +141,7 @@ def numbers_en(text: str) -> str:
     text = abbreviations(text)
     text = romans(text)
     text = spans(text)
-    if re.search(r"\d", text):
+    if re.search(r"[\d^]", text):
         for rule in (plain_numbers, telephones, dates, times, powers, money, signs, ranges, measures, fractions, years):
             text = re.sub(" {2,}", " ", rule(text))
     text = relations(text)
@@ -122,6 +169,7 @@ def abbreviations(text: str) -> str:
     text = sub(r"\b(e\.g|i\.e)\.?(?=,)", lambda m: ABBREVIATIONS[m[1].lower()], text, re.I)
     text = sub(r"\betc\b\.?", lambda m: "et cetera" + sentence_end(m), text)
     text = sub(r"\bPh\.? ?D\b\.?", "P h D", text)
+    text = sub(rf"(?<=\w)\.(?={FILES}\b)", " dot ", text)
     return sub(r"(?<![\w.])(?:[A-Z]\.){2,6}(?!\w)", lambda m: " ".join(m[0].replace(".", "")) + " ", text)
 
 
@@ -149,6 +197,7 @@ def romans(text: str) -> str:
         return f"{match[1]} the {words(str(value), 'ordinal')}" if value else match[0]
 
     single = r"(?:[IVXLC]{2,9}|[VX]|I(?=[.,:;!?)]|\s*$))(?!\w)"
+    text = sub(r"\bWW(I{1,3})\b", r"World War \1", text)
     text = sub(rf"\b({PARTS}) ({single})", part, text)
     text = sub(r"\b(World War) (I)\b(?!')", part, text)
     return sub(rf"\b((?:{RULERS})(?: [A-Z][a-z]{{1,20}})?) ({single})", ruler, text)
@@ -177,6 +226,8 @@ def plain_numbers(text: str) -> str:
     text = sub(r"\b0x([\dA-Fa-f]{1,16})\b", lambda m: "zero x " + " ".join(spell(c) or c for c in m[1]), text)
     text = sub(r"\d{16,}", lambda m: f" {spell(m[0])} ", text)
     text = sub(r"(?<![\d.,])(\d{1,12}),(\d\d)(?= ?(?:€|EUR\b|euros?\b))", r"\1.\2", text)  # 12,50 €
+    text = sub(rf"(?<![\d.,])(\d{{1,3}}),(\d{{1,2}})(?= ?(?:{UNIT}|%))", r"\1.\2", text)  # 2,5 kg
+    text = sub(r"(?<![\w.])(\d{3})\.(\d{3})\.(\d{4})(?![\w.]\d)", r"\1-\2-\3", text)  # a telephone number
     text = sub(r"(?<![\d.,])\d{1,3}(?:,\d{3}){1,4}(?!\d|,\d)", lambda m: m[0].replace(",", "") + "\ue000", text)
     text = sub("(\\d)\ue000(?=\\.\\d)", r"\1", text)
     text = sub(r"(?<![\w.])\.(?=\d)", "0.", text)
@@ -291,7 +342,7 @@ def powers(text: str) -> str:
         return f"{match[1]} to the power of {sign}{exponent} "  # in digits: a unit may follow
 
     text = sub(rf"(?<![\w.])({N})[eE]([+-]?)(\d{{1,3}})(?![\w.])", lambda m: f"{m[1]} times 10^{m[2].strip('+')}{m[3]}", text)
-    text = sub(rf"(?<=\d) ?[×x*·] ?(?=10\^[-+]?\d)", " times ", text)
+    text = sub(r"(?<=\d) ?[×x*·] ?(?=10\^[-+]?\d)", " times ", text)
     unit = rf"(?<=[\d ])(?:{'|'.join(re.escape(u) for u in (*UNITS, *KNOWN) if '^' in u)})(?!\w)"
     held = {}
 
@@ -301,6 +352,7 @@ def powers(text: str) -> str:
 
     text = sub(unit, hold, text)
     text = sub(r"(?<![^\W_])(\d{1,15}|[^\W\d_]{1,2})\^\(?([+-]?)(\d{1,15})\)?", power, text)
+    text = sub(r"(?<![^\W_])(\d{1,15}|[^\W\d_])\^([^\W\d_])(?!\w)", r"\1 to the power of \2 ", text)
     text = sub(r"(?<=\d)\*\*(?=-?\d)", " to the power of ", text)
     return text.replace("\ue001", "^")
 
@@ -320,7 +372,11 @@ def money(text: str) -> str:
             return f"{decimal(number)}{top} {scale or SCALES.get(short, '')} {many}".replace("  ", " ")
         if len(cents) not in (0, 2) or (cents and not cent):
             return f"{decimal(number)} {many}"
-        coins = "" if not cents.strip("0") else words(str(int(cents))) + " " + cent + ("s" if cent in ("cent", "kopek") and int(cents) != 1 else "")
+        coins = (
+            ""
+            if not cents.strip("0")
+            else words(str(int(cents))) + " " + cent + ("s" if cent in ("cent", "kopek") and int(cents) != 1 else "")
+        )
         if coins and whole == "0":
             return coins
         return f"{words(whole)} {one if whole == '1' else many}" + (f" and {coins}" if coins else "")
@@ -373,12 +429,13 @@ def measures(text: str) -> str:
         return f"{words(match[1])} feet " + (f"{words(match[2])} " if match[2] else "")
 
     text = sub(rf"{START}(\d)'(?:(\d{{1,2}})(?:\"|'')|(?= tall))", height, text)
+    text = sub(rf"{START}(\d{{1,2}}) ?ft\.? ?(\d{{1,2}}) ?in\b\.?", lambda m: f"{words(m[1])} feet {words(m[2])} inches", text)
     text = sub(rf"{START}({N})\ue000?[ -]?({UNIT})", measure, text)
     text = sub(rf"{START}({N})\ue000? ?%", lambda m: f"{decimal(m[1])} percent ", text)
     text = sub(rf"{START}({N})\ue000? ?‰", lambda m: f"{decimal(m[1])} per thousand ", text)
     text = sub(rf"{START}({N})\ue000? ?°", lambda m: f"{decimal(m[1])} degree{'' if m[1] == '1' else 's'} ", text)
     text = sub(rf"{START}({N})(k|K|M|bn|B)(?!\w)", lambda m: f"{decimal(m[1])} {SCALES[m[2]]} ", text)
-    return sub(r"\b(\d{1,15})(?:st|nd|rd|th)\b", lambda m: f" {words(m[1].lstrip('0') or '0', 'ordinal')} ", text, re.I)
+    return sub("\\b(\\d{1,15})\ue000?(?:st|nd|rd|th)\\b", lambda m: f" {words(m[1].lstrip('0') or '0', 'ordinal')} ", text, re.I)
 
 
 def fractions(text: str) -> str:
@@ -387,7 +444,8 @@ def fractions(text: str) -> str:
     def say(match: re.Match) -> str:
         said = fraction(match[2], match[3])
         if not said:
-            return match[0].replace("/", " " if match[0] in ("24/7", "50/50") else " over ")
+            silent = match[0] == "24/7" or match[2] == match[3] or len(match[2]) == 4  # 50/50, 2023/24
+            return match[0].replace("/", " " if silent else " over ")
         if match[1]:
             said = f"{words(match[1].strip())} and {said.replace('one ', 'a ', 1) if said.startswith('one ') else said}"
         return f" {said} "
@@ -407,7 +465,7 @@ def years(text: str) -> str:
     year = lambda m: f" {words(m[1], 'year')} "  # noqa: E731
     text = sub(rf"(?:{dated})\b({YEAR})(?!\d|\.\d|%)", year, text)
     text = sub(rf"(?<![\d.])({YEAR})(?!\d|\.\d|%){counted}", year, text)
-    return sub(rf"(?<!\d)(\d{{1,15}}\.\d{{1,15}})(?!\d)", lambda m: f" {decimal(m[1])} ", text)
+    return sub(r"(?<!\d)(\d{1,15}\.\d{1,15})(?!\d)", lambda m: f" {decimal(m[1])} ", text)
 
 
 def relations(text: str) -> str:
@@ -415,6 +473,10 @@ def relations(text: str) -> str:
     if not re.search(r"[^\w\s,.?!;:'()-]", text):
         return text
     text = sub(r"<?(?:-|=){1,3}>|<-{1,3}(?!\d)", ", ", text)  # arrows
+    text = sub(r"(?<=\w) ?/ ?(?=(?:second|minute|min|hour|day|night|week|month|year|person)s?\b)", " per ", text)
+    text = sub(
+        r"(?<![\w/])(?:km/h|km/s|m/s|[MGk]B/s)(?!\w)", lambda m: UNITS[m[0]][1] if m[0] in UNITS else unit_name(m[0], False) or m[0], text
+    )
     for symbol, word in RELATIONS.items():
         text = text.replace(symbol, f" {word} ")
     text = sub(r"(?<=[\w)]) ?< ?(?=[\w(.-])|<(?=[\d.])", " less than ", text)

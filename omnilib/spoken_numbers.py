@@ -73,7 +73,7 @@ def unit_name(symbol: str, one: bool) -> str | None:
     """ "km" -> "kilometers", or "kilometer" for one; None if wetext does not know it."""
     said = read(f"{'1' if one else '5'} {symbol}", "en") or ""
     name = said.removeprefix("one " if one else "five ")
-    return None if name == said or name == symbol or not name.replace(" ", "").isalpha() else name
+    return None if name in (said, symbol) or not name.replace(" ", "").isalpha() else name
 
 
 def fraction(over: str, under: str) -> str | None:

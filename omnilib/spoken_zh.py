@@ -106,7 +106,11 @@ def dates(text: str) -> str:
     text = sub(r"(?<!\d)(\d{4})[-–~—至到](\d{4})(?=年)", lambda m: f"{digits_zh(m[1])}到{digits_zh(m[2])}", text)
     text = sub(r"(?<![\d.])([12]\d{3})(?=年)(?!年[前后内来多]?(?:时间|之久))", lambda m: digits_zh(m[1]), text)
     text = sub(r"(?<![\d.第])([5-9]\d)(?=年(?:出生|生|毕业|春|夏|秋|冬|的|\d{1,2}月))(?<!公元\d\d)", lambda m: digits_zh(m[1]), text)
-    text = sub(r"(?<!\d)(0?[1-9]|1[0-2])月(0?[1-9]|[12]\d|3[01])(?=[日号])", lambda m: f"{integer_zh(m[1].lstrip('0'))}月{integer_zh(m[2].lstrip('0'))}", text)
+    text = sub(
+        r"(?<!\d)(0?[1-9]|1[0-2])月(0?[1-9]|[12]\d|3[01])(?=[日号])",
+        lambda m: f"{integer_zh(m[1].lstrip('0'))}月{integer_zh(m[2].lstrip('0'))}",
+        text,
+    )
     return sub(r"(?<![\d.])(0?[1-9]|1[0-2])(?=月(?!亮))", lambda m: integer_zh(m[1].lstrip("0")), text)
 
 
@@ -132,7 +136,7 @@ def ranges(text: str) -> str:
     text = sub(rf"{START}(\d{{1,3}}) ?[-–:] ?(\d{{1,3}})(?= ?(?:{WON}))", lambda m: f"{integer_zh(m[1])}比{integer_zh(m[2])}", text)
     text = sub(r"(?<=比分)(.{0,2}?)(\d{1,3}) ?[-–:] ?(\d{1,3})(?!\d)", lambda m: f"{m[1]}{integer_zh(m[2])}比{integer_zh(m[3])}", text)
     text = sub(rf"{START}({N}) ?[-–~—] ?({N}) ?%", lambda m: f"百分之{number_zh(m[1])}到{number_zh(m[2])}", text)
-    return sub(rf"(?<=\d)( ?(?:%|°C|℃|[A-Za-z]{{1,3}}|[个天元米人年月日号点岁次]))? ?[-–~—] ?(?=[$£€¥]?\d)", r"\1到", text)
+    return sub(r"(?<=\d)( ?(?:%|°C|℃|[A-Za-z]{1,3}|[个天元米人年月日号点岁次]))? ?[-–~—] ?(?=[$£€¥]?\d)", r"\1到", text)
 
 
 def money(text: str) -> str:

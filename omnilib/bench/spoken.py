@@ -94,7 +94,12 @@ def interval(correct: int, n: int, level: float = 0.95) -> list[float]:
 
 
 def accuracy(hits: list[bool]) -> dict:
-    return {"n": len(hits), "correct": sum(hits), "accuracy": round(sum(hits) / len(hits), 4), "interval_95": interval(sum(hits), len(hits))}
+    return {
+        "n": len(hits),
+        "correct": sum(hits),
+        "accuracy": round(sum(hits) / len(hits), 4),
+        "interval_95": interval(sum(hits), len(hits)),
+    }
 
 
 # ---- systems ---------------------------------------------------------------------------------------------------------
