@@ -184,7 +184,7 @@ def characters(text: str) -> str:
     text = "".join(map(visible, text)) if not text.isascii() or not text.isprintable() else text
     if text.isascii():
         return text
-    text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", "", text)  # thousands
+    text = re.sub(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))", ",", text)  # thousands
     raised = "[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]{1,15}"
     text = re.sub(raised, lambda m: "^" + unicodedata.normalize("NFKC", m[0]), text)
     text = re.sub(r"(?<=\d)(?=[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞⅐⅑⅒])", " ", text)
@@ -227,7 +227,7 @@ def strip_markdown(text: str) -> str:
     text = re.sub(r"\.{2,}", "…", text)
     text = re.sub(r"([=*_~#+|`-])\1{2,}", " ", text)  # rules, fences
     text = re.sub(r"[_`|\\{}]|(?<!\d)\*+|\*+(?![\s*]*\d)", " ", text)  # emphasis, code, columns; 2*3 is a product
-    return re.sub(rf"([^\s{MARKS}])\n", r"\1.\n", text)  # a line is a sentence
+    return re.sub(rf"([^\s{MARKS}]) {{0,9}}\n", r"\1.\n", text)  # a line is a sentence
 
 
 def spell_web(text: str, language: str) -> str:
