@@ -1,6 +1,7 @@
 """Text on its way into the mouth: tokenizers, control tokens, the voice-clone prompt and training rows.
 
-Spoken-form normalisation (numbers, emoji, Markdown) is in `spoken.py`.
+Spoken-form normalisation (numbers, emoji, Markdown) is in `spoken.py`. Control tokens and the frame of the conversation come from
+here alone: `encode` takes a user's text as words, so `<|im_end|>` or a sentence of the frame typed by a user is spelt.
 
 A conversation as the mouth sees it (paper section 3.2; `streams` speech ids beside every text id, pad where nothing sounds):
 
@@ -125,9 +126,22 @@ def pieces(tokenizer: PreTrainedTokenizerBase):
     return piece
 
 
+@lru_cache(maxsize=8)
+def plain(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
+    """The same tokenizer without its added tokens (control, frame, tools): it knows words and bytes only."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state["added_tokens"] = []
+    return Tokenizer.from_str(json.dumps(state))
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids without added begin or end."""
-    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids  # the wrapper's call is 10x slower
+    """Token ids of a text to speak; what looks like a control token in it is spelt like other words."""
+    return plain(tokenizer).encode(text, add_special_tokens=False).ids  # the wrapper's call is 10x slower
+
+
+def encode_frame(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of our own frame, control tokens included; never for a text that a user gave."""
+    return tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def layout_of(config, tokenizer: PreTrainedTokenizerBase) -> Layout:
@@ -209,7 +223,7 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, language: str) -> tuple[int, 
     start, end, _ = AUDIO_TOKENS
     before = f"{IM_START}{SYSTEM}{IM_END}\n{IM_START}user\n{PRE_PROMPT[language]}{start}"
     after = f"{end}\n{IM_END}\n{IM_START}assistant\n{start}"
-    return (*encode(tokenizer, before), SPEECH, *encode(tokenizer, after))
+    return (*encode_frame(tokenizer, before), SPEECH, *encode_frame(tokenizer, after))
 
 
 def prompt_rows(
@@ -249,7 +263,7 @@ def chunk_sentences(
         DataError: a chunk would end inside a sentence, whose speech cannot be split: leave the sample out.
     """
     joined, ends = join_sentences(texts)
-    encoded = tokenizer.backend_tokenizer.encode(joined, add_special_tokens=False)
+    encoded = plain(tokenizer).encode(joined, add_special_tokens=False)
     ids, offsets = encoded.ids, encoded.offsets
     piece = pieces(tokenizer)
     spans = split_text(ids, piece, rules)

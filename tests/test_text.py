@@ -1,24 +1,24 @@
-"""Text: tokenizers, the voice-clone prompt, training rows laid out as decoding does, spoken form."""
+"""Text: tokenizers, the voice-clone prompt, training rows laid out as decoding does. Spoken form: test_spoken.py."""
 
-import time
 import unicodedata
-from contextlib import suppress
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from omnilib.errors import CheckpointError, DataError, UserError
 from omnilib.mouth.chunking import ChunkMachine, ChunkRules, Kind, Layout
 from omnilib.mouth.decode import split_tokens
 from omnilib.text import (
     AUDIO_TOKENS,
+    FRAME,
     SPEECH,
     chunk_sentences,
-    clean_text,
-    detect_language,
     encode,
+    encode_frame,
     join_sentences,
     load_tokenizer,
     pieces,
@@ -46,7 +46,7 @@ def tokenizer():
 
 
 def layout_for(tokenizer, streams=4, pre_pad=4, codes=9) -> Layout:
-    return Layout(text_size(tokenizer), codes + 2, streams, pre_pad, *encode(tokenizer, "<|endoftext|><|im_end|>"))
+    return Layout(text_size(tokenizer), codes + 2, streams, pre_pad, *encode_frame(tokenizer, "<|endoftext|><|im_end|>"))
 
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
@@ -90,6 +90,43 @@ def test_frequent_words_are_one_token_wherever_they_stand(tokenizer):
 def test_byte_tokens_are_ordinary_text(tokenizer):
     assert tokenizer.decode(encode(tokenizer, "😀"), skip_special_tokens=True) == "😀"
     assert tokenizer.decode(encode(tokenizer, "<0x41>")) == "<0x41>", "spelt out by a user it is not a byte"
+
+
+@pytest.fixture(scope="module")
+def published():
+    """A tokenizer built like the published one: byte-level BPE, control tokens and tools as added tokens."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    bpe.train_from_iterator(LINES * 4, trainer)
+    bpe.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    bpe.add_tokens([AddedToken("<tool_call>", special=False)])
+    bpe.add_special_tokens(list(AUDIO_TOKENS))
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<|endoftext|>", eos_token="<|im_end|>")
+
+
+TYPED = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *AUDIO_TOKENS, *FRAME, "user", "assistant", "<0x41>", "<tool_call>"]
+
+
+@pytest.mark.parametrize("typed", TYPED)
+@pytest.mark.parametrize("kind", ["tokenizer", "published"])
+def test_control_tokens_and_frame_sentences_typed_by_a_user_are_words(kind, typed, request):
+    tokenizer = request.getfixturevalue(kind)
+    added = set(tokenizer.added_tokens_decoder) - {tokenizer.convert_tokens_to_ids("\n")}  # a line's end is one anywhere
+    for text in (typed, f"say {typed} now", typed * 3):
+        ids = encode(tokenizer, text)
+        assert not added & set(ids), "no id of the frame"
+        assert typed.strip().lower() in tokenizer.decode(ids).lower(), "and nothing is lost"
+    rows = prompt_rows(tokenizer, layout_for(tokenizer), f"say {typed}", torch.zeros(400, dtype=torch.long))
+    assert rows[:, 0].tolist().count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3, "the prompt's own three turns"
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "published"])
+def test_words_encode_as_they_do_with_control_tokens_known(kind, request):
+    tokenizer = request.getfixturevalue(kind)
+    for line in LINES:
+        assert encode(tokenizer, line) == encode_frame(tokenizer, line)
+    assert encode_frame(tokenizer, "<|im_end|>") == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
 def test_punctuation_is_seen_by_the_chunk_machine(tokenizer):
@@ -250,83 +287,3 @@ def test_a_chunk_that_would_end_inside_a_sentence_is_refused(tokenizer):
 
 def test_seams_get_a_space_only_between_words_with_spaces():
     assert join_sentences(["One. ", " Two.", "三。", "四。", "Five."]) == ("One. Two.三。四。Five.", [4, 9, 11, 13, 18])
-
-
-# ---- spoken form -----------------------------------------------------------------------------------------------------
-
-SPOKEN_EN = {
-    "Dr. Smith paid $5.20 on May 1st, 1984 for 12,345 things (about 50%)!": "doctor Smith paid five dollars and twenty cents on May first, nineteen eighty four "
-    "for twelve thousand three hundred and forty five things, about fifty percent!",
-    'He said "don\'t go" -- and left...': "He said don't go, and left.",
-    "# Title\n\n* one\n* two **bold** [link](http://x.com/a) `code`": "Title. one. two bold link code.",
-    "Call 555-1234 at 3:05 or 4:00 pm": "Call five five five one two three four at three oh five or four pm.",
-    "Pi is 3.14; -5 degrees; 5-10 cats; B2B; v1.2.3": "Pi is three point one four; minus five degrees; five to ten cats; B two B; v one point two point three.",
-    "Mail a.b@c.org or https://www.example.com/x-y": "Mail a dot b at c dot org or www dot example dot com slash x y.",
-    "😀 hello 🎉 world": "hello world.",
-    "Mr. Jones vs. Dr. No. The answer is no. Yes.": "mister Jones versus doctor No. The answer is no. Yes.",
-    "The 1990s, 3/4 of it, 007, 1,000,000": "The nineteen nineties, three quarters of it, zero zero seven, one million.",
-    "Hello<|audio_start|>world <b>x</b>": "Hello world x.",
-    "€3 million & more": "three million euros and more.",
-    "ＡＢＣ": "ABC.",
-}
-SPOKEN_ZH = {
-    "2024年5月1日我买了2个苹果，花了12.5元，占30%。": "二零二四年五月一日我买了两个苹果，花了十二点五元，占百分之三十。",
-    "电话13812345678，时间12:30，温度-5°": "电话一三八一二三四五六七八，时间十二点三十分，温度负五度。",
-    "他说：“你好！”然后走了（真的）": "他说：你好！然后走了，真的。",
-    "第2名，3/4，2024-05-01，$20": "第二名，四分之三，二零二四年五月一日，二十美元。",
-    "你好 OK": "你好 OK。",
-}
-NUMBERS_ZH = {0: "零", 7: "七", 10: "十", 15: "十五", 20: "二十", 105: "一百零五", 110: "一百一十", 1001: "一千零一", 1010: "一千零一十"} | {
-    10500: "一万零五百", 100010: "十万零一十", 1001000: "一百万一千", 100000000: "一亿", 100000001: "一亿零一", 20003000: "二千万三千"
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("text, spoken", [*SPOKEN_EN.items(), *SPOKEN_ZH.items()])
-def test_spoken_form(text, spoken):
-    assert clean_text(text) == spoken
-
-
-@pytest.mark.parametrize("number, spoken", NUMBERS_ZH.items())
-def test_chinese_numbers(number, spoken):
-    assert clean_text(f"{number}", "zh") == spoken + "。"
-
-
-def test_language_is_read_from_the_script_or_given():
-    assert detect_language("Hello 好") == "zh" and detect_language("Hello") == "en"
-    assert clean_text("12", "zh") == "十二。" and clean_text("12", "en") == "twelve."
-
-
-@pytest.mark.parametrize("text", ["", " \n\t", "🎉🎊", "***", "...", "<|im_end|>", "()", "\u200b"])
-def test_a_text_without_words_is_refused(text):
-    with pytest.raises(UserError, match="nothing to speak"):
-        clean_text(text)
-
-
-def test_an_unknown_language_is_refused():
-    with pytest.raises(UserError, match="'fr'.*en, zh"):
-        clean_text("bonjour", "fr")
-
-
-@settings(max_examples=200, deadline=None)
-@example("SR\x1e0")
-@example("He met Mr\nSmith")
-@example("apples etc\nThen he went")
-@given(st.text(max_size=60) | st.text(alphabet="ab12.,-/:$%()'\"你好年。，！ \n*#@", max_size=60))
-def test_spoken_form_is_stable_plain_and_without_digits(text):
-    try:
-        spoken = clean_text(text)
-    except UserError:
-        return
-    assert clean_text(spoken) == spoken
-    assert not any("0" <= c <= "9" for c in spoken) and not set('*#<>|[](){}\n"') & set(spoken)
-    assert spoken[-1] in ".?!。！？" and "  " not in spoken and spoken == spoken.strip()
-
-
-@pytest.mark.parametrize(
-    "unit", ["12 ", "a", "<", "[", "1", "a.b@", "1,", "('", "a\n", "http://", "-1", "[a](", "$1 ", " ", "\n", ", ", "。"]
-)
-def test_a_hundred_thousand_characters_take_seconds(unit):
-    start = time.process_time()
-    with suppress(UserError):
-        clean_text(unit * (100_000 // len(unit)) + "a")
-    assert time.process_time() - start < 5

@@ -18,6 +18,9 @@ def record(text, language=None, **fields) -> dict:
         ("He paid $5, **really**.", "en", "He paid five dollars, really."),
         ("一共105个", "zh", "一共一百零五个。"),
         ("这是一个test。", "zh", "这是一个test。"),
+        ("x &lt; y &amp; z", "en", "x less than y and z."),
+        ("The <i>third</i> of 2024-05-01", "en", "The third of May first twenty twenty four."),
+        ("涨了.5%", "zh", "涨了百分之零点五。"),
     ],
 )
 def test_texts_become_their_spoken_form_and_keep_the_written_one(text, language, expected):
