@@ -20,13 +20,14 @@ from torch import Tensor
 
 from omnilib import config as configs
 from omnilib import weights
-from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, load_wave, save_wave
+from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, save_wave
 from omnilib.errors import AudioError, CheckpointError, UserError
 from omnilib.mouth import decode
 from omnilib.mouth.chunking import Chunk
 from omnilib.mouth.decode import DecodeSettings, Request
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.paths import CHECKPOINTS
+from omnilib.reference import load_reference
 from omnilib.spoken import clean_text
 from omnilib.text import detect_language, load_tokenizer
 from omnilib.voice.codec import Codec, Voice
@@ -152,7 +153,7 @@ class Speaker:
                 raise UserError(f"say with --voice-text what is spoken in {voice}: the model continues from it")
         key = (str(path), text)
         if key not in self.heard:
-            wave = load_wave(path, TOKENIZER_RATE)
+            wave = load_reference(path, TOKENIZER_RATE, LONGEST_REFERENCE)
             if len(wave) > LONGEST_REFERENCE * TOKENIZER_RATE:
                 raise AudioError(
                     f"{path} lasts {len(wave) / TOKENIZER_RATE:.0f} s: cut out 3 to {LONGEST_REFERENCE:.0f} s and give their text"
