@@ -25,7 +25,7 @@ from omnilib.errors import AudioError
 RATES = (2_000, 768_000)  # Hz: outside, the header is wrong
 BLOCK_SECONDS = 30.0
 BLOCK_VALUES = 1 << 23  # samples of all channels in one block, however many channels and whatever rate
-TOLERANCE = 0.1  # seconds a compressed file may be shorter than it says (the decoder's delay)
+TOLERANCE = 0.25  # seconds a compressed file or a part may be shorter than stated (delay of encoders, rounded durations)
 PIPED = 0x7FFF0000  # bytes: a WAV whose header says at least so much was written to a pipe
 UNKNOWN_FRAMES = 1 << 48  # libsndfile's "until the end"
 CANCELLED = 0.03  # power of the channels' mean over the mean of their powers: equal channels have 1, one of sixteen 0.06
