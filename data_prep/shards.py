@@ -281,7 +281,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="audio a shard holds")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--max-bad", type=float, default=MAX_BAD, help="share of bad rows above which nothing is written (default: %(default)s)")
+    parser.add_argument(
+        "--max-bad", type=float, default=MAX_BAD, help="share of bad rows above which nothing is written (default: %(default)s)"
+    )
     parser.add_argument("--report", type=Path, help="JSON file for what the data loader would waste on padding")
     parser.add_argument("--summary", type=Path, help="summary.json to put the padding of the training split in")
     args = parser.parse_args(argv)

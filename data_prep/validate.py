@@ -40,7 +40,11 @@ def problems(manifest: Path) -> Iterator[Problem]:
     found = [row for _, row in rows(manifest)]
     if not found:
         raise DataError(f"{manifest} holds no records: nothing to check")
-    yield from ((row.id or f"{manifest.name}:{row.number}", row.reason, f"line {row.number}: {row.detail}") for row in found if isinstance(row, BadRow))
+    yield from (
+        (row.id or f"{manifest.name}:{row.number}", row.reason, f"line {row.number}: {row.detail}")
+        for row in found
+        if isinstance(row, BadRow)
+    )
     records = [DEFAULTS | row for row in found if isinstance(row, dict)]
     sharing, files = Counter(r["path"] for r in records), {}
     for record in tqdm(records, desc="validate", unit="record", disable=len(records) < 1000):

@@ -27,7 +27,7 @@ BLOCK_SECONDS = 30.0
 BLOCK_VALUES = 1 << 23  # samples of all channels in one block, however many channels and whatever rate
 TOLERANCE = 0.25  # seconds a compressed file or a part may be shorter than stated (delay of encoders, rounded durations)
 PIPED = 0x7FFF0000  # bytes: a WAV whose header says at least so much was written to a pipe
-UNKNOWN_FRAMES = 1 << 48  # libsndfile's "until the end"
+UNKNOWN_FRAMES = 1 << 48  # libsndfile's word for a length that is not in the header
 CANCELLED = 0.03  # power of the channels' mean over the mean of their powers: equal channels have 1, one of sixteen 0.06
 UNITS = (2.0**15, 2.0**23, 2.0**31)  # full scale of float files that hold integers
 LEAST_UNIT = 8.0  # no float file goes 18 dB over full scale by loudness
@@ -143,12 +143,12 @@ def length_is_written(path: Path, file: soundfile.SoundFile) -> bool:
 
 
 def to_mono(block: np.ndarray) -> np.ndarray:
-    """The mean of the channels (T, C), or the loudest one where they cancel each other, as a pair with one side inverted: (T,)."""
+    """The mean of the channels (T, C), or one of them where they cancel each other, as a pair with one side inverted: (T,)."""
     mono = block.mean(axis=1)
     if block.shape[1] > 1:
         powers = np.square(block, dtype=np.float64).mean(axis=0)  # (C,)
         if np.square(mono, dtype=np.float64).mean() < CANCELLED * powers.mean():
-            return np.ascontiguousarray(block[:, int(powers.argmax())])
+            return np.ascontiguousarray(block[:, int((powers > powers.max() / 2).argmax())])
     return mono
 
 
@@ -188,30 +188,26 @@ def blocks(
     """
     path = Path(path)
     with opened(path) as file:
-        rate, claimed = file.samplerate, file.frames if 0 <= file.frames < UNKNOWN_FRAMES else None
-        too_long = f"cut out at most {longest:.0f} s"
-        if claimed is not None and duration is None and claimed / rate - start > longest:
-            raise BadRecording("too_long", f"{path} lasts {claimed / rate:.0f} s: {too_long}")
+        rate, claimed = file.samplerate, file.frames
+        if claimed >= UNKNOWN_FRAMES:  # which soundfile cannot read in blocks
+            raise BadRecording("unknown_length", f"{path} does not say how long it is: convert it to wav, e.g. with ffmpeg")
+        if duration is None and claimed / rate - start > longest:
+            raise BadRecording("too_long", f"{path} lasts {claimed / rate:.0f} s: cut out at most {longest:.0f} s")
         if duration is None and (missing := missing_seconds(file)) > 0.02:
             raise BadRecording("truncated", cut_short(path, missing))
         scale = full_scale(file)
         first = round(start * rate)
-        if claimed is not None and first and first >= claimed:
+        if first and first >= claimed:
             raise BadRecording("truncated", f"{path} ends before second {start:g}: correct the start")
         file.seek(first)
-        wanted = None if duration is None else round(duration * rate)
-        if wanted is None and claimed is not None:
-            wanted = claimed - first
-        most = min(wanted if wanted is not None else UNKNOWN_FRAMES, int(min(longest * rate, UNKNOWN_FRAMES)) + 1)
+        wanted = claimed - first if duration is None else round(duration * rate)
         size, read = max(1, min(round(BLOCK_SECONDS * rate), BLOCK_VALUES // file.channels)), 0
-        while read < most and len(block := file.read(min(size, most - read), dtype="float32", always_2d=True)):
+        while read < wanted and len(block := file.read(min(size, wanted - read), dtype="float32", always_2d=True)):
             if not np.isfinite(block).all():
                 raise BadRecording("not_finite", f"{path} holds NaN or infinite samples: export it again as 16-bit wav")
             read += len(block)
             yield to_mono(block) if scale == 1.0 else to_mono(block / np.float32(scale)), rate
-        if read > longest * rate:
-            raise BadRecording("too_long", f"{path} lasts more than {longest:.0f} s: {too_long}")
-        missing = 0.0 if wanted is None else (wanted - read) / rate
+        missing = (wanted - read) / rate
         if missing > TOLERANCE and (duration is not None or length_is_written(path, file)):
             raise BadRecording("truncated", cut_short(path, missing))
         if not read:

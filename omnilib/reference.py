@@ -20,6 +20,7 @@ SILENT = 1e-4  # peak: what is quieter is refused as silence where the voice is 
 SHORT = 0.5  # seconds: refused there too
 MOST_CLIPPED = 0.05  # share of samples at full scale; ours have none
 FULL = 0.999
+OFFSET = 1e-3  # of full scale: a smaller constant offset is no fault, and its removal would only change tokens
 
 
 def load_reference(path: str | Path, rate: int, longest: float) -> Tensor:
@@ -33,7 +34,8 @@ def load_reference(path: str | Path, rate: int, longest: float) -> Tensor:
     clipped = float((wave.abs() >= FULL).float().mean())
     if clipped > MOST_CLIPPED:
         raise AudioError(f"{path} is clipped, {clipped:.0%} of it at full scale: record it again at a lower level")
-    wave = wave - wave.double().mean().float()
+    offset = wave.double().mean().float()
+    wave = wave - offset if abs(offset) > OFFSET else wave
     if len(wave) >= SHORT * own_rate and wave.abs().max() >= SILENT:
         heard = speech_seconds(resample(wave, own_rate, VAD_RATE))
         if heard < LEAST_SPEECH:

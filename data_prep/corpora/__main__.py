@@ -26,7 +26,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--language", help="only this language, e.g. en or zh; for a plain folder: the language it is in")
     parser.add_argument("--limit", type=int, help="stop after so many records")
     parser.add_argument("--allow-missing", action="store_true", help="listed files that are absent are no bad rows")
-    parser.add_argument("--max-bad", type=float, default=MAX_BAD, help="share of bad rows above which nothing is written (default: %(default)s)")
+    parser.add_argument(
+        "--max-bad", type=float, default=MAX_BAD, help="share of bad rows above which nothing is written (default: %(default)s)"
+    )
     parser.add_argument("--stream", action="store_true", help="take it from the hub (needs the network and accepted terms)")
     args = parser.parse_args(argv)
     try:
