@@ -452,7 +452,11 @@ def keep(shelf: Shelf, key: str, data: bytes, suffix: str, **fields) -> dict:
     file = shelf.out / shelf.source / (PurePosixPath(key).name + suffix)
     file.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(file, data)
-    return shelf.record(key, file, where=f"{shelf.source} '{key}'", **fields)
+    where = f"{shelf.source} '{key}'"
+    try:
+        return shelf.record(key, file, where=where, **fields)
+    except BadRow as error:
+        return shelf.skip(where, error)
 
 
 def write_bytes(file: Path, data: bytes) -> None:
