@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data_prep.pipeline import curate
+from data_prep.pipeline import MAX_BAD, curate
 from omnilib.errors import UserError
 
 
@@ -23,13 +23,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
     parser.add_argument("--address", default=None, help="Ray cluster, e.g. auto (default: start one on this machine)")
     parser.add_argument("--workers", type=int, default=None, help="processes or Ray actors (default: all cores)")
+    parser.add_argument(
+        "--max-bad", type=float, default=MAX_BAD, help="share of bad manifest lines above which nothing is done (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     try:
-        table = curate(args.manifest, args.recipe, args.out, args.engine, args.workers, args.address)
+        table = curate(args.manifest, args.recipe, args.out, args.engine, args.workers, args.address, args.max_bad)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     kept = table["steps"][-1]["kept"]
+    if bad := table["steps"][0]["dropped"]:
+        why = ", ".join(f"{reason} {tally['records']}" for reason, tally in bad.items())
+        print(f"bad lines of the manifest, left out: {why}; see {args.out / 'dropped.jsonl'}")
     print(f"kept {kept['records']} records, {kept['hours']:.2f} h; funnel and data card in {args.out}")
     return 0
 

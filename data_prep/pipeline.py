@@ -23,6 +23,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import math
 import os
 import pkgutil
 import re
@@ -52,6 +53,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
+from data_prep.corpora import MAX_BAD, BadRows
 from omnilib.errors import AudioError, ConfigError, DataError
 
 RECIPES, OPS = Path(__file__).parent / "recipes", Path(__file__).parent / "ops"
@@ -468,40 +470,103 @@ def local_engine(job: Job, parts: list[Part], workers: int) -> Iterator[float]:
 # ------------------------------------------------------------------------------------------------ input and joining
 
 
-def check_input(manifest: Path) -> Iterator[dict]:
-    """Records of the input manifest, checked, defaults filled in, paths below `input/`.
+FIELD_TYPES = {"text": str, "language": str, "speaker": str, "split": str, "start": float, "duration": float, "rate": float}
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A line of a manifest that is no usable record: where it stands, a short reason and a line for a person."""
+
+    number: int
+    reason: str
+    detail: str
+    id: str = ""  # what the line says, if it says one
+
+
+def wrong(record: dict) -> tuple[str, str] | None:
+    """(reason, what is wrong) of a record whose fields no step could work with."""
+    if missing := [f for f in ("id", "path", "source", "licence") if not isinstance(record.get(f), str) or not record[f]]:
+        return "missing_field", f"missing {', '.join(missing)}"
+    for name, kind in FIELD_TYPES.items():
+        value = record.get(name)
+        fits = isinstance(value, str) if kind is str else isinstance(value, int | float) and not isinstance(value, bool)
+        if value is not None and not fits:
+            return "wrong_type", f"{name} is {ascii(value):.40}, not {'text' if kind is str else 'a number'}"
+    start, duration = record.get("start") or 0.0, record.get("duration")
+    if not math.isfinite(start) or start < 0 or (duration is not None and not (math.isfinite(duration) and duration > 0)):
+        return "bad_offset", f"{duration} s from second {start}"
+    return None
+
+
+def rows(manifest: Path) -> Iterator[tuple[int, dict | BadRow]]:
+    """(byte offset, record or what is wrong with it) of every line of a manifest that is not empty; paths as they stand there.
 
     Raises:
-        DataError: unreadable, no records, not JSON, not UTF-8, a field missing, a repeated id or a path that leaves the folder.
+        DataError: the file cannot be read.
     """
-    root, seen, safe, number = manifest.parent.resolve(), set(), set(), 0
+    root, seen, safe, offset = manifest.parent.resolve(), set(), set(), 0
     try:
         file = manifest.open("rb")
     except OSError as error:
         raise DataError(f"cannot read {manifest} ({error.strerror}): check the path and its rights") from None
     with file:
         for number, line in enumerate(file, 1):
-            where = f"{manifest}:{number}"
+            place, offset = offset, offset + len(line)
+            if not line.strip():
+                continue
             try:
                 record = json.loads(line)
                 dump(record)
             except UnicodeError:
-                raise DataError(f"{where}: not UTF-8 text; save the manifest as UTF-8") from None
-            except ValueError as error:
-                raise DataError(f"{where}: not JSON ({error}); rebuild the manifest") from None
-            missing = [f for f in ("id", "path", "source", "licence") if not isinstance(record, dict) or not isinstance(record.get(f), str)]
-            if missing:
-                raise DataError(f"{where}: missing {', '.join(missing)}; rebuild the manifest")
-            if record["id"] in seen:
-                raise DataError(f"{where}: id '{record['id']}' stands twice; ids must be unique")
+                yield place, BadRow(number, "not_utf8", "not UTF-8 text; save the manifest as UTF-8")
+                continue
+            except (ValueError, RecursionError) as error:
+                not_a_number = "not JSON compliant" in str(error)  # NaN and infinity, which Python reads and nobody else
+                yield place, BadRow(number, "not_a_number" if not_a_number else "not_json", f"not JSON ({error}); rebuild the manifest")
+                continue
+            found = wrong(record) if isinstance(record, dict) else ("not_json", "not a JSON object")
+            if found is None and record["id"] in seen:
+                found = "repeated_id", f"id '{record['id']}' stands twice; the first is kept"
+            if found is None and record["path"] not in safe:
+                if "\0" in record["path"] or not (root / record["path"]).resolve().is_relative_to(root):
+                    found = "outside_the_folder", f"path {ascii(record['path'])} leaves the manifest's folder; not read"
+                else:
+                    safe.add(record["path"])
+            if found:
+                name = record.get("id") if isinstance(record, dict) else None
+                yield place, BadRow(number, *found, name if isinstance(name, str) else "")
+                continue
             seen.add(record["id"])
-            if record["path"] not in safe:
-                if not (root / record["path"]).resolve().is_relative_to(root):
-                    raise DataError(f"{where}: path '{record['path']}' leaves the manifest's folder; not read")
-                safe.add(record["path"])
-            yield DEFAULTS | record | {"path": INPUT + record["path"]}
-    if not number:
+            record = {k: v for k, v in record.items() if k != "start" or v is not None}
+            yield place, record
+
+
+def check_input(manifest: Path, max_bad: float = MAX_BAD, drop: bool = False) -> Iterator[dict]:
+    """Records of the input manifest, checked, defaults filled in, paths below `input/`.
+
+    Args:
+        max_bad: share of bad lines above which the manifest is refused.
+        drop: give bad lines too, as dropped records.
+
+    Raises:
+        DataError: unreadable, no records, or too many bad lines.
+    """
+    bad = BadRows(str(manifest), max_bad)
+    for _, row in rows(manifest):
+        bad.rows += 1
+        if isinstance(row, BadRow):
+            bad.add(row.reason, f"line {row.number}: {row.detail}")
+            if drop:
+                name = f"{manifest.name}:{row.number}"
+                empty = DEFAULTS | {"id": name, "path": name, "source": "unknown", "licence": "unknown"}
+                yield empty | {"dropped": {"step": "input", "reason": row.reason, "detail": row.detail}}
+        else:
+            yield DEFAULTS | row | {"path": INPUT + row["path"]}
+    if not bad.rows:
         raise DataError(f"{manifest} holds no records: nothing to curate")
+    bad.check()
+    if bad.reasons.total() == bad.rows:
+        raise DataError(f"{manifest} holds no usable record ({bad}); first: {bad.first}")
 
 
 class Output:
@@ -605,9 +670,18 @@ def is_done(folder: Path, wanted: dict) -> bool:
 
 
 def curate(
-    manifest: Path, recipe: str | Path, out: Path, engine: str = "local", workers: int | None = None, address: str | None = None
+    manifest: Path,
+    recipe: str | Path,
+    out: Path,
+    engine: str = "local",
+    workers: int | None = None,
+    address: str | None = None,
+    max_bad: float = MAX_BAD,
 ) -> dict:
     """Run a recipe over a manifest, or continue a run; returns the funnel (see `funnel`).
+
+    Lines of the manifest that are no usable record are dropped with a reason, and counted in the funnel; more than a share of
+    `max_bad` stops the run before its first step.
 
     Raises:
         UserError: bad recipe, input, folder or disk, in one line; whatever was finished stays and is not done again.
@@ -616,6 +690,8 @@ def curate(
     steps, part_seconds = load_recipe(recipe)
     if engine not in ("local", "ray"):
         raise ConfigError(f"unknown engine '{engine}'; known: local, ray")
+    if not 0 <= max_bad <= 1:
+        raise ConfigError(f"--max-bad is {max_bad}: give a share from 0 to 1")
     if workers is not None and workers < 1:
         raise ConfigError(f"{workers} workers: give at least 1")
     if manifest.parent.resolve() == out.resolve():
@@ -627,7 +703,7 @@ def curate(
             final, written = out / "manifest.jsonl", read_json(out / "funnel.json")
             if written and final.is_file() and file_digest(final) != written["manifest_sha256"]:
                 raise DataError(f"{final} was changed after it was written: give it another name, then run again")
-            last = run_steps(manifest, steps, part_seconds, out, choose_engine(engine, workers, address))
+            last = run_steps(manifest, steps, part_seconds, out, choose_engine(engine, workers, address), max_bad)
             return conclude(out, last, manifest.parent)
     except Timeout:
         raise DataError(f"another run is working in {out}: wait for it or choose another --out") from None
@@ -647,10 +723,10 @@ def choose_engine(engine: str, workers: int | None, address: str | None):
     return lambda job, parts: ray_engine(job, parts, workers, address)
 
 
-def run_steps(manifest: Path, steps: list[Step], part_seconds: float, out: Path, engine) -> list[Path]:
+def run_steps(manifest: Path, steps: list[Step], part_seconds: float, out: Path, engine, max_bad: float) -> list[Path]:
     """Do what is not done yet; returns the folders of all steps, the input's first."""
     folders = [out / "00_input"] + [out / f"{i:02d}_{s.name}" for i, s in enumerate(steps, 1)]
-    source, index = take_input(manifest, folders[0], out), 0
+    source, index = take_input(manifest, folders[0], out, max_bad), 0
     while index < len(steps):
         wanted = [{"step": s.name, "parameters": s.parameters(), "code": s.code()} for s in steps]
         if is_done(folders[index + 1], wanted[index] | {"input": source}):
@@ -671,7 +747,7 @@ def run_steps(manifest: Path, steps: list[Step], part_seconds: float, out: Path,
     return folders
 
 
-def take_input(manifest: Path, folder: Path, out: Path) -> str:
+def take_input(manifest: Path, folder: Path, out: Path, max_bad: float) -> str:
     """Check the input and copy its records to 00_input; returns the hash of the copy."""
     if not manifest.is_file():
         raise DataError(f"no manifest {manifest}: give a JSON-lines file, e.g. one that `python -m data_prep.corpora` wrote")
@@ -679,7 +755,7 @@ def take_input(manifest: Path, folder: Path, out: Path) -> str:
     if (found := read_json(folder / "done.json")) and found["input"] != source:
         raise DataError(f"{out} holds what was made of another manifest: choose another --out, or delete it")
     if not is_done(folder, {"step": "input", "input": source}):
-        join(out, [folder], ({"step": 0, "record": r} for r in check_input(manifest)), [{"step": "input"}], source)
+        join(out, [folder], ({"step": 0, "record": r} for r in check_input(manifest, max_bad, drop=True)), [{"step": "input"}], source)
     return read_json(folder / "done.json")["manifest"]
 
 

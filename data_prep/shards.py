@@ -32,9 +32,10 @@ import pyarrow.parquet as parquet
 import soundfile
 from tqdm import tqdm
 
-from data_prep.pipeline import Audio, check_input, digest, file_digest, file_name, read_json, temporary, write_json
+from data_prep.corpora import MAX_BAD, BadRows
+from data_prep.pipeline import Audio, BadRow, digest, file_digest, file_name, read_json, rows, temporary, write_json
 from omnilib.data import FIELDS, bucket_batches, padding_waste
-from omnilib.errors import DataError, UserError
+from omnilib.errors import AudioError, ConfigError, DataError, UserError
 from omnilib.eval.results import add_to_summary
 
 SECONDS = 900.0
@@ -56,19 +57,26 @@ class Shard:
     offsets: tuple[int, ...]
 
 
-def plan(manifest: Path, seconds: float) -> list[Shard]:
-    """Which records go into which shard: depends on the records only, not on their order."""
+def plan(manifest: Path, seconds: float, bad: BadRows) -> list[Shard]:
+    """Which records go into which shard: depends on the records only, not on their order. Lines that are no record are counted in `bad`.
+
+    Raises:
+        DataError: a record was never decoded.
+    """
     splits: dict[str, list[tuple]] = {}
-    offset = 0
     with manifest.open("rb") as file:
-        for line in file:
-            record = json.loads(line)
-            if not record.get("duration"):
-                raise DataError(f"'{record['id']}' has no duration: run the manifest through a recipe with `decode` first")
+        for offset, record in rows(manifest):
+            bad.rows += 1
+            if isinstance(record, BadRow):
+                bad.add(record.reason, f"line {record.number}: {record.detail}")
+                continue
+            if not record.get("duration") or not record.get("rate"):
+                lacks = "rate" if record.get("duration") else "duration"
+                raise DataError(f"'{record['id']}' has no {lacks}: run the manifest through a recipe with `decode` first")
+            file.seek(offset)
             bucket = int(math.log(record["duration"], RATIO))
-            entry = (bucket, digest(record["id"].encode()), offset, record["duration"], digest(line))
-            splits.setdefault(file_name(record["split"] or "train"), []).append(entry)
-            offset += len(line)
+            entry = (bucket, digest(record["id"].encode()), offset, record["duration"], digest(file.readline()))
+            splits.setdefault(file_name(record.get("split") or "train"), []).append(entry)
     return [shard for split, entries in sorted(splits.items()) for shard in pack(split, sorted(entries), seconds)]
 
 
@@ -116,26 +124,45 @@ def write_shard(job: tuple[Path, Path, Shard]) -> dict:
         for offset in shard.offsets:
             file.seek(offset)
             records.append(json.loads(file.readline()))
-    target = out / shard.path
-    if not target.exists():
-        table = pyarrow.Table.from_pylist([row_of(record, audio) for record in records], SCHEMA)
-        with temporary(out, target) as place:
-            parquet.write_table(table, place, compression="zstd", row_group_size=32)
+    target, bad = out / shard.path, []
+    if target.exists():
+        kept = set(parquet.read_table(target, columns=["id"])["id"].to_pylist())
+        bad = [f"'{record['id']}' was left out by the run that wrote {shard.path}" for record in records if record["id"] not in kept]
+        records = [record for record in records if record["id"] in kept]
+    else:
+        found = []
+        for record in records:
+            try:
+                found.append((record, row_of(record, audio)))
+            except AudioError as error:
+                bad.append(str(error))
+        records, lines = [record for record, _ in found], [line for _, line in found]
+        if lines:
+            with temporary(out, target) as place:
+                parquet.write_table(pyarrow.Table.from_pylist(lines, SCHEMA), place, compression="zstd", row_group_size=32)
+    if not records:
+        return {"bad": bad}
     lengths = [record["duration"] for record in records]
     extent = {"seconds": round(sum(lengths), 3), "shortest": min(lengths), "longest": max(lengths)}
-    return {"path": shard.path, "split": shard.path.split("/")[0], "records": len(records), "sha256": file_digest(target)} | extent
+    line = {"path": shard.path, "split": shard.path.split("/")[0], "records": len(records), "sha256": file_digest(target)} | extent
+    return line | ({"bad": bad} if bad else {})
 
 
-def write_shards(manifest: Path, out: Path, seconds: float = SECONDS, workers: int = 1) -> dict:
+def write_shards(manifest: Path, out: Path, seconds: float = SECONDS, workers: int = 1, max_bad: float = MAX_BAD) -> dict:
     """Write, or go on writing, the shards of a manifest; returns the index.
 
+    Lines that are no record and records whose audio cannot be read are left out and counted in the index under `dropped`.
+
     Raises:
-        DataError: bad manifest, unreadable audio, or no place to write.
+        DataError: no manifest, more than a share of `max_bad` of it is bad, or no place to write.
     """
-    manifest, out = Path(manifest), Path(out)
-    for _ in check_input(manifest):
-        pass
-    jobs = [(manifest, out, shard) for shard in plan(manifest, seconds)]
+    if not 0 <= max_bad <= 1:
+        raise ConfigError(f"--max-bad is {max_bad}: give a share from 0 to 1")
+    manifest, out, bad = Path(manifest), Path(out), BadRows(str(manifest), max_bad)
+    jobs = [(manifest, out, shard) for shard in plan(manifest, seconds, bad)]
+    if not jobs:
+        raise DataError(f"{manifest} holds no usable record{f' ({bad}); first: {bad.first}' if bad.first else ''}: nothing to write")
+    bad.check()
     try:
         (out / "index.json").unlink(missing_ok=True)
         with ExitStack() as stack:
@@ -143,13 +170,19 @@ def write_shards(manifest: Path, out: Path, seconds: float = SECONDS, workers: i
             many = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map if workers > 1 else map
             lines = []
             for line in many(write_shard, jobs):
-                lines.append(line)
+                for detail in line.pop("bad", ()):
+                    bad.add("unreadable_audio", detail)
+                lines += [line] if line else []
                 bar.update()
+        bad.check()
+        if not lines:
+            raise DataError(f"no record of {manifest} could be read ({bad}); first: {bad.first}")
         for stale in {str(p.relative_to(out)) for p in out.glob("*/*.parquet")} - {line["path"] for line in lines}:
             (out / stale).unlink()
         (out / "checksums.sha256").write_text("".join(f"{line['sha256']}  {line['path']}\n" for line in lines), encoding="utf-8")
         (out / "README.md").write_text(card(lines, manifest), encoding="utf-8")
         index = {"manifest_sha256": file_digest(manifest), "shards": lines}
+        index |= {"dropped": dict(bad.reasons)} if bad.reasons else {}
         write_json(out, out / "index.json", index)
         (out / "tmp").rmdir()
     except BrokenProcessPool:
@@ -248,11 +281,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=SECONDS, help="audio a shard holds")
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--max-bad", type=float, default=MAX_BAD, help="share of bad rows above which nothing is written (default: %(default)s)"
+    )
     parser.add_argument("--report", type=Path, help="JSON file for what the data loader would waste on padding")
     parser.add_argument("--summary", type=Path, help="summary.json to put the padding of the training split in")
     args = parser.parse_args(argv)
     try:
-        index = write_shards(args.manifest, args.out, args.seconds, args.workers)
+        index = write_shards(args.manifest, args.out, args.seconds, args.workers, args.max_bad)
         waste = {split: Shards(args.out, split).padding_waste() for split in sorted({s["split"] for s in index["shards"]})}
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -266,6 +302,8 @@ def main(argv: list[str] | None = None) -> int:
         source = "/".join(args.report.parts[-4:]) if args.report else str(args.out)
         entry = {"value": waste["train"], "n": counts["train"], "ci95": None}
         add_to_summary(args.summary, {"curation_padding_waste": entry}, source)
+    if index.get("dropped"):
+        print("bad rows, left out: " + ", ".join(f"{reason} {count}" for reason, count in index["dropped"].items()))
     print(f"{len(index['shards'])} shards; padding waste " + ", ".join(f"{split} {share:.1%}" for split, share in waste.items()))
     return 0
 

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as parquet
-import soundfile
 from tqdm import tqdm
 
-from data_prep.pipeline import INPUT, check_input, file_digest, number_of, read_json
+from data_prep.pipeline import DEFAULTS, BadRow, file_digest, number_of, read_json, rows
 from omnilib.errors import DataError, UserError
+from omnilib.recording import BadRecording, missing_seconds, opened
 
 SLACK = 0.05  # seconds a duration may be off
 SPEEDS = {"zh": (0.5, 12.0), None: (1.0, 40.0)}  # letters, digits and Han characters a second: outside nobody speaks
@@ -29,15 +29,23 @@ Problem = tuple[str, str, str]  # id, reason, detail
 
 
 def problems(manifest: Path) -> Iterator[Problem]:
-    """Everything wrong with a manifest's records, its audio and its checksums.
+    """Everything wrong with a manifest's lines, its records, their audio and its checksums.
 
     Raises:
-        DataError: it is no manifest at all (unreadable, not JSON, two records of one id, a path that leaves the folder).
+        DataError: it is no manifest at all: it cannot be read, or holds nothing.
     """
     funnel = read_json(manifest.with_name("funnel.json"))
     if funnel and funnel["manifest_sha256"] != file_digest(manifest):
         yield manifest.name, "checksum", "not the file the pipeline wrote"
-    records = [r | {"path": r["path"].removeprefix(INPUT)} for r in check_input(manifest)]
+    found = [row for _, row in rows(manifest)]
+    if not found:
+        raise DataError(f"{manifest} holds no records: nothing to check")
+    yield from (
+        (row.id or f"{manifest.name}:{row.number}", row.reason, f"line {row.number}: {row.detail}")
+        for row in found
+        if isinstance(row, BadRow)
+    )
+    records = [DEFAULTS | row for row in found if isinstance(row, dict)]
     sharing, files = Counter(r["path"] for r in records), {}
     for record in tqdm(records, desc="validate", unit="record", disable=len(records) < 1000):
         yield from ((record["id"], *found) for found in sound_problems(record, manifest.parent, sharing, files))
@@ -51,14 +59,17 @@ def sound_problems(record: dict, root: Path, sharing: Counter, files: dict) -> I
     path = record["path"]
     if path not in files:
         try:
-            info = soundfile.info(str(root / path))
-            files[path] = (info.samplerate, info.frames / info.samplerate)
-        except soundfile.SoundFileError:
-            files[path] = None
-    if files[path] is None:
-        yield "missing_audio", f"{path} is absent or unreadable"
+            with opened(root / path) as file:
+                missing = missing_seconds(file)
+                files[path] = (file.samplerate, file.frames / file.samplerate, missing)
+        except BadRecording as error:
+            files[path] = error
+    if isinstance(files[path], BadRecording):
+        yield "missing_audio", f"{path} is absent or unreadable ({files[path].reason})"
         return
-    rate, seconds = files[path]
+    rate, seconds, missing = files[path]
+    if missing > 0.02 and sharing[path] == 1 and record["start"] == 0:
+        yield "truncated_audio", f"{path} is cut short"
     if record["rate"] != rate:
         yield "wrong_rate", f"says {record['rate']}, {path} has {rate} Hz"
     if not record["duration"] or record["duration"] <= 0 or record["start"] < 0:

@@ -21,36 +21,29 @@ from pathlib import Path
 import numpy as np
 import scipy.fft
 import soundfile
+import soxr
 import torch
 from torch import Tensor
 from torch.nn.functional import conv1d, pad
 
 from omnilib.errors import AudioError
+from omnilib.recording import read
 
 TOKENIZER_RATE = 16_000  # log_mel_128, fbank_80
 VOICE_RATE = 24_000  # mel_80, everything the model speaks
+LONGEST = 5400.0  # seconds of a file read at once: longer than anything the model speaks
+FILTER_VALUES = 1 << 24  # filters of a rate ratio such as 16,000 : 44,101 would be larger than this
 MEL_HOP, MEL_WINDOW = 480, 1920  # samples of mel_80
 
 
 def load_wave(path: str | Path, rate: int) -> Tensor:
-    """Read an audio file as mono float32 at `rate`: (T,).
+    """Read an audio file of at most LONGEST seconds as mono float32 at `rate`: (T,); see `omnilib.recording`.
 
     Raises:
-        AudioError: the file is missing, not audio, empty, or holds NaN or infinity.
+        AudioError: the file is missing, not audio, empty, too long, cut short, damaged, or holds NaN or infinity.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AudioError(f"no audio file {path}: check the path")
-    try:
-        samples, own_rate = soundfile.read(str(path), dtype="float32", always_2d=True)  # (T, channels)
-    except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
-        reason = str(error).splitlines()[0].rsplit(": ", 1)[-1]
-        raise AudioError(f"{path} is not readable as audio ({reason}): give a wav, flac, ogg or mp3 file") from None
-    if len(samples) == 0:
-        raise AudioError(f"{path} holds no sound: record it again")
-    if not np.isfinite(samples).all():
-        raise AudioError(f"{path} holds NaN or infinite samples: export it again as 16-bit wav")
-    return resample(torch.from_numpy(samples.mean(axis=1)), own_rate, rate)  # (T,)
+    samples, own_rate = read(path, LONGEST)
+    return resample(torch.from_numpy(samples), own_rate, rate)  # (T,)
 
 
 def save_wave(path: str | Path, wave: Tensor, rate: int) -> None:
@@ -95,11 +88,16 @@ def sinc_filters(up: int, down: int, zeros: int = 6, rolloff: float = 0.99) -> t
 
 
 def resample(wave: Tensor, from_rate: int, to_rate: int) -> Tensor:
-    """Windowed-sinc resampling: (..., T) -> (..., ceil(T * to / from))."""
+    """Windowed-sinc resampling: (..., T) -> (..., ceil(T * to / from)); by soxr where the rates have hardly a common divisor."""
     if from_rate == to_rate:
         return wave
     common = math.gcd(from_rate, to_rate)
     up, down = to_rate // common, from_rate // common
+    if up * down > FILTER_VALUES:
+        rows = wave.detach().cpu().reshape(-1, wave.shape[-1])
+        count = math.ceil(wave.shape[-1] * up / down)
+        moved = [torch.from_numpy(soxr.resample(row.numpy(), from_rate, to_rate)) for row in rows]
+        return torch.stack([pad(row[:count], (0, max(0, count - len(row)))) for row in moved]).to(wave).reshape(*wave.shape[:-1], count)
     filters, width = sinc_filters(up, down)
     flat = wave.reshape(-1, 1, wave.shape[-1])  # (N, 1, T)
     phases = conv1d(pad(flat, (width, width + down)), filters.to(wave), stride=down)  # (N, up, T/down)

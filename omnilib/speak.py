@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from omnilib import config as configs
 from omnilib import notices, weights
-from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, load_wave, save_wave
+from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, save_wave
 from omnilib.device import check_device
 from omnilib.errors import AudioError, CheckpointError, UserError
 from omnilib.mouth import decode
@@ -31,6 +31,7 @@ from omnilib.mouth.passes import check_length, chunk_ids, expected_seconds, fit,
 from omnilib.mouth.readable import Reader
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.paths import CHECKPOINTS
+from omnilib.reference import load_reference
 from omnilib.text import clean_text, detect_language, encode, layout_of, load_tokenizer, prompt_rows
 from omnilib.voice.codec import Codec, Voice
 from omnilib.voice.ending import FRAMES, Levels, ends_loud
@@ -230,7 +231,7 @@ class Speaker:
             spoken = detect_language(text)
         key = (str(path), text)
         if key not in self.heard:
-            wave = load_wave(path, TOKENIZER_RATE)
+            wave = load_reference(path, TOKENIZER_RATE, LONGEST_REFERENCE)
             if len(wave) > LONGEST_REFERENCE * TOKENIZER_RATE:
                 raise AudioError(
                     f"{path} lasts {len(wave) / TOKENIZER_RATE:.0f} s: cut out 3 to {LONGEST_REFERENCE:.0f} s and give their text"

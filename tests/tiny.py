@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 import torch
 
 from omnilib.mouth.speechlm import SpeechLM, SpeechLMConfig
+from omnilib.paths import ROOT
 from omnilib.text import text_size, train_tokenizer
 from omnilib.train.common import export_model
 from omnilib.voice.flow import EncoderConfig, EstimatorConfig, Flow, FlowConfig
@@ -20,10 +22,10 @@ LINES = ["the quick brown fox, I'd say, jumps over a lazy dog.", "早上好，�
 
 
 def tone(seconds: float, rate: int = 16000, hertz: float = 220.0) -> np.ndarray:
-    """A harmonic tone with a slow swell: the nearest thing to a voice that needs no file."""
-    t = np.arange(round(seconds * rate)) / rate
-    wave = sum(np.sin(2 * np.pi * hertz * k * t) / k for k in range(1, 6))
-    return (0.2 * wave * (1.2 + np.sin(2 * np.pi * 3 * t)) / 2.2).astype(np.float32)
+    """Speech of a committed voice near that pitch, again and again: recordings in which nobody speaks are refused."""
+    path = ROOT / "checkpoints/nano/voices" / ("slt_100.ogg" if hertz > 150 else "rms_100.ogg")
+    wave, own = soundfile.read(path, dtype="float32")
+    return np.resize(soxr.resample(wave, own, rate), round(seconds * rate)).astype(np.float32)
 
 
 def write_checkpoints(folder: Path) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from data_prep.corpora import Shelf, hub_base, hub_rows, keep, need, transcripts
+from data_prep.corpora import BadRow, Shelf, hub_base, hub_rows, keep, need, transcripts
 from omnilib.errors import DataError
 
 SOURCE = "aishell1"
@@ -25,19 +25,24 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
     """Records of every recording (the root holds data_aishell, or is it).
 
     Raises:
-        DataError: missing folder, other layout, archives not unpacked, text that is not UTF-8, repeated ids.
+        DataError: missing folder, other layout, archives not unpacked.
     """
     shelf = Shelf(root, out, SOURCE, LICENCE, allow_missing)
     base = need(shelf.root, LAYOUT) / "data_aishell"
     base = base if base.is_dir() else shelf.root
-    texts = transcripts(need(base / TRANSCRIPT, LAYOUT))
+    texts = transcripts(need(base / TRANSCRIPT, LAYOUT), shelf.skip)
     files = sorted(need(base / "wav", LAYOUT).glob("*/*/*.wav"))
     if not files and any(base.glob("wav/*.tar.gz")):
         raise DataError(f"{base / 'wav'} still holds one archive a speaker: unpack them with `for f in *.tar.gz; do tar xzf $f; done`")
     if not files:
         raise DataError(f"no recordings in {base / 'wav'}: expected {LAYOUT}")
+    yield from shelf.hand_over()
     for file in files:
-        yield shelf.record(file.stem, file, str(file), **fields(file.stem, texts, file.parent.parent.name))
+        try:
+            yield shelf.record(file.stem, file, str(file), **fields(file.stem, texts, file.parent.parent.name))
+        except BadRow as error:
+            shelf.skip(str(file), error)
+        yield from shelf.hand_over()
 
 
 def fields(key: str, texts: dict[str, str], split: str) -> dict:
@@ -52,8 +57,8 @@ def stream(out: Path, language: str | None = None, limit: int | None = None, sou
     texts = {}
     base = f"{hub_base(source)}/data_aishell"
     for row in hub_rows("text", files=f"{base}/{TRANSCRIPT}"):
-        key, text = row["text"].split(maxsplit=1)
-        texts[key] = text
+        key, *text = row["text"].split(maxsplit=1)
+        texts[key] = text[0] if text else ""
     for row in islice(hub_rows("webdataset", files=f"{base}/wav/*.tar.gz", columns={"__key__": "string", "wav": "binary"}), limit):
         name = PurePosixPath(row["__key__"])  # train/S0002/BAC009S0002W0122
         yield keep(shelf, name.name, row["wav"], ".wav", **fields(name.name, texts, name.parts[0]))

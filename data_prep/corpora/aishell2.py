@@ -7,7 +7,7 @@ Layout from Kaldi's recipe by the publishers (egs/aishell2) and lhotse's: the sp
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.corpora import Shelf, need, table, transcripts
+from data_prep.corpora import BadRow, Shelf, need, table, transcripts
 from omnilib.errors import DataError
 
 SOURCE = "aishell2"
@@ -24,17 +24,23 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
     """Records of every folder below the root that holds a wav.scp.
 
     Raises:
-        DataError: missing folder, other layout, missing audio, text that is not UTF-8, repeated ids.
+        DataError: missing folder, other layout.
     """
     shelf = Shelf(root, out, SOURCE, LICENCE, allow_missing)
     lists = sorted(need(shelf.root, LAYOUT).glob("**/wav.scp"))
     if not lists:
         raise DataError(f"no wav.scp below {root}: expected {LAYOUT}")
     for listing in lists:
-        texts = transcripts(need(listing.parent / "trans.txt", LAYOUT))
-        for where, key, path in table(listing):
-            file = shelf.file(listing.parent / path, where)
-            yield shelf.record(key, file, where, unquote(texts.get(key, "")), "zh", file.parent.name, SPLITS.get(listing.parent.name))
+        texts = transcripts(need(listing.parent / "trans.txt", LAYOUT), shelf.skip)
+        for where, key, path in table(listing, shelf.skip):
+            try:
+                file = shelf.file(listing.parent / path if path else "", where)
+                text, split = unquote(texts.get(key, "")), SPLITS.get(listing.parent.name)
+                yield shelf.record(key, file, where, text, "zh", file.parent.name, split)
+            except BadRow as error:
+                shelf.skip(where, error)
+            yield from shelf.hand_over()
+    yield from shelf.hand_over()
 
 
 def unquote(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 
 import fsspec
 
-from data_prep.corpora import Shelf, hub_base, hub_rows, keep, lines, need, table
+from data_prep.corpora import BadRow, Shelf, Skip, hub_base, hub_rows, keep, lines, need, table
 from omnilib.errors import DataError
 
 SOURCE = "aishell3"
@@ -25,21 +25,27 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
     """Records of train and test; either may be absent.
 
     Raises:
-        DataError: missing folder, other layout, missing audio, text that is not UTF-8, repeated ids.
+        DataError: missing folder, other layout.
     """
     shelf = Shelf(root, out, SOURCE, LICENCE, allow_missing)
-    people = speakers(need(need(shelf.root, LAYOUT) / "spk-info.txt", LAYOUT))
+    people = speakers(need(need(shelf.root, LAYOUT) / "spk-info.txt", LAYOUT), shelf.skip)
     parts = [p for p in ("train", "test") if (shelf.root / p).is_dir()]
     if not parts:
         raise DataError(f"neither train nor test in {root}: expected {LAYOUT}")
     for part in parts:
         folder = shelf.root / part
-        for where, name, content in table(need(folder / "content.txt", LAYOUT)):
-            file = shelf.file(folder / "wav" / name[:7] / name, where)
-            record = shelf.record(file.stem, file, where, **fields(name, content), split=part, **people.get(name[:7], {}))
-            if record["text"] is None and "dropped" not in record:
-                record["dropped"] = {"step": "prepare", "reason": "bad_transcript"}
-            yield record
+        for where, name, content in table(need(folder / "content.txt", LAYOUT), shelf.skip):
+            try:
+                file = shelf.file(folder / "wav" / name[:7] / name, where)
+                record = shelf.record(file.stem, file, where, **fields(name, content), split=part, **people.get(name[:7], {}))
+                if record["text"] is None and "dropped" not in record:
+                    detail = f"{where}: characters and pinyin do not pair up"
+                    record["dropped"] = {"step": "prepare", "reason": "bad_transcript", "detail": detail}
+                yield record
+            except BadRow as error:
+                shelf.skip(where, error)
+            yield from shelf.hand_over()
+    yield from shelf.hand_over()
 
 
 def fields(name: str, content: str) -> dict:
@@ -54,14 +60,15 @@ def fields(name: str, content: str) -> dict:
     }
 
 
-def speakers(path: Path) -> dict[str, dict]:
+def speakers(path: Path, skip: Skip) -> dict[str, dict]:
     """{speaker: age group, gender, accent} from tab-separated lines below a commented head."""
     people = {}
-    for where, line in lines(path):
+    for where, line in lines(path, skip):
         if not line.startswith("#"):
             columns = line.split()
             if len(columns) != 4:
-                raise DataError(f"{where}: expected `speaker age gender accent`; download the file again")
+                skip(where, BadRow("wrong_columns", f"{where}: expected `speaker age gender accent`"))
+                continue
             people[columns[0]] = dict(zip(("age", "gender", "accent"), columns[1:]))
     return people
 
@@ -72,8 +79,8 @@ def stream(out: Path, language: str | None = None, limit: int | None = None, sou
     contents = {}
     base = f"{hub_base(source)}/train"
     for row in hub_rows("text", files=f"{base}/content.txt"):
-        name, content = row["text"].split(maxsplit=1)
-        contents[name] = content
+        name, *content = row["text"].split(maxsplit=1)
+        contents[name] = content[0] if content else ""
     for row in islice(hub_rows("audiofolder", files=f"{base}/wav/*/*.wav", columns={"audio": "string"}), limit):
         name = PurePosixPath(row["audio"]).name
         with fsspec.open(row["audio"], "rb") as file:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_prep.corpora import Shelf, lines, need
+from data_prep.corpora import BadRow, Shelf, Skip, lines, need
 from omnilib.errors import DataError
 
 SOURCE = "common_voice"
@@ -27,7 +27,7 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
     """Validated clips of every locale below the root whose language is asked for.
 
     Raises:
-        DataError: missing folder, other layout, missing clips, text that is not UTF-8, repeated ids.
+        DataError: missing folder, other layout, or a list without the published columns.
     """
     shelf = Shelf(root, out, SOURCE, LICENCE, allow_missing)
     lists = [p for depth in ("", "*/", "*/*/") for p in sorted(need(shelf.root, LAYOUT).glob(f"{depth}validated.tsv"))]
@@ -41,25 +41,30 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
         splits = {}
         for split in ("train", "dev", "test"):
             if (listing.parent / f"{split}.tsv").is_file():
-                splits |= {row["path"]: split for _, row in rows(listing.parent / f"{split}.tsv")}
-        for where, row in rows(listing):
-            file = shelf.file(listing.parent / "clips" / row["path"], where)
+                splits |= {row["path"]: split for _, row in rows(listing.parent / f"{split}.tsv", lambda *_: None)}
+        for where, row in rows(listing, shelf.skip):
             text, split = plain(row["sentence"]), splits.get(row["path"])
             about = {k: row.get(k) for k in ("age", "gender", "accents", "variant")}
-            yield shelf.record(file.stem, file, where, text, spoken, row["client_id"], split, **about)
+            try:
+                file = shelf.file(listing.parent / "clips" / row["path"], where)
+                yield shelf.record(file.stem, file, where, text, spoken, row["client_id"], split, **about)
+            except BadRow as error:
+                shelf.skip(where, error)
+            yield from shelf.hand_over()
+    yield from shelf.hand_over()
 
 
-def rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
-    """("file:number", columns) of a TSV without quoting (a sentence may hold any number of quotation marks)."""
+def rows(path: Path, skip: Skip) -> Iterator[tuple[str, dict[str, str]]]:
+    """("file:number", columns) of a TSV without quoting: a sentence may hold any number of quotation marks, and no tab or line break."""
     head: list[str] = []
-    for where, line in lines(path):
+    for where, line in lines(path, skip):
         cells = line.split("\t")
         if not head:
             head = cells
             if missing := [c for c in NEEDED if c not in head]:
                 raise DataError(f"{where}: no column {', '.join(missing)}; expected {LAYOUT}")
         elif len(cells) != len(head):
-            raise DataError(f"{where}: {len(cells)} columns where the head has {len(head)}; download the file again")
+            skip(where, BadRow("wrong_columns", f"{where}: {len(cells)} columns where the head has {len(head)}"))
         else:
             yield where, dict(zip(head, cells))
 

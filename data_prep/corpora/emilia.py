@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from data_prep.corpora import Shelf, decode, hub_base, hub_rows, keep, lines, need, parse, write_bytes
+from data_prep.corpora import BadRow, Shelf, decode, hub_base, hub_rows, keep, lines, need, parse, words, write_bytes
 from omnilib.errors import DataError
 
 SOURCE = "emilia"
@@ -29,7 +29,7 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
     """Records of either layout; clips of archives are unpacked to `out/emilia/<archive>/`.
 
     Raises:
-        DataError: missing folder, other layout, missing audio, damaged archive, text that is not UTF-8, repeated ids.
+        DataError: missing folder, other layout, damaged archive.
     """
     shelf = Shelf(root, out, SOURCE, LICENCE, allow_missing)
     archives = sorted(p for p in need(shelf.root, LAYOUT).glob("**/*.tar") if asked(p.parent.name, language))
@@ -39,12 +39,15 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
     for archive in archives:
         yield from unpack(shelf, archive)
     for batch in batches:
-        for where, line in lines(batch):
-            meta = parse(line, where)
-            if "wav" not in meta:
-                raise DataError(f"{where}: no 'wav'; expected {LAYOUT}")
-            file = shelf.file(batch.parent / meta["wav"], where)
-            yield shelf.record(name_of(meta, file.stem), file, where, **fields(meta, where, str(batch)))
+        for where, line in lines(batch, shelf.skip):
+            try:
+                meta = words(parse(line, where), ("wav",), where)
+                file = shelf.file(batch.parent / meta["wav"] if meta.get("wav") else "", where)
+                yield shelf.record(name_of(meta, file.stem), file, where, **fields(meta, where, str(batch)))
+            except BadRow as error:
+                shelf.skip(where, error)
+            yield from shelf.hand_over()
+    yield from shelf.hand_over()
 
 
 def asked(folder: str, language: str | None) -> bool:
@@ -59,7 +62,7 @@ def name_of(meta: dict, stem: str) -> str:
 def fields(meta: dict, where: str, path: str) -> dict:
     """The record's fields from a clip's json."""
     if missing := [k for k in NEEDED if k not in meta]:
-        raise DataError(f"{where}: no {', '.join(missing)}; download it again")
+        raise BadRow("missing_field", f"{where}: no {', '.join(missing)}")
     yodas = meta.get("_id") or "emilia-yodas" in path.lower()
     licence = YODAS_LICENCE if yodas else LICENCE
     return {k: meta[k] for k in NEEDED} | {"licence": licence, "dnsmos": meta.get("dnsmos")}
@@ -69,7 +72,7 @@ def unpack(shelf: Shelf, archive: Path) -> Iterator[dict]:
     """Records of one archive in one pass; .mp3 and .json of a clip stand side by side, in either order.
 
     Raises:
-        DataError: damaged archive, or a clip without its .json or .mp3.
+        DataError: damaged archive.
     """
     half: dict[str, dict[str, bytes]] = {}
     parent = archive.relative_to(shelf.root).with_suffix("")
@@ -83,22 +86,29 @@ def unpack(shelf: Shelf, archive: Path) -> Iterator[dict]:
                 pair[name.suffix] = tar.extractfile(member).read()
                 if len(pair) == 2:
                     yield clip(shelf, archive, shelf.out / SOURCE / parent / f"{name.stem}.mp3", half.pop(name.stem))
+                    shelf.skipped.clear()
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{archive} is damaged ({error}): download it again") from None
     for stem, pair in half.items():
         if ".mp3" in pair:
-            raise DataError(f"{archive}: '{stem}' has no .json; download the archive again")
-        yield clip(shelf, archive, shelf.out / SOURCE / parent / f"{stem}.mp3", pair)
+            yield shelf.skip(f"{archive}:{stem}", BadRow("no_json", f"{archive}: '{stem}' has no .json; download the archive again"))
+        else:
+            yield clip(shelf, archive, shelf.out / SOURCE / parent / f"{stem}.mp3", pair)
+        shelf.skipped.clear()
 
 
 def clip(shelf: Shelf, archive: Path, file: Path, pair: dict[str, bytes]) -> dict:
     """Write the .mp3 of a clip, when the archive has it, and return the record."""
     where = f"{archive}:{file.stem}"
-    meta = parse(decode(pair[".json"], where), where)
-    if ".mp3" in pair:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, pair[".mp3"])
-    return shelf.record(name_of(meta, file.stem), file, where, **fields(meta, where, str(archive)))
+    try:
+        meta = parse(decode(pair[".json"], where), where)
+        about = fields(meta, where, str(archive))
+        if ".mp3" in pair:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(file, pair[".mp3"])
+        return shelf.record(name_of(meta, file.stem), file, where, **about)
+    except BadRow as error:
+        return shelf.skip(where, error)
 
 
 def stream(out: Path, language: str | None = None, limit: int | None = None, source: str = HUB) -> Iterator[dict]:
@@ -109,4 +119,7 @@ def stream(out: Path, language: str | None = None, limit: int | None = None, sou
     rows = hub_rows("webdataset", files=f"{hub_base(source)}/*/{(language or 'en').upper()}/*.tar", columns=columns)
     for row in islice(rows, limit):
         meta, where = row["json"], row["__url__"]
-        yield keep(shelf, name_of(meta, row["__key__"]), row["mp3"], ".mp3", **fields(meta, where, where))
+        try:
+            yield keep(shelf, name_of(meta, row["__key__"]), row["mp3"], ".mp3", **fields(meta, where, where))
+        except BadRow as error:
+            yield shelf.skip(f"{where}:{row['__key__']}", error)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-from data_prep.corpora import Shelf, decode, need, parse, probe
+from data_prep.corpora import BadRow, Shelf, Skip, decode, need, parse, probe, words
 from omnilib.errors import DataError
 
 SOURCE = "libriheavy"
@@ -28,7 +28,7 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
     """Records of every list found.
 
     Raises:
-        DataError: missing folder, other layout, missing audio, damaged list, text that is not UTF-8, repeated ids.
+        DataError: missing folder, other layout, damaged list.
     """
     shelf = Shelf(root, out, SOURCE, LICENCE, allow_missing)
     lists = [need(shelf.root, LAYOUT) / f"libriheavy_cuts_{part}.jsonl.gz" for part in LISTS]
@@ -36,31 +36,42 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
         raise DataError(f"no libriheavy_cuts_*.jsonl.gz in {root}: expected {LAYOUT}")
     sound = lru_cache(maxsize=4096)(probe)  # cuts of one recording stand together
     for path, split in zip(lists, LISTS.values()):
-        for where, cut in cuts(path) if path.is_file() else ():
+        for where, cut in cuts(path, shelf.skip) if path.is_file() else ():
             try:
-                source, said = cut["recording"]["sources"][0]["source"], cut["supervisions"][0]
-                texts, speaker = said["custom"]["texts"], said["speaker"]
-                start, duration = float(cut["start"]), float(cut["duration"])
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise DataError(f"{where}: not a Libriheavy cut (no {error}); expected {LAYOUT}") from None
-            file = locate(shelf, source, where)
-            known = sound(file) if file.is_file() else None
-            heard = texts[1] if len(texts) > 1 else None
-            yield shelf.record(cut["id"], file, where, texts[0], "en", speaker, split, start, duration, sound=known, recognised=heard)
+                try:
+                    key, source, said = cut["id"], cut["recording"]["sources"][0]["source"], cut["supervisions"][0]
+                    texts, speaker, start, duration = said["custom"]["texts"], said["speaker"], cut["start"], cut["duration"]
+                    text, heard = texts[0], texts[1] if len(texts) > 1 else None
+                except (KeyError, IndexError, TypeError) as error:
+                    raise BadRow("missing_field", f"{where}: not a Libriheavy cut (no {error})") from None
+                file = locate(shelf, source, where)
+                known = sound(file) if file.is_file() else None
+                length = 0.0 if duration is None else duration
+                yield shelf.record(key, file, where, text, "en", speaker, split, start, length, sound=known, recognised=heard)
+            except BadRow as error:
+                shelf.skip(where, error)
+            yield from shelf.hand_over()
+    yield from shelf.hand_over()
 
 
-def cuts(path: Path) -> Iterator[tuple[str, dict]]:
+def cuts(path: Path, skip: Skip) -> Iterator[tuple[str, dict]]:
     """("file:number", cut) of a gzipped list."""
     try:
         with gzip.open(path, "rb") as file:
             for number, raw in enumerate(file, 1):
                 where = f"{path}:{number}"
-                yield where, parse(decode(raw, where), where)
+                try:
+                    cut = parse(decode(raw, where), where)
+                except BadRow as error:
+                    skip(where, error)
+                else:
+                    yield where, cut
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path} is damaged ({error}): download it again") from None
 
 
 def locate(shelf: Shelf, source: str, where: str) -> Path:
     """The recording: the lists say download/librilight/..., which may be missing from the path on disk."""
-    paths = [shelf.file(source.removeprefix(p), where) for p in ("", "download/", "download/librilight/")]
+    words({"source": source}, ("source",), where)
+    paths = [shelf.file((source or "").removeprefix(p), where) for p in ("", "download/", "download/librilight/")]
     return next((p for p in paths if p.is_file()), paths[0])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 
-from data_prep.corpora import Shelf, hub_rows, keep, need, table
+from data_prep.corpora import BadRow, Shelf, hub_rows, keep, need, table
 from omnilib.errors import DataError
 
 SOURCE = "librispeech"
@@ -24,7 +24,7 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
     """Records of every part found below the root (the folder that holds train-clean-100 and so on).
 
     Raises:
-        DataError: missing folder, other layout, missing audio, text that is not UTF-8, repeated ids.
+        DataError: missing folder, other layout.
     """
     shelf = Shelf(root, out, SOURCE, LICENCE, allow_missing)
     need(shelf.root, LAYOUT)
@@ -35,9 +35,14 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
         found = False
         for listing in sorted(part.glob("*/*/*.trans.txt")):
             found = True
-            for where, key, text in table(listing):
-                file = shelf.file(listing.parent / f"{key}.flac", where)
-                yield shelf.record(key, file, where, text, "en", key.split("-")[0], part.name.split("-")[0])
+            for where, key, text in table(listing, shelf.skip):
+                try:
+                    file = shelf.file(listing.parent / f"{key}.flac", where)
+                    yield shelf.record(key, file, where, text, "en", key.split("-")[0], part.name.split("-")[0])
+                except BadRow as error:
+                    shelf.skip(where, error)
+                yield from shelf.hand_over()
+            yield from shelf.hand_over()
         if not found:
             raise DataError(f"no transcripts in {part}: expected {LAYOUT}")
 

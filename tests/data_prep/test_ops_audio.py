@@ -75,6 +75,11 @@ def damaged(folder, voice) -> dict[str, str]:
     soundfile.write(folder / "cut.flac", voice, RATE)
     whole = (folder / "cut.flac").read_bytes()
     (folder / "cut.flac").write_bytes(whole[: len(whole) // 2])
+    for name, form in (("cut.wav", {}), ("cut.mp3", {}), ("cut.ogg", {"subtype": "VORBIS"})):
+        soundfile.write(folder / name, np.tile(voice, 3), RATE, **form)
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: len(whole) // 2])
+    soundfile.write(folder / "slow.wav", voice, 1)
     return {
         "absent.wav": "missing_file",
         "empty.wav": "empty_file",
@@ -85,6 +90,10 @@ def damaged(folder, voice) -> dict[str, str]:
         "zero.wav": "silent",
         "none.wav": "unreadable",
         "cut.flac": "damaged",
+        "cut.wav": "truncated",
+        "cut.mp3": "truncated",
+        "cut.ogg": "truncated",
+        "slow.wav": "wrong_rate",
     }
 
 
@@ -92,6 +101,13 @@ def test_broken_files_are_dropped_with_their_reason(shelf, voice):
     expected = damaged(shelf.folder, voice)
     results = run(Decode(), [shelf.record(name) for name in expected], shelf)
     assert {r["id"]: r["dropped"]["reason"] for r in results} == expected
+
+
+def test_inverted_channels_and_integer_units_decode_to_the_same_sound(shelf, voice):
+    soundfile.write(shelf.folder / "pair.wav", np.stack([voice, -voice], 1), RATE)
+    soundfile.write(shelf.folder / "units.wav", voice * 32768.0, RATE, subtype="FLOAT")
+    for record in run(Decode(), [shelf.record("pair.wav"), shelf.record("units.wav")], shelf):
+        np.testing.assert_allclose(shelf.audio.wave(record), voice, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["wav", "mp3", "opus", "m4a"])
@@ -165,6 +181,12 @@ def test_loudness_reaches_its_target_and_never_clips(shelf, voice):
 
 
 # ---- speech regions and segments -------------------------------------------------------------------------------------
+
+
+def test_loudness_removes_a_constant_offset(shelf, voice):
+    (plain,) = run(Loudness(), [shelf.add(voice)], shelf)
+    (offset,) = run(Loudness(), [shelf.add(voice - np.float32(0.035))], shelf)
+    assert abs(shelf.audio.wave(offset).mean()) < 1e-4 and abs(offset["loudness"] - plain["loudness"]) < 0.05
 
 
 def test_speech_regions_lie_within_a_fifth_of_a_second_of_the_truth(shelf):

@@ -261,29 +261,82 @@ def edit(manifest: Path, number: int, /, **changes) -> None:
     manifest.write_text("\n".join(lines) + "\n")
 
 
-BAD_INPUT = {
+def start(run, tmp_path, *more: str) -> int:
+    arguments = ["--recipe", str(recipe(tmp_path, *STEPS)), "--manifest", str(run.manifest), "--out", str(tmp_path / "out")]
+    return main(arguments + ["--workers", "1", *more])
+
+
+NO_INPUT = {
     "missing": (lambda m: m.unlink(), "no manifest"),
     "empty": (lambda m: m.write_text(""), "holds no records"),
-    "one id twice": (lambda m: edit(m, 3, id="tone01"), ":4: id 'tone01' stands twice"),
-    "leaves the root": (lambda m: edit(m, 2, path="../secret.wav"), ":3: path '../secret.wav' leaves"),
-    "absolute path": (lambda m: edit(m, 2, path="/etc/passwd"), ":3: path '/etc/passwd' leaves"),
-    "not UTF-8": (lambda m: m.write_bytes(m.read_bytes().replace(b'"set1"', b'"set\xff"', 1)), ":2: not UTF-8"),
-    "half a character": (lambda m: m.write_text(m.read_text().replace('"set1"', r'"\ud800"', 1)), ":2: not UTF-8"),
-    "not JSON": (lambda m: m.write_text(m.read_text().replace("{", "", 1)), ":1: not JSON"),
-    "not a number": (lambda m: edit(m, 0, duration=float("nan")), ":1: not JSON"),
-    "not a record": (lambda m: m.write_text("[]\n"), ":1: missing id"),
-    "field missing": (lambda m: edit(m, 1, licence=None), ":2: missing licence"),
+    "not a record": (lambda m: m.write_text("[]\n"), "holds no usable record (not_json 1); first: line 1: not a JSON object"),
 }
 
 
-@pytest.mark.parametrize("case", BAD_INPUT)
-def test_bad_manifest_is_one_line_and_exit_code_2(run, tmp_path, capsys, case):
-    change, message = BAD_INPUT[case]
+@pytest.mark.parametrize("case", NO_INPUT)
+def test_no_manifest_is_one_line_and_exit_code_2(run, tmp_path, capsys, case):
+    change, message = NO_INPUT[case]
     change(run.manifest)
-    arguments = ["--recipe", str(recipe(tmp_path, *STEPS)), "--manifest", str(run.manifest), "--out", str(tmp_path / "out")]
-    assert main(arguments) == 2
+    assert start(run, tmp_path) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line and not list((tmp_path / "out").glob("*/manifest.jsonl"))
+
+
+BAD_LINES = {
+    "one id twice": (lambda m: edit(m, 3, id="tone01"), "repeated_id"),
+    "leaves the root": (lambda m: edit(m, 2, path="../secret.wav"), "outside_the_folder"),
+    "absolute path": (lambda m: edit(m, 2, path="/etc/passwd"), "outside_the_folder"),
+    "zero in a path": (lambda m: edit(m, 2, path="a\0b"), "outside_the_folder"),
+    "not UTF-8": (lambda m: m.write_bytes(m.read_bytes().replace(b'"set1"', b'"set\xff"', 1)), "not_utf8"),
+    "half a character": (lambda m: m.write_text(m.read_text().replace('"set1"', r'"\ud800"', 1)), "not_utf8"),
+    "not JSON": (lambda m: m.write_text(m.read_text().replace("{", "", 1)), "not_json"),
+    "a list": (lambda m: m.write_text("[1]\n" + m.read_text()), "not_json"),
+    "broken line": (lambda m: m.write_text(m.read_text().replace(", ", ",\n", 1)), "not_json"),
+    "not a number": (lambda m: edit(m, 0, duration=float("nan")), "not_a_number"),
+    "field missing": (lambda m: edit(m, 1, licence=None), "missing_field"),
+    "number for text": (lambda m: edit(m, 1, text=7), "wrong_type"),
+    "text for a number": (lambda m: edit(m, 1, start="soon"), "wrong_type"),
+    "true for a number": (lambda m: edit(m, 1, duration=True), "wrong_type"),
+    "negative start": (lambda m: edit(m, 1, start=-0.1), "bad_offset"),
+    "no duration": (lambda m: edit(m, 1, duration=0), "bad_offset"),
+    "negative duration": (lambda m: edit(m, 1, duration=-3.0), "bad_offset"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_LINES)
+def test_a_bad_line_is_dropped_with_its_reason(run, case):
+    change, reason = BAD_LINES[case]
+    before = {r["id"] for r in pipeline.check_input(run.manifest)}
+    change(run.manifest)
+    records = list(pipeline.check_input(run.manifest, drop=True))
+    drops = [r for r in records if "dropped" in r]
+    assert {r["dropped"]["reason"] for r in drops} == {reason} and len(drops) == (2 if case == "broken line" else 1)
+    assert len(before - {r["id"] for r in records}) == (0 if case == "a list" else 1)
+    assert all(r["id"].startswith("manifest.jsonl:") for r in drops)
+
+
+def test_bad_lines_are_counted_in_the_funnel_and_the_run_goes_on(run, tmp_path, capsys):
+    edit(run.manifest, 2, path="../secret.wav")
+    edit(run.manifest, 4, start="x")
+    assert start(run, tmp_path) == 0
+    assert "bad lines of the manifest, left out: outside_the_folder 1, wrong_type 1; see " in capsys.readouterr().out
+    first = json.loads((tmp_path / "out/funnel.json").read_text())["steps"][0]
+    assert first["step"] == "input" and {why: t["records"] for why, t in first["dropped"].items()} == {
+        "outside_the_folder": 1,
+        "wrong_type": 1,
+    }
+    assert start(run, tmp_path) == 0, "a second run finds all of it done"
+
+
+def test_too_many_bad_lines_stop_before_the_first_step(run, tmp_path, capsys):
+    for number in range(6):
+        edit(run.manifest, number, start=-1.0)
+    assert start(run, tmp_path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "6 of 13 rows are bad (bad_offset 6), more than 20%; first: line 1: " in line and "--max-bad" in line
+    assert not list((tmp_path / "out").glob("*/*.jsonl"))
+    assert start(run, tmp_path, "--max-bad", "0.5") == 0
+    assert start(run, tmp_path, "--max-bad", "nan") == 2
 
 
 def test_unreadable_folder_is_one_line(run, tmp_path, monkeypatch, capsys):

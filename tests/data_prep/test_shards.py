@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from data_prep import shards
-from data_prep.shards import Shards, write_shards
+from data_prep.shards import Shards, main, write_shards
 from omnilib.errors import DataError
 
 RATE = 8000
@@ -125,3 +125,22 @@ def test_missing_split_and_missing_duration_say_what_to_do(tmp_path, manifest):
     manifest.write_text(text)
     with pytest.raises(DataError, match="'r00' has no duration"):
         write_shards(manifest, tmp_path / "out")
+
+
+def test_bad_lines_and_unreadable_audio_are_left_out_and_counted(tmp_path, manifest, capsys):
+    lines = manifest.read_text().splitlines()
+    (manifest.parent / json.loads(lines[2])["path"]).write_bytes(b"not audio")
+    manifest.write_text("\n".join(["{half", *lines, lines[0]]) + "\n")
+    for _ in range(2):  # the second run finds the shards written
+        assert main(["--manifest", str(manifest), "--out", str(tmp_path / "shards")]) == 0
+        assert "bad rows, left out: not_json 1, repeated_id 1, unreadable_audio 1" in capsys.readouterr().out
+    index = json.loads((tmp_path / "shards/index.json").read_text())
+    assert sum(shard["records"] for shard in index["shards"]) == len(lines) - 1
+
+
+def test_shards_of_a_manifest_that_is_mostly_bad_are_not_written(tmp_path, manifest):
+    with manifest.open("a") as file:
+        file.write("{half\n" * len(manifest.read_text().splitlines()))
+    with pytest.raises(DataError, match=r"rows are bad \(not_json .*--max-bad"):
+        write_shards(manifest, tmp_path / "shards")
+    assert not (tmp_path / "shards/index.json").exists()

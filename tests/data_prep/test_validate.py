@@ -54,7 +54,11 @@ SPOILED = {
 SPOILED_TOO = [
     ("wrong_duration", {"duration": 1.5}),  # shorter than its whole file
     ("wrong_duration", {"duration": None}),
-    ("wrong_duration", {"start": -1.0}),
+    ("bad_offset", {"start": -1.0}),
+    ("bad_offset", {"duration": -2.0}),
+    ("wrong_type", {"start": "soon"}),
+    ("wrong_type", {"text": 7}),
+    ("outside_the_folder", {"path": "../x.wav"}),
     ("empty_text", {"text": None}),
     ("wrong_script", {"language": "zh"}),
     ("impossible_speed", {"duration": 2.0, "text": "x"}),
@@ -71,6 +75,28 @@ def test_a_spoiled_record_is_named_with_its_reason(manifest, tmp_path, reason, c
     found = [json.loads(x) for x in (tmp_path / "report.jsonl").read_text().splitlines()]
     assert ("r3", reason) in {(f["id"], f["reason"]) for f in found} and {f["id"] for f in found} == {"r3"}
     assert line.startswith("error: ") and reason in line
+
+
+def test_every_bad_line_is_named_by_number_and_reason(manifest, tmp_path, capsys):
+    good = manifest.read_text().splitlines()
+    manifest.write_text("\n".join([good[0], "{half", *good[1:], good[3], "[]", json.dumps({"id": "x"})]) + "\n")
+    assert main([str(manifest), "--report", str(tmp_path / "report.jsonl")]) == 2
+    found = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
+    assert [(f["id"], f["reason"]) for f in found] == [
+        ("manifest.jsonl:2", "not_json"),
+        ("r3", "repeated_id"),
+        ("manifest.jsonl:13", "not_json"),
+        ("x", "missing_field"),
+    ]
+    assert found[1]["detail"].startswith("line 12: ")
+    assert "4 problems (not_json 2, repeated_id 1, missing_field 1)" in capsys.readouterr().err
+
+
+def test_a_file_cut_in_half_is_found(manifest, tmp_path):
+    path = tmp_path / "audio/3.wav"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match="truncated_audio 1"):
+        validate(manifest)
 
 
 def test_a_piece_beyond_the_end_of_its_file_is_found(manifest, tmp_path):

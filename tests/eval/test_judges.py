@@ -12,6 +12,7 @@ from omnilib.eval import judges
 from omnilib.eval.judges import RATE, SpeakerJudge, Whisper, as_mono_16k, joined_base_folder, partial_starts, pieces
 from omnilib.eval.similarity import cosine
 from omnilib.eval.wer import line_rates
+from omnilib.paths import ROOT
 
 TEXT = "The people went up to the city in the morning."
 
@@ -35,6 +36,35 @@ def test_whisper_hears_the_sentence_and_gives_the_same_answer_twice(whisper):
     first, second = whisper.transcribe(wave, rate, "en"), whisper.transcribe(torch.from_numpy(wave), rate, "en")
     assert line_rates(TEXT, first, "en")["wer"].error <= 0.1
     assert first == second
+
+
+def noise(seconds: float, level: float) -> np.ndarray:
+    return np.random.default_rng(0).normal(0, level, round(seconds * RATE)).astype(np.float32)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize("seconds", [0.5, 5, 15, 28, 60])
+def test_in_silence_nothing_is_heard_and_the_model_is_not_asked(whisper, monkeypatch, seconds, language):
+    monkeypatch.setattr(whisper, "model", None)
+    for level, offset in ((0.0, 0.0), (1e-5, 0.0), (1e-4, 0.0), (3e-4, 0.0), (1e-4, -0.035)):
+        assert whisper.transcribe(noise(seconds, level) + np.float32(offset), RATE, language) == ""
+
+
+def test_a_silent_stretch_inside_a_recording_adds_no_words(whisper):
+    wave, rate = recording("slt")
+    speech = torch.from_numpy(as_mono_16k(wave, rate))
+    alone = whisper.transcribe(speech, RATE, "en")
+    for level in (0.0, 1e-4):
+        gap = torch.from_numpy(noise(28 * 2 - len(speech) / RATE, level))
+        assert whisper.transcribe(torch.cat([speech, gap, speech]), RATE, "en") == f"{alone} {alone}"
+
+
+def test_no_frozen_recording_counts_as_silence_even_much_quieter():
+    files = sorted((ROOT / "data_prep/frozen/audio").iterdir())[::10]
+    assert len(files) >= 40
+    for path in files:
+        wave, rate = soundfile.read(path, dtype="float32")
+        assert not judges.silent(as_mono_16k(wave * 0.03, rate)), path.name
 
 
 def test_long_audio_is_cut_and_joined(whisper, monkeypatch):
