@@ -8,7 +8,7 @@ another recording of that speaker (codec), and the text spoken in that voice (tt
 after that the judges listen in the background while the model goes on speaking, at batch 16.
 
 Writes under reports/<scale>/: eval/metrics.json, eval/utterances.jsonl, eval/long.jsonl, eval/audio/*.mp3, eval/report.html,
-eval/provenance.json and summary.json (see `results.py`).
+eval/provenance.json, eval/timings.json, summary.json and timings.json (see `results.py`).
 """
 
 import argparse
