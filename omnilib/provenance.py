@@ -8,6 +8,7 @@ No host name, user, address or absolute path ever enters a report (`scrub`).
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -69,7 +70,7 @@ def scrub(text: str) -> str:
     """Replace the folders of this machine by what they mean."""
     for folder, name in ((ROOT, "."), (Path(sys.prefix), "<python>"), (Path.home(), "~"), (Path(tempfile.gettempdir()), "<tmp>")):
         if len(str(folder)) > 1:  # a home of "/" would eat every slash
-            text = text.replace(f"{folder}/", f"{name}/").replace(str(folder), name)
+            text = re.sub(re.escape(str(folder)) + r"(?![\w.-])", lambda _, name=name: name, text)  # /tmp, not /tmp.old
     return text
 
 

@@ -4,6 +4,7 @@ A notebook that cannot be read, fails or loses its kernel is reported by name an
 stays; the page of the failed run is kept in `runs/reports-failed/`.
 """
 
+import html
 import os
 import re
 import sys
@@ -19,7 +20,7 @@ from omnilib.paths import NOTEBOOKS, REPORTS, ROOT
 from omnilib.provenance import commit_of, read_json, read_stamp, scrub, stamp, write_json, write_stamp, write_text
 from omnilib.report.folders import failed_folder, fresh_folder, move_folder, replace_folder
 from omnilib.report.headlines import is_timing, read_metrics
-from omnilib.report.html import render
+from omnilib.report.html import page, render
 from omnilib.report.parameters import read_notebook, read_parameters
 
 COLOURS = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
@@ -98,15 +99,15 @@ def run_notebook(
         started = time.time()
         node, error = execute(notebook, folder, values, timeout)
         seconds = time.time() - started
-        error = scrub(error).replace(as_posix(folder), as_posix(target))
+        text, error = draw(node, notebook.stem, error)
+        error = error.replace(as_posix(folder), as_posix(target))
         record = complete_stamp(folder, notebook, scale, values, seconds, error)
-        page = render(node, notebook.stem, error).replace(as_posix(folder), as_posix(target))
-        page = page.replace("</main>", f"{footer(folder, record)}</main>")
-        write_text(folder / "report.html", page)
+        text = text.replace(as_posix(folder), as_posix(target)).replace("</main>", f"{footer(folder, record)}</main>")
+        write_text(folder / "report.html", text)
         if error:
             kept = failed_folder(reports) / scale / target.name
             move_folder(folder, kept)
-            return Outcome(notebook.stem, False, seconds, error, scrub(str(kept / "report.html")))
+            return Outcome(notebook.stem, False, seconds, error, as_posix((kept / "report.html").resolve()))
         (folder / "kernel.log").unlink(missing_ok=True)
         replace_folder(folder, target)
     return Outcome(notebook.stem, True, seconds)
@@ -115,6 +116,16 @@ def run_notebook(
 def as_posix(folder: Path) -> str:
     """A folder as a report names it: relative to the repository where it lies there."""
     return folder.relative_to(ROOT).as_posix() if folder.is_relative_to(ROOT) else str(folder)
+
+
+def draw(node: Any, title: str, error: str) -> tuple[str, str]:
+    """(page, error) of an executed notebook; outputs that no page can be made of are a failure of this notebook alone."""
+    error = scrub(error)
+    try:
+        return render(node, title, error), error
+    except Exception as problem:
+        error = error or scrub(f"its page could not be drawn: {reason(problem)}")
+        return page(title, f'<p class="failed">This run failed: {html.escape(error)}</p>'), error
 
 
 def execute(notebook: Path, folder: Path, values: dict, timeout: int) -> tuple[Any, str]:
@@ -204,12 +215,13 @@ def reason(problem: Exception, node: Any = None) -> str:
     """One line: the error a cell raised, what a failed magic printed, or what stopped the kernel."""
     name = getattr(problem, "ename", "") or type(problem).__name__
     told = str(getattr(problem, "evalue", "") or "").strip()
-    if not told and hasattr(problem, "ename"):  # IPython prints the errors of magics instead of raising them
-        told = last_words(node)
-    told = told or COLOURS.sub("", str(problem)).strip()
+    if not told and not getattr(problem, "ename", ""):  # IPython prints the errors of magics instead of raising them
+        told = last_words(node) or str(problem)
     lines = [line.strip() for line in COLOURS.sub("", told).splitlines() if line.strip(" -\t")]
-    first = lines[0] if lines else "no message; see kernel.log"
-    return first if first.startswith(name) or (told and name == "CellExecutionError") else f"{name}: {first}"
+    if lines:
+        return lines[0] if re.match(r"\w+(Error|Exception)\b", lines[0]) else f"{name}: {lines[0]}"
+    source = str(getattr(problem, "source", "")).strip().splitlines()
+    return f"{name} without a message" + (f" in the cell that ends with `{source[-1].strip()}`" if source else "; see kernel.log")
 
 
 def first_words(problem: Exception) -> str:

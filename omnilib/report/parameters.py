@@ -6,6 +6,7 @@ A parameter that is not text takes several values with commas; for text, repeat 
 import ast
 import hashlib
 import itertools
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,6 @@ def read_notebook(path: Path) -> Any:
     Raises:
         UserError: missing, empty, not UTF-8, damaged JSON, another format, or no kernelspec.
     """
-    import json
-
     import nbformat
 
     try:
@@ -33,7 +32,7 @@ def read_notebook(path: Path) -> Any:
         if not isinstance(whole, dict) or not isinstance(whole.get("cells"), list) or whole.get("nbformat") != 4:
             raise UserError(f"{path.name} is no notebook of format 4: open it in JupyterLab and save it")
         nbformat.validate(whole)
-        node = nbformat.from_dict(whole)
+        node = nbformat.reads(text, as_version=4)
     except OSError as error:
         raise UserError(f"cannot read {path.name}: {error.strerror}") from None
     except UnicodeDecodeError:
