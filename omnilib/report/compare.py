@@ -57,11 +57,13 @@ def read_side(name: str, scale: str = "nano") -> Side:
         UserError: none of them, damaged, or without figures.
     """
     path = Path(name)
-    if path.exists():
+    if name and path.exists():
         side = collect(name, path.name if path.is_file() else "", disk(path))
     else:
         ref, colon, inside = name.partition(":")
-        side = collect(name, "", commit(ref, inside.rstrip("/") if colon else f"reports/{scale}", name))
+        side = collect(
+            name, inside if inside.endswith(".json") else "", commit(ref, inside.rstrip("/") if colon else f"reports/{scale}", name)
+        )
     if not side.metrics:
         raise UserError(f"no figures in '{name}': name a report folder, reports/<scale>, a metrics.json or summary.json, or a commit")
     return side
@@ -90,8 +92,8 @@ def commit(ref: str, inside: str, name: str) -> Reader:
     files = [f for f in listed.split("\0") if f.endswith(".json")]
     if not files:
         raise UserError(f"commit {ref} has no {inside} with figures: name a path with {ref}:reports/<scale>/<report>")
-    prefix = "" if files == [inside] else f"{inside}/"
-    names = [f.removeprefix(prefix) for f in files if f.removeprefix(prefix).count("/") <= 1 or not prefix]
+    prefix = f"{inside.rpartition('/')[0] if files == [inside] else inside}/".lstrip("/")
+    names = [f.removeprefix(prefix) for f in files if f.removeprefix(prefix).count("/") <= 1]
     return names, lambda file: git("show", f"{identity}:{prefix}{file}") or ""
 
 
@@ -257,7 +259,8 @@ def draw_sweep(table: Any, path: Path) -> None:
 
     names = sorted(varied(table), key=lambda name: name == "seed") or ["run"]
     colour = names[1] if len(names) > 1 and table[names[1]].nunique() <= 12 else None
-    table = table.assign(value=table["value"].where(table["unit"] != "%", table["value"] * 100))
+    percent = table["unit"] == "%"
+    table = table.assign(**{k: table[k].astype(float).where(~percent, table[k].astype(float) * 100) for k in ("value", "low", "high")})
     table["metric"] = [measure_of(m) + (f", {u}" if u else "") for m, u in zip(table["metric"], table["unit"], strict=True)]
     if not all(isinstance(value, (int, float)) for value in table[names[0]]):
         table[names[0]] = table[names[0]].astype(str).str.slice(0, 24)
@@ -266,7 +269,9 @@ def draw_sweep(table: Any, path: Path) -> None:
         facet_kws={"sharey": False}, errorbar=("pi", 100), legend="full" if colour else False,
     )  # fmt: skip
     grid.set_titles("{col_name}", size=8).set_ylabels("")
-    for axis in grid.axes.flat:
+    for metric, axis in grid.axes_dict.items():
+        rows = table[table["metric"] == metric].dropna(subset=["low", "high"])
+        axis.vlines(rows[names[0]], rows["low"], rows["high"], alpha=0.35)  # 95 % interval of each run
         axis.tick_params(labelsize=8)
     temporary = path.with_name(f"{path.stem}.tmp.png")
     grid.savefig(temporary, dpi=90, metadata={"Software": None})

@@ -215,7 +215,7 @@ def reason(problem: Exception, node: Any = None) -> str:
     """One line: the error a cell raised, what a failed magic printed, or what stopped the kernel."""
     name = getattr(problem, "ename", "") or type(problem).__name__
     told = str(getattr(problem, "evalue", "") or "").strip()
-    if not told and not getattr(problem, "ename", ""):  # IPython prints the errors of magics instead of raising them
+    if not told and getattr(problem, "ename", "") in ("", "CellExecutionError"):  # IPython prints what is wrong with a magic
         told = last_words(node) or str(problem)
     lines = [line.strip() for line in COLOURS.sub("", told).splitlines() if line.strip(" -\t")]
     if lines:
