@@ -39,7 +39,7 @@ def fresh_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-WHERE_ELSE = "make it writable, or name another folder with OMNILIB_REPORTS"
+WHERE_ELSE = "make it writable, or name another place with OMNILIB_HOME or OMNILIB_REPORTS"
 
 
 def replace_folder(new: Path, target: Path) -> None:

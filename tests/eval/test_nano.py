@@ -1,15 +1,17 @@
 """The whole evaluation on tiny random checkpoints and stand-in judges: what it writes, and what `omni verify` finds in it."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from omnilib.errors import CheckpointError, DataError
+from omnilib.errors import CheckpointError, DataError, UserError
 from omnilib.eval import nano, recheck, results
 from omnilib.eval.frozen import Frozen, Heard
+from omnilib.mouth.decode import DecodeSettings
 from omnilib.speak import Speaker
 from omnilib.train.common import export_model
 from tests.tiny import tone, write_checkpoints
@@ -231,3 +233,30 @@ def test_truncated_checkpoint_is_one_line(tmp_path):
 def test_command_line_reports_a_missing_scale(capsys):
     assert nano.main(["--scale", "nowhere"]) == 2
     assert "no checkpoints 'nowhere'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "folder"),
+    [([], "reports"), (["--seed", "1"], "runs/reports"), (["--temperature", "0.5"], "runs/reports"), (["--limit", "2"], "runs/reports")],
+)
+def test_only_a_whole_evaluation_with_the_plain_settings_goes_to_the_reports(flags, folder, monkeypatch, capsys):
+    def stop(reports):
+        raise UserError(f"would write {reports.relative_to(nano.ROOT).as_posix()}")
+
+    monkeypatch.setattr(nano.Speaker, "load", lambda scale: SimpleNamespace(settings=DecodeSettings()))
+    monkeypatch.setattr(nano, "REPORTS", nano.ROOT / "reports")
+    monkeypatch.setattr(nano, "check_writable", stop)
+    assert nano.main(flags) == 2
+    assert capsys.readouterr().err == f"evaluation: would write {folder}\n"
+
+
+def test_an_evaluation_that_stops_while_writing_leaves_the_earlier_one(tmp_path, monkeypatch):
+    earlier = tmp_path / "nano" / "eval" / "metrics.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("earlier")
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("")
+    monkeypatch.setattr(results, "write_page", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        results.write(tmp_path, "nano", {}, {}, {}, manifest)
+    assert [p.read_text() for p in (tmp_path / "nano").rglob("*") if p.is_file()] == ["earlier"]

@@ -4,13 +4,13 @@ import json
 import re
 
 import pytest
-from test_report import GOOD, write_notebook
 
 from omnilib import report
 from omnilib.errors import UserError
 from omnilib.provenance import commit_of, read_stamp, scrub, write_stamp
 from omnilib.report import headlines, notebooks
 from omnilib.report.notebooks import reason
+from tests.test_report import GOOD, write_notebook
 
 
 @pytest.mark.slow
