@@ -166,6 +166,7 @@ def test_every_verdict_has_its_rule_beside_it(tmp_path):
     recorded = {"loss": {"value": 1.5, "n": 5, "ci95": None, "unit": "nats"}}
     assert report.paper_row(row | {"rule": "below 2"}, recorded, "nano")["rule"] == "below 2"
     assert "short is better" in report.paper_row(row, recorded, "nano")["rule"]
+    assert report.paper_row(row | {"paper": "our aim <= 2 %"}, recorded, "nano")["rule"] == "<= 2 %"
     assert report.paper_row(row, {}, "nano")["rule"] == "-", "nothing was attempted"
     folder = tmp_path / "nano" / "04_x"
     folder.mkdir(parents=True)
