@@ -97,20 +97,32 @@ def run_notebook(
     with fresh_folder(target) as folder:
         values["out_dir"] = as_posix(folder)
         started = time.time()
-        node, error = execute(notebook, folder, values, timeout)
-        seconds = time.time() - started
-        text, error = draw(node, notebook.stem, error)
-        error = error.replace(as_posix(folder), as_posix(target))
-        record = complete_stamp(folder, notebook, scale, values, seconds, error)
-        text = text.replace(as_posix(folder), as_posix(target)).replace("</main>", f"{footer(folder, record)}</main>")
-        write_text(folder / "report.html", text)
-        if error:
-            kept = failed_folder(reports) / scale / target.name
-            move_folder(folder, kept)
-            return Outcome(notebook.stem, False, seconds, error, as_posix((kept / "report.html").resolve()))
-        (folder / "kernel.log").unlink(missing_ok=True)
-        replace_folder(folder, target)
+        try:
+            error = run_into(folder, target, notebook, scale, values, timeout)
+            seconds = time.time() - started
+            if error:
+                kept = failed_folder(reports) / scale / target.name
+                move_folder(folder, kept)
+                return Outcome(notebook.stem, False, seconds, error, as_posix((kept / "report.html").resolve()))
+            replace_folder(folder, target)
+        except OSError as problem:  # the disk is full: the earlier report stays, the others go on
+            return Outcome(notebook.stem, False, time.time() - started, scrub(f"cannot write the report: {problem}"))
     return Outcome(notebook.stem, True, seconds)
+
+
+def run_into(folder: Path, target: Path, notebook: Path, scale: str, values: dict, timeout: int) -> str:
+    """Execute, stamp and draw a notebook in `folder`, which is to become `target`; returns what stopped it, "" when nothing did."""
+    started = time.time()
+    node, error = execute(notebook, folder, values, timeout)
+    seconds = time.time() - started
+    text, error = draw(node, notebook.stem, error)
+    error = error.replace(as_posix(folder), as_posix(target))
+    record = complete_stamp(folder, notebook, scale, values, seconds, error)
+    text = text.replace(as_posix(folder), as_posix(target)).replace("</main>", f"{footer(folder, record)}</main>")
+    write_text(folder / "report.html", text)
+    if not error:
+        (folder / "kernel.log").unlink(missing_ok=True)
+    return error
 
 
 def as_posix(folder: Path) -> str:

@@ -90,6 +90,19 @@ def test_a_page_that_cannot_be_drawn_fails_that_notebook_alone(monkeypatch):
     assert "could not be drawn: ZeroDivisionError: division by zero" in error and error in text
 
 
+def test_a_full_disk_fails_that_notebook_and_the_earlier_report_stays(tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    earlier = tmp_path / "out" / "smoke" / "01_x" / "report.html"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("earlier")
+    monkeypatch.setattr(notebooks, "execute", full)
+    outcome = report.run_notebook(write_notebook(tmp_path, "01_x", "1"), "smoke", tmp_path / "out")
+    assert not outcome.ok and "No space left" in outcome.error
+    assert earlier.read_text() == "earlier" and len(list((tmp_path / "out" / "smoke").iterdir())) == 1
+
+
 def test_the_outer_stamp_only_adds(tmp_path):
     notebook = write_notebook(tmp_path, "01_x", "1")
     own = {"parameters": {"scale": "smoke", "seed": 7, "width": 3}, "settings": {"temperature": 0.2}, "commit": "b" * 40, "dirty": True}
