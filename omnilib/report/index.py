@@ -36,7 +36,7 @@ MAY_CHANGE = """`make reproduce` on another machine, or on another day, may chan
 - here and in `README.md`: rows counted in seconds of work or seconds, wall time, commit.
 
 The judge of the evaluation computes in eight bits: a processor of another family may hear some 2 % of the words otherwise
-(`omni verify` knows the tolerance), and then `eval/` and the figures drawn from it change too.
+(`omni verify` knows the tolerance), and adds in another order: the last bits of a sound or picture, rarely a sampled word. Then `eval/` and the figures drawn from it change too.
 """
 
 

@@ -116,9 +116,9 @@ def run_into(folder: Path, target: Path, notebook: Path, scale: str, values: dic
     node, error = execute(notebook, folder, values, timeout)
     seconds = time.time() - started
     text, error = draw(node, notebook.stem, error)
-    error = error.replace(as_posix(folder), as_posix(target))
+    error = error.replace(folder.name, target.name)  # a page names the folder it is to have
     record = complete_stamp(folder, notebook, scale, values, seconds, error)
-    text = text.replace(as_posix(folder), as_posix(target)).replace("</main>", f"{footer(folder, record)}</main>")
+    text = text.replace(folder.name, target.name).replace("</main>", f"{footer(folder, record)}</main>")
     write_text(folder / "report.html", text)
     if not error:
         (folder / "kernel.log").unlink(missing_ok=True)

@@ -90,7 +90,8 @@ class Run:
             unit: "rate" or "%": a share, kept as a fraction and shown in percent; "" tells a share by its name.
             timing: it measures speed and goes to timings.json; None tells it by unit ("s/s", "x") or name (rtf, ttfs...).
         """
-        self.metrics[name] = {"value": float(value), "n": int(n), "ci95": [float(c) for c in ci95] if ci95 else None, "unit": unit}
+        interval = [significant(c) for c in ci95] if ci95 else None
+        self.metrics[name] = {"value": significant(value), "n": int(n), "ci95": interval, "unit": unit}
         if source:
             self.metrics[name]["source"] = source
         if timing is not None:
@@ -168,6 +169,11 @@ class Run:
         record = stamp(self.scale, self.parameters, self.settings, files, time.time() - self.started)
         write_stamp(self.folder, {"status": "ok", "error": "", **record}, self.speed())
         print(f"{len(self.metrics)} metrics, {len(self.figures)} figures, {len(self.sounds)} sounds")
+
+
+def significant(value: float) -> float:
+    """Six digits (whole numbers stay): another processor adds in another order and changes the eighth or so."""
+    return float(value) if float(value).is_integer() else float(f"{value:.6g}")
 
 
 def holds(trend: bool) -> str:

@@ -28,6 +28,7 @@ def test_two_runs_repeat_to_the_byte_but_for_what_timings_json_holds(tmp_path):
     assert [name for name in first if first[name] != second[name]] in (["report.html", "timings.json"], ["timings.json"])
     drop = re.compile(rb"<td>[0-9.,]+ s/s: rtf here</td>")  # the cell drawn from a figure of speed
     assert drop.search(first["report.html"]) and drop.sub(b"", first["report.html"]) == drop.sub(b"", second["report.html"])
+    assert b".new-" not in first["report.html"], "the page names the folder it stands in"
     assert b"Another machine may change this line" in first["report.html"] and b"<code>rtf_here</code>" in first["report.html"]
     record = json.loads(first["provenance.json"])
     assert record["parameters"] == {"scale": "smoke", "seed": 5, "width": 3}, "the notebook's own, its seed among them"
@@ -202,6 +203,15 @@ def test_sentences_with_unseen_words_stand_beside_those_of_the_lexicon():
     rows = {row[0]: row for row in report.summary_rows("nano")}
     assert " %" in rows["English word error, sentences with unseen words, text to speech"][1]
     assert all(row[2] for row in rows.values()), "each figure says what it is counted in"
+
+
+def test_a_figure_keeps_six_digits_and_whole_numbers_stay(tmp_path):
+    run = report.Run("01_x", "smoke", tmp_path, {})
+    for name, value in {"loss": 4.469815917313099, "other": 4.469815902411938, "params": 16858125, "nothing": float("nan")}.items():
+        assert run.metric(name, value, 1, (value, value)) is value
+    found = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
+    assert found["loss"] == found["other"] and found["loss"]["value"] == 4.46982 and found["loss"]["ci95"] == [4.46982, 4.46982]
+    assert found["params"]["value"] == 16858125 and found["nothing"]["value"] != found["nothing"]["value"]
 
 
 def test_figures_of_speed_are_told_from_others():
