@@ -35,8 +35,8 @@ MAY_CHANGE = """`make reproduce` on another machine, or on another day, may chan
 - on a notebook's page: the two lines under its first cell of code (commit, device), its last line, what it measures or draws of speed;
 - here and in `README.md`: rows counted in seconds of work or seconds, wall time, commit.
 
-The judge of the evaluation computes in eight bits: a processor of another family may hear some 2 % of the words otherwise
-(`omni verify` knows the tolerance), and adds in another order: the last bits of a sound or picture, rarely a sampled word. Then `eval/` and the figures drawn from it change too.
+A processor of another family adds in another order: the last bits of a sound or picture may change. With eight-bit arithmetic the judge
+of the evaluation may then hear some 2 % of the words otherwise (`omni verify` knows the tolerance), and `eval/` changes too.
 """
 
 

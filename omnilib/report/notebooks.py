@@ -134,6 +134,9 @@ def draw(node: Any, title: str, error: str) -> tuple[str, str]:
     """(page, error) of an executed notebook; outputs that no page can be made of are a failure of this notebook alone."""
     error = scrub(error)
     try:
+        from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+        node, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(node, {})  # chance decides how printed text is cut
         return render(node, title, error), error
     except Exception as problem:
         error = error or scrub(f"its page could not be drawn: {reason(problem)}")
