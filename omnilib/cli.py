@@ -1,4 +1,4 @@
-"""`omni`: speak, reproduce, train, data, fetch, doctor, verify, report.
+"""`omni`: speak, reproduce, compare, train, data, fetch, doctor, verify, report.
 
 A mistake of the user's is one line on stderr and exit code 2; heavy imports wait until a command needs them.
 """
@@ -87,6 +87,16 @@ def build_parser() -> argparse.ArgumentParser:
     reproduce.add_argument("--only", metavar="NN", help="only the notebooks whose name starts with NN, no re-evaluation")
     reproduce.add_argument("--notebooks", action="store_true", help="every notebook, no re-evaluation")
     reproduce.add_argument("--scale", default="nano", choices=["smoke", "nano", "paper"])
+    reproduce.add_argument(
+        *("-p", "--parameter"), action="append", default=[], metavar="NAME=VALUE[,VALUE...]",
+        help="a parameter of the notebooks (repeatable); several values are a sweep: one table and one plot in runs/variants",
+    )  # fmt: skip
+    reproduce.add_argument("--seed", metavar="N[,N...]", help="seed of the notebooks: the same as -p seed=N")
+
+    compare = commands.add_parser("compare", help="two runs or commits side by side: settings and figures that differ")
+    compare.add_argument("a", metavar="A", help="a report folder, reports/<scale>, a file of figures, a commit, or COMMIT:PATH")
+    compare.add_argument("b", metavar="B")
+    compare.add_argument("--scale", default="nano", help="of which a commit's reports are read")
 
     train = commands.add_parser("train", help="run one training stage")
     train.add_argument("stage", nargs="?", help=", ".join(stages()))
@@ -197,26 +207,69 @@ def tell(line: str, to_errors: bool = False) -> None:
 
 
 def reproduce(args: argparse.Namespace) -> int:
-    """Evaluation, notebooks, index: what fails is named at the end and the rest goes on."""
+    """Evaluation, notebooks, index: what fails is named at the end and the rest goes on.
+
+    Only a whole run without a failure writes the front page; changed parameters never touch the plain reports.
+    """
     from omnilib import report
+    from omnilib.report.folders import check_writable
+    from omnilib.report.parameters import combinations
 
     started, failures = time.time(), []
-    reports = RUNS / "reports" if args.scale == "smoke" else REPORTS  # smoke numbers mean nothing: not beside real ones
     notebooks = report.list_notebooks(args.only)
+    report.check_scale(args.scale)
+    given = [*args.parameter, *([f"seed={args.seed}"] if args.seed is not None else [])]
+    if given:
+        return variants(notebooks, args.scale, combinations(given, notebooks))
+    reports = RUNS / "reports" if args.scale == "smoke" else REPORTS  # smoke numbers mean nothing: not beside real ones
+    check_writable(reports)
     if args.only is None and not args.notebooks and args.scale == "nano":
         print("evaluating the committed checkpoints", flush=True)
         if subprocess.call([sys.executable, "-m", "omnilib.eval.nano"], cwd=ROOT) != 0:
             failures.append("omnilib.eval.nano (its message stands above)")
     outcomes = report.run_notebooks(notebooks, args.scale, reports)
     failures += [f"{o.name}: {o.error}" for o in outcomes if not o.ok]
-    report.build_index(reports, args.scale, readme=ROOT / "README.md" if args.scale == "nano" else None)
     where = (reports / "index.html").relative_to(ROOT) if reports.is_relative_to(ROOT) else reports / "index.html"
-    print(
-        f"{where} rebuilt; {len(outcomes) - sum(not o.ok for o in outcomes)} of {len(outcomes)} notebooks ok; {(time.time() - started) / 60:.1f} minutes"
-    )
+    if failures or (args.only is not None and args.scale != "smoke"):
+        told = f"{where} stays as it was" + ("" if failures else " (`omni report` rebuilds it)")
+    else:
+        report.build_index(reports, args.scale, readme=ROOT / "README.md" if args.scale == "nano" else None)
+        told = f"{where} rebuilt"
+    print(f"{told}; {sum(o.ok for o in outcomes)} of {len(outcomes)} notebooks ok; {(time.time() - started) / 60:.1f} minutes")
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def variants(notebooks: list[Path], scale: str, every: list[dict]) -> int:
+    """Run notebooks with changed parameters into runs/variants, then one table and one plot of each notebook's runs."""
+    from omnilib import report
+    from omnilib.report.compare import sweep
+    from omnilib.report.folders import check_writable
+    from omnilib.report.parameters import variant_name
+
+    home, outcomes = RUNS / "variants", []
+    check_writable(home)
+    for values in every:
+        outcomes += report.run_notebooks(notebooks, scale, home, values, name=variant_name(values))
+    for notebook in notebooks:
+        folders = [p.parent for p in sorted((home / scale).glob(f"{notebook.stem}@*/metrics.json"))]
+        if folders:
+            files = sweep(folders, home / scale / f"{notebook.stem}-sweep")
+            print(f"{len(folders)} runs of {notebook.stem}: {', '.join(str(f.relative_to(ROOT)) for f in files)}")
+    for outcome in outcomes:
+        if not outcome.ok:
+            print(f"FAILED {outcome.name}: {outcome.error}", file=sys.stderr)
+    return 0 if all(o.ok for o in outcomes) else 1
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Settings and figures of two runs; 0 when no figure differs beyond its interval, 1 when one does or only one side has it."""
+    from omnilib.report.compare import read_side, text_of
+
+    text, code = text_of(read_side(args.a, args.scale), read_side(args.b, args.scale))
+    print(text)
+    return code
 
 
 def run_module(name: str, arguments: list[str]) -> int:
@@ -283,16 +336,22 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
+    """Rebuild the front page from what was measured at nano (or paper) scale; README's table shows nano alone."""
     from omnilib.report import build_index
 
-    build_index(scale=args.scale, readme=ROOT / "README.md")
-    print("wrote reports/index.html, reports/README.md and the results table of README.md")
+    if args.scale not in ("nano", "paper"):
+        raise UserError(
+            f"the front page shows nano or paper figures, not '{args.scale}'; a smoke run has its own in runs/reports/index.html"
+        )
+    build_index(REPORTS, args.scale, readme=ROOT / "README.md" if args.scale == "nano" else None)
+    print("wrote reports/index.html, reports/README.md" + (" and the results table of README.md" if args.scale == "nano" else ""))
     return 0
 
 
 COMMANDS = {
     "speak": speak,
     "reproduce": reproduce,
+    "compare": compare,
     "train": train,
     "data": data,
     "fetch": fetch,

@@ -254,10 +254,11 @@ def test_reproduce_goes_on_after_failures_and_exits_1(tmp_path, monkeypatch, cap
     monkeypatch.setattr(report, "build_index", lambda *a, **k: built.append(a))
     assert omni("reproduce") == 1
     told = capsys.readouterr()
-    assert built and "1 of 2 notebooks ok" in told.out
+    assert not built and "stays as it was" in told.out and "1 of 2 notebooks ok" in told.out
     assert "FAILED omnilib.eval.nano" in told.err and "FAILED 01_one: Kernel died" in told.err
     outcomes[0] = Outcome("01_one", True, 1.0)
-    assert omni("reproduce", "--notebooks") == 0
+    assert omni("reproduce", "--only", "0") == 0 and not built, "a part of the notebooks is no whole run"
+    assert omni("reproduce", "--notebooks") == 0 and len(built) == 1
 
 
 def test_reproduce_of_a_notebook_that_is_not_there_exits_2(capsys):

@@ -14,16 +14,19 @@ PARAMETERS = 'scale: str = "smoke"  # smoke | nano | paper\nseed: int = 0\nout_d
 GOOD = """
 import matplotlib.pyplot as plt
 import numpy as np
+import time
 from omnilib import report
 run = report.start(NAME, scale=scale, seed=seed, out_dir=out_dir)
 run.set(temperature=0.2, retries=0)
 run.metric("error", 0.125, n=8, ci95=(0.1, 0.15))
+run.metric("rtf_here", time.perf_counter(), n=1, unit="s/s")
 figure, axis = plt.subplots()
 axis.plot([0, 1])
 run.figure(figure, "line", "a line")
 run.audio(np.sin(np.arange(8000) / 8), 16000, "tone", "a tone", demo=True)
 run.paper_table([
     {"claim": "it works", "ref": "section 3", "paper": "2.28", "metric": "error", "verdict": "trend holds"},
+    {"claim": "it runs", "ref": "table 1", "paper": "0.19", "metric": "rtf_here", "verdict": "trend holds", "rule": "below 1"},
     {"claim": "it flies", "ref": "table 9", "paper": "1", "metric": "height", "verdict": "differs"},
 ])
 run.finish()
@@ -56,18 +59,21 @@ def test_good_failing_and_killed_notebooks_in_one_run(tmp_path):
     assert [(o.name, o.ok) for o in outcomes] == [("01_killed", False), ("02_failing", False), ("03_good", True)]
     assert "ied" in outcomes[0].error  # "Kernel died"
     assert "ValueError: the reason" in outcomes[1].error
-    for name in ("01_killed", "02_failing"):  # what was made before the failure is kept
-        folder = reports / "smoke" / name
+    for name, outcome in zip(("01_killed", "02_failing"), outcomes[:2], strict=True):  # what was made before is kept, elsewhere
+        assert not (reports / "smoke" / name).exists()
+        folder = tmp_path / "reports-failed" / "smoke" / name
+        assert outcome.page == str(folder / "report.html")
         assert "printed before" in (folder / "report.html").read_text()
         assert "This run failed" in (folder / "report.html").read_text()
         assert json.loads((folder / "metrics.json").read_text())["metrics"]["early"]["value"] == 1.0
-        assert json.loads((folder / "provenance.json").read_text())["status"] == "failed"
+        provenance = json.loads((folder / "provenance.json").read_text())
+        assert provenance["status"] == "failed" and provenance["parameters"]["seed"] == 0
 
     good = reports / "smoke" / "03_good"
     metrics = json.loads((good / "metrics.json").read_text())
     assert metrics["metrics"]["error"] == {"value": 0.125, "n": 8, "ci95": [0.1, 0.15], "unit": ""}
     assert [r["verdict"] for r in metrics["paper"]] == ["trend holds", "not attempted"]
-    assert metrics["paper"][0]["measured"] == "0.125 (0.1 to 0.15)"
+    assert metrics["paper"][0]["measured"] == "12.5 % (10.0 to 15.0): error"
     assert (good / "figures" / "line.png").stat().st_size > 1000
     assert (good / "audio" / "tone.mp3").stat().st_size > 1000
     provenance = json.loads((good / "provenance.json").read_text())
@@ -79,10 +85,10 @@ def test_good_failing_and_killed_notebooks_in_one_run(tmp_path):
         "notebook_sha256",
         "parameters",
         "versions",
-        "device",
-        "wall_seconds",
         "checkpoint_sha256",
     }
+    timings = json.loads((good / "timings.json").read_text())
+    assert set(timings) == {"date", "device", "wall_seconds", "metrics", "paper"} and set(timings["metrics"]) == {"rtf_here"}
     page = (good / "report.html").read_text()
     assert "<math" in page and "$PATH" in page and "<script" not in page and "http://" not in page.replace("http://www.w3.org", "")
     assert str(ROOT) not in page + json.dumps(provenance)
@@ -90,7 +96,7 @@ def test_good_failing_and_killed_notebooks_in_one_run(tmp_path):
     report.build_index(reports, "smoke")
     index = (reports / "index.html").read_text()
     assert "data:audio/mpeg;base64," in index and "a tone" in index
-    assert "failed: ValueError: the reason" in index
+    assert "the reason" not in index, "a failed run is no report"
     assert "smoke/03_good/report.html" in index
 
 
@@ -160,9 +166,9 @@ def test_readme_table_is_drawn_from_summary_between_markers(tmp_path):
     report.build_index(tmp_path, "nano", readme)  # drawing twice changes nothing
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
-    assert "| English word error, text to speech | 12.3 % (10.0 to 15.0) | 120 | reports/nano/wer.json |" in text
-    assert "| extra one | 7 | 1 | s |" in text
-    assert "| real-time factor, whole chain | not measured | - | - |" in text
+    assert "| English word error, text to speech | 12.3 % (10.0 to 15.0) | % of words | 120 | reports/nano/wer.json |" in text
+    assert "| extra one | 7 | - | 1 | s |" in text
+    assert "| real-time factor, whole chain | not measured | s of work for 1 s of speech | - | - |" in text
 
 
 def test_readme_without_markers_is_an_error(tmp_path):

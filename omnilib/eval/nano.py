@@ -8,7 +8,7 @@ another recording of that speaker (codec), and the text spoken in that voice (tt
 after that the judges listen in the background while the model goes on speaking, at batch 16.
 
 Writes under reports/<scale>/: eval/metrics.json, eval/utterances.jsonl, eval/long.jsonl, eval/audio/*.mp3, eval/report.html,
-eval/provenance.json and summary.json (see `results.py`).
+eval/provenance.json, eval/timings.json, summary.json and timings.json (see `results.py`).
 """
 
 import argparse
@@ -35,7 +35,8 @@ from omnilib.eval.long_tts_eval import errors_along, voice_drift
 from omnilib.eval.wer import Rates, bootstrap, corpus, line_rates
 from omnilib.mouth import decode
 from omnilib.mouth.decode import DecodeSettings, Request, Result
-from omnilib.paths import REPORTS, ROOT
+from omnilib.paths import REPORTS, ROOT, RUNS
+from omnilib.report.folders import check_writable
 from omnilib.speak import Speaker
 
 PARTS = ("speed", "voices", "short", "long")
@@ -391,11 +392,11 @@ def write(bench: Bench, reports: Path, scale: str, parts: Sequence[str], walls: 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; a full run writes reports/, a partial one runs/."""
+    """Command line; a full run with the plain settings writes reports/, any other one runs/."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", default="nano", help="checkpoints/<scale>")
     parser.add_argument("--frozen", type=Path, default=FOLDER)
-    parser.add_argument("--reports", type=Path, help="default: reports/, or runs/reports/ when --parts or --limit is given")
+    parser.add_argument("--reports", type=Path, help="default: reports/, or runs/reports/ with any other flag given")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--limit", type=int, help="lines a language and role")
     parser.add_argument("--temperature", type=float, help="default: the checkpoint's")
@@ -403,9 +404,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--waves", type=Path, help="keep every wave made in this folder")
     args = parser.parse_args(argv)
     partial = args.limit is not None or set(args.parts) != set(PARTS)
-    reports = args.reports or (ROOT / "runs" / "reports" if partial else REPORTS)
+    partial = partial or args.temperature is not None or args.seed != 0 or args.frozen.resolve() != FOLDER.resolve()
+    reports = args.reports or (RUNS / "reports" if partial else REPORTS)
     try:
         speaker = Speaker.load(args.scale)
+        check_writable(reports)  # before the minutes of work
         if args.temperature is not None:
             speaker.settings = replace(speaker.settings, temperature=args.temperature)
         bench = Bench(speaker, Frozen(args.frozen), args.limit, args.seed, args.waves)

@@ -1,7 +1,10 @@
 """What an evaluation leaves behind: facts about the checkpoints, metrics.json, records, a page, the flat summary.
 
-reports/<scale>/eval/{metrics.json, utterances.jsonl, long.jsonl, audio/*.mp3, report.html, provenance.json}
-reports/<scale>/summary.json    headline figures, each {"value", "n", "ci95", "source"}; other issues add theirs
+reports/<scale>/eval/{metrics.json, utterances.jsonl, long.jsonl, audio/*.mp3, report.html, provenance.json, timings.json}
+reports/<scale>/summary.json    headline figures, each {"value", "n", "ci95", "source"}; other measurements add theirs
+reports/<scale>/timings.json    those that measure speed, which differ from machine to machine
+
+The folder is replaced as a whole when all of it is written; a stopped evaluation leaves the earlier one.
 """
 
 import json
@@ -14,11 +17,14 @@ from safetensors import SafetensorError, safe_open
 
 from omnilib import report, retrain
 from omnilib.errors import CheckpointError
-from omnilib.provenance import stamp, write_json
+from omnilib.provenance import commit_of, git_state, read_json, stamp, write_json, write_stamp, write_text
+from omnilib.report.folders import fresh_folder, replace_folder
+from omnilib.report.headlines import split_timings
 from omnilib.storage import SCALE
 
 SUMMARY = (
-    *("wer_en_gt", "wer_en_codec", "wer_en_tts", "zh_gt", "zh_codec", "zh_tts", "zh_cer_gt", "zh_cer_tts"),
+    *("wer_en_gt", "wer_en_codec", "wer_en_tts", "wer_en_open_gt", "wer_en_open_tts"),
+    *("zh_gt", "zh_codec", "zh_tts", "zh_open_gt", "zh_open_tts", "zh_cer_gt", "zh_cer_tts"),
     *("long_wer_en", "long_similarity_first_last", "long_flagged_texts", "sim_seen", "sim_unseen", "sim_gt_pair", "sim_threshold"),
     *("rtf_total", "rtf_mouth", "rtf_flow", "rtf_hift", "ttfs_stream_s", "retrain_hours", "params_total"),
 )
@@ -69,12 +75,22 @@ def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     temporary.replace(path)
 
 
-def write_summary(path: Path, metrics: dict[str, dict], source: str) -> None:
-    """The flat headline figures; keys of other evaluations in the file stay, what was not measured now reads null."""
-    old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def write_summary(folder: Path, metrics: dict[str, dict], source: str) -> None:
+    """The flat headline figures, summary.json and timings.json; what was not measured now reads null.
+
+    Args:
+        source: folder of the figures, as the tables name it; keys of other evaluations in the files stay.
+    """
     nothing = {"value": None, "n": 0, "ci95": None}
-    flat = {name: {k: metrics.get(name, nothing)[k] for k in ("value", "n", "ci95")} | {"source": source} for name in SUMMARY}
-    write_json(path, flat | {name: entry for name, entry in old.items() if name not in flat})
+    flat = {name: {k: metrics.get(name, nothing)[k] for k in ("value", "n", "ci95")} for name in SUMMARY}
+    for path, own in zip((folder / "summary.json", folder / "timings.json"), split_timings(flat), strict=True):
+        old = {name: entry for name, entry in read_json(path).items() if name not in flat}
+        write_json(path, {name: entry | {"source": f"{source}/{file_of(path)}"} for name, entry in own.items()} | old)
+
+
+def file_of(path: Path) -> str:
+    """The file of an evaluation from which a summary is drawn."""
+    return "timings.json" if path.name == "timings.json" else "metrics.json"
 
 
 def add_to_summary(path: Path, entries: dict[str, dict], source: str) -> None:
@@ -103,7 +119,11 @@ def write_page(path: Path, metrics: dict[str, dict], records: Sequence[dict]) ->
         + f"<h2>The {len(cells)} sentences that went worst</h2>"
         + report.html_table(("speaker", "text", "heard", "similarity", "flags"), cells)
     )
-    path.write_text(report.page("Evaluation", body), encoding="utf-8")
+    footer = (
+        f'<p class="soft">Commit {commit_of(git_state())}. Date, duration, device and seconds of each part: timings.json. Another machine may change '
+        "this line and the rows of rtf and ttfs; a processor of another family may also let the judge hear some words otherwise.</p>"
+    )
+    write_text(path, report.page("Evaluation", body + footer))
 
 
 def write_sounds(folder: Path, demos: Sequence[tuple[str, str, torch.Tensor, int]]) -> list[dict]:
@@ -128,14 +148,23 @@ def write(
     demos: Sequence[tuple[str, str, torch.Tensor, int]] = (),
     seconds: float = 0.0,
 ) -> None:
-    """Everything, under `reports`/`scale`."""
-    folder = reports / scale / "eval"
-    sounds = write_sounds(folder, demos)
-    whole = {"name": "eval", "scale": scale, "settings": settings, "metrics": metrics, "figures": [], "sounds": sounds, "paper": []}
-    write_json(folder / "metrics.json", whole)
-    write_jsonl(folder / "utterances.jsonl", records)
-    write_jsonl(folder / "long.jsonl", long_records)
-    write_page(folder / "report.html", metrics, records)
-    stamped = stamp(scale, parameters, settings, {"frozen": manifest}, seconds)
-    write_json(folder / "provenance.json", {"status": "ok", "error": "", **stamped})
-    write_summary(reports / scale / "summary.json", metrics, f"reports/{scale}/eval/metrics.json")
+    """Everything, under `reports`/`scale`.
+
+    Args:
+        settings: of decoding and judges; its `wall_seconds` (of each part) goes to timings.json.
+    """
+    settings = dict(settings)
+    parts = settings.pop("wall_seconds", {})
+    plain, speed = split_timings(metrics)
+    target = reports / scale / "eval"
+    with fresh_folder(target) as folder:
+        sounds = write_sounds(folder, demos)
+        whole = {"name": "eval", "scale": scale, "settings": settings, "metrics": plain}
+        write_json(folder / "metrics.json", whole | {"figures": [], "sounds": sounds, "paper": []})
+        write_jsonl(folder / "utterances.jsonl", records)
+        write_jsonl(folder / "long.jsonl", long_records)
+        write_page(folder / "report.html", metrics, records)
+        stamped = stamp(scale, parameters, settings, {"frozen": manifest}, seconds)
+        write_stamp(folder, {"status": "ok", "error": "", **stamped}, {"parts_seconds": parts, "metrics": speed})
+        replace_folder(folder, target)
+    write_summary(reports / scale, metrics, f"reports/{scale}/eval")

@@ -1,15 +1,25 @@
-"""From notebooks to reports/<scale>/<notebook>/: report.html, metrics.json, provenance.json, figures/, audio/.
+"""From notebooks to reports/<scale>/<notebook>/: report.html, metrics.json, provenance.json, timings.json, figures/, audio/.
 
 run.py        inside a notebook: `run = report.start(...)` collects numbers, figures and sounds
 notebooks.py  outside: execute one headless (papermill) and stamp it
 html.py       pages                 index.py   front page and README tables
+headlines.py  names, units, speed   parameters.py  of a notebook, given as name=value
+folders.py    replaced as a whole   compare.py     two runs side by side; one table and plot of a sweep
 
 python -m omnilib.report index      rebuild reports/index.html, reports/README.md and README's results table
 """
 
 from omnilib.report.html import html_table, markdown_table, math_to_mathml, page, render, show
 from omnilib.report.index import HEADLINES, build_index, command_of, load_summary, number, summary_rows, update_markers
-from omnilib.report.notebooks import Outcome, check_parameters, first_words, list_notebooks, run_notebook, run_notebooks
+from omnilib.report.notebooks import (
+    Outcome,
+    check_parameters,
+    check_scale,
+    first_words,
+    list_notebooks,
+    run_notebook,
+    run_notebooks,
+)
 from omnilib.report.run import AUDIO_RATE, VERDICTS, Run, encode_mp3, holds, paper_row, start
 
 __all__ = [
@@ -20,6 +30,7 @@ __all__ = [
     "VERDICTS",
     "build_index",
     "check_parameters",
+    "check_scale",
     "command_of",
     "encode_mp3",
     "first_words",

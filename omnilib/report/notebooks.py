@@ -1,18 +1,31 @@
 """Outside a notebook: execute one headless with papermill and stamp it.
 
-A failing notebook or killed kernel is reported by name and the others go on.
+A notebook that cannot be read, fails or loses its kernel is reported by name and the others go on. Its earlier good report
+stays; the page of the failed run is kept in `runs/reports-failed/`.
 """
 
-import json
-import shutil
+import html
+import os
+import re
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omnilib.errors import UserError
 from omnilib.paths import NOTEBOOKS, REPORTS, ROOT
-from omnilib.provenance import scrub, stamp, write_json
-from omnilib.report.html import render
+from omnilib.provenance import commit_of, read_json, read_stamp, scrub, stamp, write_json, write_stamp, write_text
+from omnilib.report.folders import failed_folder, fresh_folder, move_folder, replace_folder
+from omnilib.report.headlines import is_timing, read_metrics
+from omnilib.report.html import page, render
+from omnilib.report.parameters import read_notebook, read_parameters
+
+COLOURS = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
+# In a notebook `!false` is no error; a report must not stand on a shell line that failed.
+STRICT_SHELL = "from omnilib.report.shell import raise_on_failure; raise_on_failure(get_ipython()); del raise_on_failure"
 
 
 def list_notebooks(only: str | None = None, folder: Path = NOTEBOOKS) -> list[Path]:
@@ -28,18 +41,26 @@ def list_notebooks(only: str | None = None, folder: Path = NOTEBOOKS) -> list[Pa
     return chosen
 
 
+def check_scale(scale: str) -> None:
+    """Find out before anything runs that chapters cannot run at a scale.
+
+    Raises:
+        UserError: no chapter runs at it, or its checkpoints are missing.
+    """
+    if scale != "smoke":  # smoke trains what it needs
+        from omnilib import scales
+
+        scales.checkpoints(scale, "tokenizer", "flow", "hift", "speechlm")
+
+
 def check_parameters(notebook: Path, parameters: dict) -> None:
     """Papermill only warns on an unknown parameter; we stop.
 
     Raises:
-        UserError: no parameters cell, or a name it does not have.
+        UserError: a notebook that cannot be read, no parameters cell, or a name it does not have.
     """
-    import papermill
-
-    known = papermill.inspect_notebook(str(notebook))
+    known = read_parameters(notebook)
     unknown = sorted(set(parameters) - set(known))
-    if not known:
-        raise UserError(f"{notebook.name} has no cell tagged `parameters`: tag the first code cell")
     if unknown:
         raise UserError(f"{notebook.name} has no parameter {', '.join(unknown)}; it has: {', '.join(sorted(known))}")
 
@@ -52,57 +73,206 @@ class Outcome:
     ok: bool
     seconds: float
     error: str = ""
+    page: str = ""  # of a failed run
 
 
-def run_notebook(notebook: Path, scale: str, reports: Path = REPORTS, parameters: dict | None = None, timeout: int = 1500) -> Outcome:
-    """Execute one notebook headless into `reports/<scale>/<name>/`; what it had made before a failure is kept.
+def run_notebook(
+    notebook: Path, scale: str, reports: Path = REPORTS, parameters: dict | None = None, timeout: int = 1500, name: str = ""
+) -> Outcome:
+    """Execute one notebook headless into `reports/<scale>/<name>/`, which is replaced when the run has finished.
+
+    Args:
+        name: of the report folder; "" takes the notebook's.
 
     Raises:
-        UserError: unknown parameter (checked before anything runs).
+        UserError: unknown parameter, or a folder that cannot be written (both before anything runs).
+    """
+    try:
+        read_parameters(notebook)
+    except UserError as problem:
+        return Outcome(notebook.stem, False, 0.0, scrub(str(problem)))
+    target = (reports / scale / (name or notebook.stem)).resolve()
+    values = {"scale": scale, "out_dir": "", **(parameters or {})}
+    check_parameters(notebook, values)
+    with fresh_folder(target) as folder:
+        values["out_dir"] = as_posix(folder)
+        started = time.time()
+        try:
+            error = run_into(folder, target, notebook, scale, values, timeout)
+            seconds = time.time() - started
+            if error:
+                kept = failed_folder(reports) / scale / target.name
+                move_folder(folder, kept)
+                return Outcome(notebook.stem, False, seconds, error, as_posix((kept / "report.html").resolve()))
+            replace_folder(folder, target)
+        except OSError as problem:  # the disk is full: the earlier report stays, the others go on
+            return Outcome(notebook.stem, False, time.time() - started, scrub(f"cannot write the report: {problem}"))
+    return Outcome(notebook.stem, True, seconds)
+
+
+def run_into(folder: Path, target: Path, notebook: Path, scale: str, values: dict, timeout: int) -> str:
+    """Execute, stamp and draw a notebook in `folder`, which is to become `target`; returns what stopped it, "" when nothing did."""
+    started = time.time()
+    node, error = execute(notebook, folder, values, timeout)
+    seconds = time.time() - started
+    text, error = draw(node, notebook.stem, error)
+    error = error.replace(folder.name, target.name)  # a page names the folder it is to have
+    record = complete_stamp(folder, notebook, scale, values, seconds, error)
+    text = text.replace(folder.name, target.name).replace("</main>", f"{footer(folder, record)}</main>")
+    write_text(folder / "report.html", text)
+    if not error:
+        (folder / "kernel.log").unlink(missing_ok=True)
+    return error
+
+
+def as_posix(folder: Path) -> str:
+    """A folder as a report names it: relative to the repository where it lies there."""
+    return folder.relative_to(ROOT).as_posix() if folder.is_relative_to(ROOT) else str(folder)
+
+
+def draw(node: Any, title: str, error: str) -> tuple[str, str]:
+    """(page, error) of an executed notebook; outputs that no page can be made of are a failure of this notebook alone."""
+    error = scrub(error)
+    try:
+        from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+        node, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(node, {})  # chance decides how printed text is cut
+        return render(node, title, error), error
+    except Exception as problem:
+        error = error or scrub(f"its page could not be drawn: {reason(problem)}")
+        return page(title, f'<p class="failed">This run failed: {html.escape(error)}</p>'), error
+
+
+def execute(notebook: Path, folder: Path, values: dict, timeout: int) -> tuple[Any, str]:
+    """Run all cells; returns the notebook with its outputs and what stopped it ("" when nothing did).
+
+    What the kernel and its programs print outside the cells goes to kernel.log.
     """
     import nbformat
     import papermill
 
-    target = (reports / scale / notebook.stem).resolve()
-    out_dir = target.relative_to(ROOT).as_posix() if target.is_relative_to(ROOT) else str(target)
-    values = {"scale": scale, "out_dir": out_dir, **(parameters or {})}
-    check_parameters(notebook, values)
-    shutil.rmtree(target, ignore_errors=True)  # an old number must not survive beside a new failure
-    target.mkdir(parents=True)
-    executed = target / "executed.ipynb"
-    started, error = time.time(), ""
-    try:
-        papermill.execute_notebook(
-            str(notebook), str(executed), values, cwd=str(ROOT), kernel_name="python3", progress_bar=False, execution_timeout=timeout
-        )
-    except Exception as problem:  # whatever stopped this notebook, the others go on
-        error = first_words(problem)
-    seconds = time.time() - started
-    node = nbformat.read(executed if executed.exists() else notebook, as_version=4)
-    (target / "report.html").write_text(render(node, notebook.stem, error), encoding="utf-8")
+    executed, error = folder / "executed.ipynb", ""
+    with quiet(folder / "kernel.log"):
+        try:
+            papermill.execute_notebook(
+                str(notebook),
+                str(executed),
+                values,
+                cwd=str(ROOT),
+                kernel_name="python3",
+                language="python",
+                progress_bar=False,
+                execution_timeout=timeout,
+                extra_arguments=[f"--IPKernelApp.exec_lines={STRICT_SHELL}"],
+            )
+        except Exception as problem:  # whatever stopped this notebook, the others go on
+            node = nbformat.read(executed, as_version=4) if executed.exists() else None
+            error = reason(problem, node)
+        node = nbformat.read(executed if executed.exists() else notebook, as_version=4)
     executed.unlink(missing_ok=True)
-    metrics = target / "metrics.json"
-    settings = json.loads(metrics.read_text(encoding="utf-8"))["settings"] if metrics.exists() else {}
-    record = stamp(scale, values, settings, {"notebook": notebook}, seconds)
-    write_json(target / "provenance.json", {"status": "failed" if error else "ok", "error": scrub(error), **record})
-    return Outcome(notebook.stem, not error, seconds, scrub(error))
+    for number, cell in enumerate(node.cells):
+        cell["id"] = f"cell-{number}"  # papermill's own cell has a new id each time
+    return node, error
+
+
+@contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Send what this process and its children print to a file."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    with log.open("w", encoding="utf-8", errors="replace") as file:
+        kept = [os.dup(1), os.dup(2)]
+        try:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+            with redirect_stdout(file), redirect_stderr(file):
+                yield
+        finally:
+            file.flush()
+            for number, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, number)
+                os.close(copy)
+
+
+def complete_stamp(folder: Path, notebook: Path, scale: str, values: dict, seconds: float, error: str) -> dict:
+    """Add what the runner knows to what the notebook recorded; the notebook's own parameters and settings stay."""
+    own, timings = read_stamp(folder), read_json(folder / "timings.json")
+    settings = own.get("settings") or read_json(folder / "metrics.json").get("settings", {})
+    defaults = {key: value for key, (value, _) in read_parameters(notebook).items()}
+    parameters = {**defaults, **values, **own.get("parameters", {})}
+    parameters.pop("out_dir", None)  # where it was written is no part of what was measured
+    record = stamp(scale, parameters, settings, {"notebook": notebook}, seconds)
+    record = {"status": "failed" if error else "ok", "error": error, **record, **keep(own, "commit", "dirty", "versions", "device")}
+    speed = keep(timings, "metrics", "paper")
+    write_stamp(folder, record, speed)
+    if not (folder / "metrics.json").exists():
+        write_json(folder / "metrics.json", {"name": notebook.stem, "scale": scale, "settings": {}, "metrics": {}})
+    return record
+
+
+def keep(record: dict, *names: str) -> dict:
+    """Those keys of a record that it has."""
+    return {name: record[name] for name in names if name in record}
+
+
+def footer(folder: Path, record: dict) -> str:
+    """Last line of a page: which commit made it, and what another machine may change."""
+    found = read_metrics(folder)
+    speed = [f"<code>{name}</code>" for name, entry in found["metrics"].items() if is_timing(name, entry)]
+    speed += [f"<code>{item['file']}</code>" for item in found.get("figures", []) if item.get("timing")]
+    return (
+        f'<p class="soft">Commit {commit_of(record)}. Date, duration and device: timings.json. Another machine may change this line, the '
+        f"two lines that name commit and device, and what is measured of speed ({', '.join(speed) or 'nothing here'}).</p>\n"
+    )
+
+
+def reason(problem: Exception, node: Any = None) -> str:
+    """One line: the error a cell raised, what a failed magic printed, or what stopped the kernel."""
+    name = getattr(problem, "ename", "") or type(problem).__name__
+    told = str(getattr(problem, "evalue", "") or "").strip()
+    if not told and getattr(problem, "ename", "") in ("", "CellExecutionError"):  # IPython prints what is wrong with a magic
+        told = last_words(node) or str(problem)
+    lines = [line.strip() for line in COLOURS.sub("", told).splitlines() if line.strip(" -\t")]
+    if lines:
+        return lines[0] if re.match(r"\w+(Error|Exception)\b", lines[0]) else f"{name}: {lines[0]}"
+    source = str(getattr(problem, "source", "")).strip().splitlines()
+    return f"{name} without a message" + (f" in the cell that ends with `{source[-1].strip()}`" if source else "; see kernel.log")
 
 
 def first_words(problem: Exception) -> str:
     """One line: the error a cell raised, or what stopped the kernel."""
-    name = getattr(problem, "ename", type(problem).__name__)
-    lines = str(getattr(problem, "evalue", problem)).strip().splitlines()
-    return f"{name}: {lines[0] if lines else ''}"
+    return reason(problem)
 
 
-def run_notebooks(notebooks: list[Path], scale: str, reports: Path = REPORTS, parameters: dict | None = None) -> list[Outcome]:
-    """Execute notebooks one after another, showing progress; failures do not stop the rest."""
+def last_words(node: Any) -> str:
+    """Last line that the last executed cell wrote to its error stream."""
+    ran = [cell for cell in (node.cells if node else []) if cell.get("outputs")]
+    errors = [o for o in (ran[-1].outputs if ran else []) if o.get("name") == "stderr" or o.output_type == "error"]
+    lines = [line for o in errors for line in (o.get("text") or "\n".join(o.get("traceback", []))).splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
+def run_notebooks(
+    notebooks: list[Path], scale: str, reports: Path = REPORTS, parameters: dict | None = None, name: str = ""
+) -> list[Outcome]:
+    """Execute notebooks one after another, showing progress; failures do not stop the rest.
+
+    Raises:
+        UserError: a parameter that a readable notebook does not have (before anything runs).
+    """
     for notebook in notebooks:
+        try:
+            read_notebook(notebook)
+            read_parameters(notebook)
+        except UserError:
+            continue  # reported by name when its turn comes
         check_parameters(notebook, {"scale": scale, "out_dir": "", **(parameters or {})})
     outcomes = []
     for number, notebook in enumerate(notebooks, 1):
-        print(f"[{number}/{len(notebooks)}] {notebook.stem} ...", end=" ", flush=True)
-        outcomes.append(run_notebook(notebook, scale, reports, parameters))
+        print(f"[{number}/{len(notebooks)}] {notebook.stem}{name} ...", end=" ", flush=True)
+        outcomes.append(run_notebook(notebook, scale, reports, parameters, name=f"{notebook.stem}{name}" if name else ""))
         last = outcomes[-1]
-        print(f"{'ok' if last.ok else 'FAILED'} in {last.seconds:.0f} s {last.error}", flush=True)
+        print(f"{'ok' if last.ok else 'FAILED'} in {last.seconds:.0f} s {last.error}".rstrip(), flush=True)
+        if last.page:
+            print(f"      its page: {last.page}", flush=True)
     return outcomes

@@ -2,7 +2,6 @@
 
 import html
 import io
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 from omnilib.errors import UserError
 from omnilib.paths import NOTEBOOKS, ROOT, RUNS
-from omnilib.provenance import stamp, write_json
+from omnilib.provenance import commit_of, stamp, write_json, write_stamp
+from omnilib.report.headlines import load_summary, read_metrics, split_timings
 from omnilib.report.html import data_uri, html_table, show
-from omnilib.report.index import load_summary
+from omnilib.report.index import measured, rule_of
 
 VERDICTS = ("reproduced", "trend holds", "differs", "not attempted")
 AUDIO_RATE = 24000
@@ -34,15 +34,16 @@ def start(name: str, scale: str, seed: int = 0, out_dir: str = "", **parameters:
     folder.mkdir(parents=True, exist_ok=True)
     run = Run(name, scale, folder, {"scale": scale, "seed": seed, **parameters})
     git, version = git_state(), versions()
-    print(f"{name} · scale {scale} · seed {seed} · commit {git['commit'][:8]}{' + local changes' if git['dirty'] else ''}")
+    print(f"{name} · scale {scale} · seed {seed} · commit {commit_of(git)}")
     print(f"{device_model()} · " + " · ".join(f"{k} {version[k]}" for k in ("python", "torch", "transformers")))
     run.write()
+    write_json(folder / "provenance.json", {"status": "running", "parameters": run.parameters, "settings": {}})
     return run
 
 
 @dataclass
 class Run:
-    """What one notebook found; written to metrics.json at every addition."""
+    """What one notebook found; written at every addition: to metrics.json, and what measures speed to timings.json."""
 
     name: str
     scale: str
@@ -56,19 +57,45 @@ class Run:
     started: float = field(default_factory=time.time)
 
     def write(self) -> None:
-        keys = ("name", "scale", "settings", "metrics", "figures", "sounds", "paper")
-        write_json(self.folder / "metrics.json", {k: getattr(self, k) for k in keys})
+        metrics, _ = split_timings(self.metrics)
+        paper = [row for row in self.paper if row not in self.speed().get("paper", [])]
+        whole = {"name": self.name, "scale": self.scale, "settings": self.settings, "metrics": metrics}
+        write_json(self.folder / "metrics.json", whole | {"figures": self.figures, "sounds": self.sounds, "paper": paper})
+        write_json(self.folder / "timings.json", self.speed())
+
+    def speed(self) -> dict:
+        """What differs from machine to machine: figures of speed and the rows of the paper's table drawn from them."""
+        _, metrics = split_timings(self.metrics)
+        rows = [row for row in self.paper if row["metric"] in metrics]
+        return ({"metrics": metrics} if metrics else {}) | ({"paper": rows} if rows else {})
 
     def set(self, **settings: Any) -> None:
         """Record decoding, retry and judge settings: they are part of every number."""
         self.settings.update(settings)
         self.write()
 
-    def metric(self, name: str, value: float, n: int, ci95: tuple[float, float] | None = None, unit: str = "", source: str = "") -> float:
-        """Record one measured number with its sample count and 95 % interval; returns the value."""
-        self.metrics[name] = {"value": float(value), "n": int(n), "ci95": [float(c) for c in ci95] if ci95 else None, "unit": unit}
+    def metric(
+        self,
+        name: str,
+        value: float,
+        n: int,
+        ci95: tuple[float, float] | None = None,
+        unit: str = "",
+        source: str = "",
+        timing: bool | None = None,
+    ) -> float:
+        """Record one measured number with its sample count and 95 % interval; returns the value.
+
+        Args:
+            unit: "rate" or "%": a share, kept as a fraction and shown in percent; "" tells a share by its name.
+            timing: it measures speed and goes to timings.json; None tells it by unit ("s/s", "x") or name (rtf, ttfs...).
+        """
+        interval = [significant(c) for c in ci95] if ci95 else None
+        self.metrics[name] = {"value": significant(value), "n": int(n), "ci95": interval, "unit": unit}
         if source:
             self.metrics[name]["source"] = source
+        if timing is not None:
+            self.metrics[name]["timing"] = timing
         self.write()
         return value
 
@@ -82,14 +109,15 @@ class Run:
                 found[name] = self.metric(name, entry["value"], entry["n"] or 0, ci95, source=entry["source"])
         return found
 
-    def figure(self, figure: Any, name: str, caption: str = "") -> None:
-        """Save a matplotlib figure as figures/<name>.png and show it."""
+    def figure(self, figure: Any, name: str, caption: str = "", timing: bool = False) -> None:
+        """Save a matplotlib figure as figures/<name>.png and show it; `timing`: it draws speed, another machine draws another."""
         from matplotlib import pyplot
 
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+        nothing = {"Software": None, "Creation Time": None, "Date": None}  # the same figure is the same bytes
+        figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight", metadata=nothing)
         pyplot.close(figure)
-        self.keep("figures", f"{name}.png", buffer.getvalue(), caption)
+        self.keep("figures", f"{name}.png", buffer.getvalue(), caption, **({"timing": True} if timing else {}))
         show(f'<figure><img alt="{html.escape(caption or name)}" src="{data_uri("image/png", buffer.getvalue())}">', caption)
 
     def audio(self, wave: Any, rate: int, name: str, caption: str = "", demo: bool = False) -> None:
@@ -111,14 +139,15 @@ class Run:
     def paper_table(self, rows: list[dict]) -> None:
         """Draw "what the paper says vs what we measured".
 
-        Each row: claim, ref (table or section), paper (their value), metric (a name in metrics.json, or None), verdict, and
-        optionally judge (judge and decoding) and why (required for `not attempted`). A number never comes from the row itself:
-        without a recorded metric the row reads `not attempted`.
+        Each row: claim, ref (table or section), paper (their value), metric (a recorded name, or None), verdict, and
+        optionally rule (when the verdict is `trend holds`: "at most 8 points above recordings"), judge (judge and decoding),
+        unit ("%" shows a share in percent) and why (required for `not attempted`). A number never comes from the row
+        itself: without a recorded metric the row reads `not attempted`.
         """
-        recorded = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+        recorded = read_metrics(self.folder)["metrics"]
         self.paper = [paper_row(row, recorded, self.scale) for row in rows]
         self.write()
-        head = ("claim (paper ref)", "paper", "measured", "scale · n", "judge / decoding", "verdict")
+        head = ("claim (paper ref)", "paper", "measured", "scale · n", "judge / decoding", "verdict", "holds when")
         cells = [
             (
                 f"{r['claim']} ({r['ref']})",
@@ -127,18 +156,24 @@ class Run:
                 r["scale_n"],
                 r["judge"],
                 r["verdict"] + (f": {r['why']}" if r["why"] else ""),
+                r["rule"],
             )
             for r in self.paper
         ]
         show(html_table(head, cells))
 
     def finish(self) -> None:
-        """Write provenance.json and print what was recorded."""
+        """Write provenance.json and timings.json, and print what was recorded."""
         notebook = NOTEBOOKS / f"{self.name}.ipynb"
         files = {"notebook": notebook} if notebook.exists() else {}
         record = stamp(self.scale, self.parameters, self.settings, files, time.time() - self.started)
-        write_json(self.folder / "provenance.json", {"status": "ok", **record})
+        write_stamp(self.folder, {"status": "ok", "error": "", **record}, self.speed())
         print(f"{len(self.metrics)} metrics, {len(self.figures)} figures, {len(self.sounds)} sounds")
+
+
+def significant(value: float) -> float:
+    """Six digits (whole numbers stay): another processor adds in another order and changes the eighth or so."""
+    return float(value) if float(value).is_integer() else float(f"{value:.6g}")
 
 
 def holds(trend: bool) -> str:
@@ -162,15 +197,12 @@ def paper_row(row: dict, recorded: dict[str, dict], scale: str) -> dict:
         verdict, why = "not attempted", f"no metric '{name}' was recorded in this run"
     if verdict == "not attempted" and not why:
         raise UserError(f"'{row['claim']}': `not attempted` needs a reason in `why`")
-    measured, count = "-", "-"
-    if entry is not None:
-        ci = entry.get("ci95")
-        measured = (
-            f"{entry['value']:.4g}" + (f" ({ci[0]:.3g} to {ci[1]:.3g})" if ci else "") + (f" {entry['unit']}" if entry.get("unit") else "")
-        )
-        count = f"{scale} · {entry['n']}"
+    row = {**row, "metric": name, "verdict": verdict, "why": why}
+    shown = measured(row, entry) if entry else "-"
+    count = f"{scale} · {entry['n']}" if entry else "-"
     keep = {k: str(row.get(k, "")) for k in ("claim", "ref", "paper", "judge")}
-    return {**keep, "metric": name, "measured": measured, "scale_n": count, "verdict": verdict, "why": why}
+    rule = str(row.get("rule") or rule_of(row))
+    return {**keep, "metric": name, "measured": shown, "scale_n": count, "verdict": verdict, "why": why, "rule": rule}
 
 
 def encode_mp3(wave: Any, rate: int) -> bytes:

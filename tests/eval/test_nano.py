@@ -1,15 +1,17 @@
 """The whole evaluation on tiny random checkpoints and stand-in judges: what it writes, and what `omni verify` finds in it."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
-from omnilib.errors import CheckpointError, DataError
+from omnilib.errors import CheckpointError, DataError, UserError
 from omnilib.eval import nano, recheck, results
 from omnilib.eval.frozen import Frozen, Heard
+from omnilib.mouth.decode import DecodeSettings
 from omnilib.speak import Speaker
 from omnilib.train.common import export_model
 from tests.tiny import tone, write_checkpoints
@@ -103,12 +105,15 @@ def run(frozen_folder, checkpoints, tmp_path_factory):
 
 
 def test_summary_has_exactly_the_agreed_keys_and_keeps_those_of_others(run):
-    summary = json.loads((run[0] / "tiny" / "summary.json").read_text())
-    assert set(summary) == {*results.SUMMARY, "curation_bad_kept"}
-    for name in results.SUMMARY:
-        assert set(summary[name]) == {"value", "n", "ci95", "source"}
-        assert summary[name]["value"] is not None, name
-        assert summary[name]["source"] == "reports/tiny/eval/metrics.json"
+    plain, speed = (json.loads((run[0] / "tiny" / f"{file}.json").read_text()) for file in ("summary", "timings"))
+    assert set(plain) == {*results.SUMMARY, "curation_bad_kept"} - set(speed)
+    assert set(speed) == {"rtf_total", "rtf_mouth", "rtf_flow", "rtf_hift", "ttfs_stream_s"}, "what another machine changes"
+    for file, figures in (("metrics", plain), ("timings", speed)):
+        measured = json.loads((run[0] / "tiny" / "eval" / f"{file}.json").read_text())["metrics"]
+        for name in figures.keys() - {"curation_bad_kept"}:
+            assert set(figures[name]) == {"value", "n", "ci95", "source"}
+            assert figures[name]["value"] == measured[name]["value"] is not None, name
+            assert figures[name]["source"] == f"reports/tiny/eval/{file}.json"
 
 
 def test_figures_follow_from_what_the_judge_heard(run):
@@ -230,3 +235,30 @@ def test_truncated_checkpoint_is_one_line(tmp_path):
 def test_command_line_reports_a_missing_scale(capsys):
     assert nano.main(["--scale", "nowhere"]) == 2
     assert "no checkpoints 'nowhere'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "folder"),
+    [([], "reports"), (["--seed", "1"], "runs/reports"), (["--temperature", "0.5"], "runs/reports"), (["--limit", "2"], "runs/reports")],
+)
+def test_only_a_whole_evaluation_with_the_plain_settings_goes_to_the_reports(flags, folder, monkeypatch, capsys):
+    def stop(reports):
+        raise UserError(f"would write {reports.relative_to(nano.ROOT).as_posix()}")
+
+    monkeypatch.setattr(nano.Speaker, "load", lambda scale: SimpleNamespace(settings=DecodeSettings()))
+    monkeypatch.setattr(nano, "REPORTS", nano.ROOT / "reports")
+    monkeypatch.setattr(nano, "check_writable", stop)
+    assert nano.main(flags) == 2
+    assert capsys.readouterr().err == f"evaluation: would write {folder}\n"
+
+
+def test_an_evaluation_that_stops_while_writing_leaves_the_earlier_one(tmp_path, monkeypatch):
+    earlier = tmp_path / "nano" / "eval" / "metrics.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("earlier")
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("")
+    monkeypatch.setattr(results, "write_page", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        results.write(tmp_path, "nano", {}, {}, {}, manifest)
+    assert [p.read_text() for p in (tmp_path / "nano").rglob("*") if p.is_file()] == ["earlier"]

@@ -1,0 +1,135 @@
+"""The headline figures: their names, what each is counted in, and how a figure is shown.
+
+A share is kept as a fraction (0.043) and always shown in percent with one decimal (4.3 %), so that no fraction stands
+beside a percent. Figures that measure speed differ from machine to machine: they live in timings.json.
+"""
+
+import re
+from pathlib import Path
+
+from omnilib.paths import REPORTS
+from omnilib.provenance import read_json
+
+WORDS, SYLLABLES, CHARACTERS = "% of words", "% of syllables, pinyin without tones", "% of characters"
+COSINE, SPEED = "cosine, 0 to 1", "s of work for 1 s of speech"
+
+HEADLINES = {  # name -> (what it is, unit, what it is counted in)
+    "wer_en_gt": ("English word error, recordings", "%", WORDS),
+    "wer_en_codec": ("English word error, codec only", "%", WORDS),
+    "wer_en_tts": ("English word error, text to speech", "%", WORDS),
+    "wer_en_open_gt": ("English word error, sentences with unseen words, recordings", "%", WORDS),
+    "wer_en_open_tts": ("English word error, sentences with unseen words, text to speech", "%", WORDS),
+    "zh_gt": ("Mandarin pinyin error, recordings", "%", SYLLABLES),
+    "zh_codec": ("Mandarin pinyin error, codec only", "%", SYLLABLES),
+    "zh_tts": ("Mandarin pinyin error, text to speech", "%", SYLLABLES),
+    "zh_open_gt": ("Mandarin pinyin error, sentences with unseen words, recordings", "%", SYLLABLES),
+    "zh_open_tts": ("Mandarin pinyin error, sentences with unseen words, text to speech", "%", SYLLABLES),
+    "zh_cer_gt": ("Mandarin character error, recordings", "%", CHARACTERS),
+    "zh_cer_tts": ("Mandarin character error, text to speech", "%", CHARACTERS),
+    "wer_en_gt_all": ("English word error on all test lines, recordings", "%", WORDS),
+    "wer_en_codec_all": ("English word error on all test lines, codec only", "%", WORDS),
+    "wer_en_tts_all": ("English word error on all test lines, text to speech", "%", WORDS),
+    "zh_gt_all": ("Mandarin pinyin error on all test lines, recordings", "%", SYLLABLES),
+    "zh_codec_all": ("Mandarin pinyin error on all test lines, codec only", "%", SYLLABLES),
+    "zh_tts_all": ("Mandarin pinyin error on all test lines, text to speech", "%", SYLLABLES),
+    "long_wer_en": ("word error, 300-500 word texts", "%", WORDS),
+    "long_similarity_first_last": ("voice similarity, first and last 15 s of long texts", "", COSINE),
+    "long_flagged_texts": ("long texts with an error flag", "", "texts"),
+    "sim_seen": ("voice similarity, speakers seen in training", "", COSINE),
+    "sim_unseen": ("voice similarity, unseen speakers (known engines, other speeds)", "", COSINE),
+    "sim_gt_pair": ("similarity of two recordings of one speaker", "", COSINE),
+    "sim_threshold": ("same-speaker threshold of the judge", "", COSINE),
+    "rtf_total": ("real-time factor, whole chain", "", SPEED),
+    "rtf_mouth": ("  of which the mouth", "", SPEED),
+    "rtf_flow": ("  of which flow matching", "", SPEED),
+    "rtf_hift": ("  of which the vocoder", "", SPEED),
+    "ttfs_stream_s": ("time to first sound, streaming", "s", "seconds"),
+    "retrain_hours": ("retraining everything", "h", "hours on 2 cores"),
+    "params_total": ("parameters, all modules", "", "numbers"),
+    "curation_bad_kept": ("curation: bad items kept", "%", "% of bad items"),
+    "curation_good_dropped": ("curation: good items dropped", "%", "% of good items"),
+    "curation_duplicate_recall": ("curation: duplicates found", "%", "% of duplicates"),
+    "curation_wrong_transcript_recall": ("curation: wrong transcripts found", "%", "% of wrong transcripts"),
+    "curation_boundary_error_s": ("curation: boundaries, mean error", "s", "seconds"),
+    "curation_padding_waste": ("curation: padding in training batches", "%", "% of a batch"),
+    "curation_audio_hours_per_hour_no_asr": ("curation: audio-hours an hour, 2 cores, no recogniser", "", "h of sound in 1 h"),
+}
+TIMING = re.compile(r"(^|_)(rtf|ttfs|first_sound|speedup)(_|$)")
+SHARE = re.compile(r"(^|_)(error|wer|cer|recall|share|waste|accuracy|baseline|agreement|dropped|kept)(_|$)")
+NO_SHARE = re.compile(r"_(over|change|spread|loss|s|ratio)(_|$)")
+
+
+def is_timing(name: str, entry: dict) -> bool:
+    """Whether a figure measures speed on this machine (told by `timing`, or by its unit or name)."""
+    return entry.get("timing", entry.get("unit") in ("s/s", "x") or bool(TIMING.search(name)))
+
+
+def unit_of(name: str, unit: str = "") -> str:
+    """Unit a figure is shown in: a share (an error rate, an accuracy) is shown in percent."""
+    if unit == "rate" or (not unit and HEADLINES.get(name, ("", ""))[1] == "%"):
+        return "%"
+    if not unit and name not in HEADLINES and SHARE.search(name) and not NO_SHARE.search(name):
+        return "%"
+    return unit or HEADLINES.get(name, ("", ""))[1]
+
+
+def measure_of(name: str) -> str:
+    """A figure's name in words."""
+    return HEADLINES[name][0].strip() if name in HEADLINES else name.replace("_", " ")
+
+
+def number(entry: dict, unit: str) -> str:
+    """A value with its interval, as text; "%" and "rate" show a share in percent with one decimal."""
+    if entry.get("value") is None:
+        return "not measured"
+    percent = unit in ("%", "rate")
+
+    def form(v: float) -> str:
+        return f"{v * 100:,.1f}" if percent else f"{v:,.0f}" if abs(v) >= 1000 else f"{v:.3g}"
+
+    ci, unit = entry.get("ci95"), "%" if percent else unit
+    spread = f" ({form(ci[0])} to {form(ci[1])})" if isinstance(ci, (list, tuple)) and len(ci) == 2 else ""
+    return f"{form(entry['value'])}{' ' + unit if unit else ''}{spread}"
+
+
+def load_summary(scale: str, reports: Path = REPORTS) -> dict[str, dict]:
+    """The flat headline figures, those of speed among them; {} when nothing was measured yet.
+
+    Raises:
+        DataError: damaged file.
+    """
+    folder = reports / scale
+    summary = read_json(folder / "summary.json") | read_json(folder / "timings.json")
+    if summary:  # a headline that an earlier evaluation measured and did not list
+        source = f"reports/{scale}/eval/metrics.json"
+        measured = read_json(folder / "eval" / "metrics.json").get("metrics", {})
+        for name in HEADLINES.keys() & measured.keys() - summary.keys():
+            summary[name] = {k: measured[name].get(k) for k in ("value", "n", "ci95")} | {"source": source}
+    return summary
+
+
+def read_metrics(folder: Path) -> dict:
+    """metrics.json of a report, with the figures and rows of speed that stand in timings.json.
+
+    Raises:
+        DataError: damaged file.
+    """
+    found, speed = read_json(folder / "metrics.json"), read_json(folder / "timings.json")
+    metrics = found.get("metrics", {}) | speed.get("metrics", {})
+    return found | {"metrics": metrics, "paper": [*found.get("paper", []), *speed.get("paper", [])]}
+
+
+def split_timings(metrics: dict[str, dict]) -> tuple[dict[str, dict], dict[str, dict]]:
+    """(figures that any machine repeats, figures of speed)."""
+    speed = {name: entry for name, entry in metrics.items() if is_timing(name, entry)}
+    return {name: entry for name, entry in metrics.items() if name not in speed}, speed
+
+
+def summary_rows(scale: str, reports: Path = REPORTS) -> list[tuple[str, str, str, str, str]]:
+    """(measure, value, what it is counted in, n, source) of every headline; a missing one says so."""
+    summary, rows = load_summary(scale, reports), []
+    extra = {k: (k.replace("_", " "), unit_of(k), "-") for k in sorted(summary.keys() - HEADLINES.keys())}
+    for key, (name, unit, counted) in {**HEADLINES, **extra}.items():
+        entry = summary.get(key, {})
+        rows.append((name, number(entry, unit), counted, str(entry.get("n") or "-"), entry.get("source", "-")))
+    return rows
