@@ -3,6 +3,7 @@
 run.py        inside a notebook: `run = report.start(...)` collects numbers, figures and sounds
 notebooks.py  outside: execute one headless (papermill) and stamp it
 html.py       pages                 index.py   front page and README tables
+ranges.py     numbers with ranges   speakbox.py  the box of chapter 00
 
 python -m omnilib.report index      rebuild reports/index.html, reports/README.md and README's results table
 """
@@ -10,13 +11,16 @@ python -m omnilib.report index      rebuild reports/index.html, reports/README.m
 from omnilib.report.html import html_table, markdown_table, math_to_mathml, page, render, show
 from omnilib.report.index import HEADLINES, build_index, command_of, load_summary, number, summary_rows, update_markers
 from omnilib.report.notebooks import Outcome, check_parameters, first_words, list_notebooks, run_notebook, run_notebooks
+from omnilib.report.ranges import range_of_items, range_of_share, told
 from omnilib.report.run import AUDIO_RATE, VERDICTS, Run, encode_mp3, holds, paper_row, start
+from omnilib.report.speakbox import SpeakBox
 
 __all__ = [
     "AUDIO_RATE",
     "HEADLINES",
     "Outcome",
     "Run",
+    "SpeakBox",
     "VERDICTS",
     "build_index",
     "check_parameters",
@@ -32,11 +36,14 @@ __all__ = [
     "number",
     "page",
     "paper_row",
+    "range_of_items",
+    "range_of_share",
     "render",
     "run_notebook",
     "run_notebooks",
     "show",
     "start",
     "summary_rows",
+    "told",
     "update_markers",
 ]

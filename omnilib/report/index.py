@@ -154,7 +154,8 @@ judges and decoding settings stand in the file named as source.</p>
         for f, m, p in runs
     ]
     (reports / "README.md").write_text(
-        f"# Results\n\nWritten by `omni report index`; `make reproduce` measures everything anew. Open `index.html` for sounds.\n\n{table}\n\n"
+        f"# Results\n\nWritten by `omni report index`; `make reproduce` evaluates the committed checkpoints again and runs every chapter; "
+        f"what a training run or a bench measured is read from its file. Open `index.html` for sounds.\n\n{table}\n\n"
         f"## Notebooks\n\n{markdown_table(('report', 'status', 'metrics', 'wall time', 'command', 'commit'), lines)}\n\n"
         "Tried, expected, happened, kept or dropped: `LOG.md`.\n",
         encoding="utf-8",

@@ -12,7 +12,7 @@ from omnilib.errors import UserError
 from omnilib.paths import NOTEBOOKS, ROOT
 from omnilib.provenance import stamp, write_json
 from omnilib.report.html import data_uri, html_table, show
-from omnilib.report.index import load_summary
+from omnilib.report.index import load_summary, number
 
 VERDICTS = ("reproduced", "trend holds", "differs", "not attempted")
 AUDIO_RATE = 24000
@@ -112,7 +112,7 @@ class Run:
         """Draw "what the paper says vs what we measured".
 
         Each row: claim, ref (table or section), paper (their value), metric (a name in metrics.json, or None), verdict, and
-        optionally judge (judge and decoding) and why (required for `not attempted`). A number never comes from the row itself:
+        optionally judge (judge and decoding), unit ("%" shows a share in percent) and why (required for `not attempted`). A number never comes from the row itself:
         without a recorded metric the row reads `not attempted`.
         """
         recorded = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
@@ -164,10 +164,7 @@ def paper_row(row: dict, recorded: dict[str, dict], scale: str) -> dict:
         raise UserError(f"'{row['claim']}': `not attempted` needs a reason in `why`")
     measured, count = "-", "-"
     if entry is not None:
-        ci = entry.get("ci95")
-        measured = (
-            f"{entry['value']:.4g}" + (f" ({ci[0]:.3g} to {ci[1]:.3g})" if ci else "") + (f" {entry['unit']}" if entry.get("unit") else "")
-        )
+        measured = number(entry, row.get("unit") or entry.get("unit", ""))
         count = f"{scale} · {entry['n']}"
     keep = {k: str(row.get(k, "")) for k in ("claim", "ref", "paper", "judge")}
     return {**keep, "metric": name, "measured": measured, "scale_n": count, "verdict": verdict, "why": why}
