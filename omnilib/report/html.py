@@ -34,6 +34,9 @@ details{margin:.6em 0}summary{cursor:pointer;color:var(--soft);font-size:13px}de
 math[display=block]{display:block;overflow-x:auto;overflow-y:hidden;max-width:100%;padding:.3em 0}math{max-width:100%}
 p,li,h1,h2,h3,figcaption,code{overflow-wrap:anywhere}th,td{overflow-wrap:normal}img.diagram{display:block;width:100%;max-width:560px}
 details{margin:.6em 0}summary{cursor:pointer;color:var(--soft);font-size:13px}details>ul{margin:.4em 0}nav.steps{display:flex;gap:1rem;flex-wrap:wrap;justify-content:space-between;font-size:14px;margin:.4em 0}
+math[display=block]{display:block;overflow-x:auto;overflow-y:hidden;max-width:100%;padding:.3em 0}math{max-width:100%}
+p,li,h1,h2,h3,figcaption,code{overflow-wrap:anywhere}th,td{overflow-wrap:normal}img.diagram{display:block;width:100%;max-width:560px}
+details{margin:.6em 0}summary{cursor:pointer;color:var(--soft);font-size:13px}details>ul{margin:.4em 0}nav.steps{display:flex;gap:1rem;flex-wrap:wrap;justify-content:space-between;font-size:14px;margin:.4em 0}
 .card b{display:block;font-size:1.5rem}.card span{color:var(--soft);font-size:13px}.failed{color:#c0392b;font-weight:600}.soft{color:var(--soft);font-size:14px}
 """
 
@@ -42,6 +45,14 @@ def page(title: str, body: str, css: str = "") -> str:
     """One self-contained page: no script, no network."""
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'
     return f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}{css}</style></head><body><main>{body}</main></body></html>\n'
+
+
+# nbconvert's page, with each code cell behind a line that opens and closes it (HTML alone, no script).
+TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
+{% block input %}<details open class="code"><summary>code</summary>{{ super() }}</details>{% endblock input %}
+"""
+WIDGET = "application/vnd.jupyter.widget-view+json"
+STATIC = '<p class="soft">A control for typing stands here when the notebook is open (<code>make lab</code>).</p>'
 
 
 # nbconvert's page, with each code cell behind a line that opens and closes it (HTML alone, no script).
