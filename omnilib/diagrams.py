@@ -42,7 +42,8 @@ class Drawing:
         self.parts.append(f'<rect class="{kind}" {shape}/>')
         for number, line in enumerate(lines):
             middle = y + height / 2 + 18 * (number - (len(lines) - 1) / 2)
-            self.text(x + width / 2, middle, line, "soft" if number else "")
+            if line:
+                self.text(x + width / 2, middle, line, "soft" if number else "")
         return y + height
 
     def arrow(self, *points: tuple[float, float]) -> None:

@@ -25,18 +25,6 @@ figure{overflow-x:auto}@media(max-width:700px){figure>img{max-width:none}}
 math[display=block]{display:block;overflow-x:auto;overflow-y:hidden;max-width:100%;padding:.3em 0}math{max-width:100%}
 p,li,h1,h2,h3,figcaption,code{overflow-wrap:anywhere}th,td{overflow-wrap:normal}img.diagram{display:block;width:100%;max-width:560px}
 details{margin:.6em 0}summary{cursor:pointer;color:var(--soft);font-size:13px}details>ul{margin:.4em 0}nav.steps{display:flex;gap:1rem;flex-wrap:wrap;justify-content:space-between;font-size:14px;margin:.4em 0}
-math[display=block]{display:block;overflow-x:auto;overflow-y:hidden;max-width:100%;padding:.3em 0}math{max-width:100%}
-p,li,h1,h2,h3,figcaption,code{overflow-wrap:anywhere}th,td{overflow-wrap:normal}img.diagram{display:block;width:100%;max-width:560px}
-details{margin:.6em 0}summary{cursor:pointer;color:var(--soft);font-size:13px}details>ul{margin:.4em 0}nav.steps{display:flex;gap:1rem;flex-wrap:wrap;justify-content:space-between;font-size:14px;margin:.4em 0}
-math[display=block]{display:block;overflow-x:auto;overflow-y:hidden;max-width:100%;padding:.3em 0}math{max-width:100%}
-p,li,h1,h2,h3,figcaption,code{overflow-wrap:anywhere}th,td{overflow-wrap:normal}img.diagram{display:block;width:100%;max-width:560px}
-details{margin:.6em 0}summary{cursor:pointer;color:var(--soft);font-size:13px}details>ul{margin:.4em 0}nav.steps{display:flex;gap:1rem;flex-wrap:wrap;justify-content:space-between;font-size:14px;margin:.4em 0}
-math[display=block]{display:block;overflow-x:auto;overflow-y:hidden;max-width:100%;padding:.3em 0}math{max-width:100%}
-p,li,h1,h2,h3,figcaption,code{overflow-wrap:anywhere}th,td{overflow-wrap:normal}img.diagram{display:block;width:100%;max-width:560px}
-details{margin:.6em 0}summary{cursor:pointer;color:var(--soft);font-size:13px}details>ul{margin:.4em 0}nav.steps{display:flex;gap:1rem;flex-wrap:wrap;justify-content:space-between;font-size:14px;margin:.4em 0}
-math[display=block]{display:block;overflow-x:auto;overflow-y:hidden;max-width:100%;padding:.3em 0}math{max-width:100%}
-p,li,h1,h2,h3,figcaption,code{overflow-wrap:anywhere}th,td{overflow-wrap:normal}img.diagram{display:block;width:100%;max-width:560px}
-details{margin:.6em 0}summary{cursor:pointer;color:var(--soft);font-size:13px}details>ul{margin:.4em 0}nav.steps{display:flex;gap:1rem;flex-wrap:wrap;justify-content:space-between;font-size:14px;margin:.4em 0}
 .card b{display:block;font-size:1.5rem}.card span{color:var(--soft);font-size:13px}.failed{color:#c0392b;font-weight:600}.soft{color:var(--soft);font-size:14px}
 """
 
@@ -45,38 +33,6 @@ def page(title: str, body: str, css: str = "") -> str:
     """One self-contained page: no script, no network."""
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{html.escape(title)}</title>'
     return f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}{css}</style></head><body><main>{body}</main></body></html>\n'
-
-
-# nbconvert's page, with each code cell behind a line that opens and closes it (HTML alone, no script).
-TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
-{% block input %}<details open class="code"><summary>code</summary>{{ super() }}</details>{% endblock input %}
-"""
-WIDGET = "application/vnd.jupyter.widget-view+json"
-STATIC = '<p class="soft">A control for typing stands here when the notebook is open (<code>make lab</code>).</p>'
-
-
-# nbconvert's page, with each code cell behind a line that opens and closes it (HTML alone, no script).
-TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
-{% block input %}<details open class="code"><summary>code</summary>{{ super() }}</details>{% endblock input %}
-"""
-WIDGET = "application/vnd.jupyter.widget-view+json"
-STATIC = '<p class="soft">A control for typing stands here when the notebook is open (<code>make lab</code>).</p>'
-
-
-# nbconvert's page, with each code cell behind a line that opens and closes it (HTML alone, no script).
-TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
-{% block input %}<details open class="code"><summary>code</summary>{{ super() }}</details>{% endblock input %}
-"""
-WIDGET = "application/vnd.jupyter.widget-view+json"
-STATIC = '<p class="soft">A control for typing stands here when the notebook is open (<code>make lab</code>).</p>'
-
-
-# nbconvert's page, with each code cell behind a line that opens and closes it (HTML alone, no script).
-TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
-{% block input %}<details open class="code"><summary>code</summary>{{ super() }}</details>{% endblock input %}
-"""
-WIDGET = "application/vnd.jupyter.widget-view+json"
-STATIC = '<p class="soft">A control for typing stands here when the notebook is open (<code>make lab</code>).</p>'
 
 
 # nbconvert's page, with each code cell behind a line that opens and closes it (HTML alone, no script).
@@ -97,6 +53,7 @@ def render(node: Any, title: str, error: str = "", neighbours: tuple[str, str] |
         neighbours: names of the previous and the next chapter, "" where there is none; None: those of `notebooks/`.
     """
     from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
     from pygments.formatters import HtmlFormatter
 
     for cell in node.cells:
@@ -107,6 +64,7 @@ def render(node: Any, title: str, error: str = "", neighbours: tuple[str, str] |
                 output["data"] = {"text/html": STATIC}
     node.metadata.pop("widgets", None)
     exporter = HTMLExporter(template_name="basic", raw_template=TEMPLATE)
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor(), enabled=True)  # of a progress bar its last state only
     body = inline_diagrams(name_ids(exporter.from_notebook_node(node)[0]))
     note = f'<p class="failed">This run failed: {html.escape(error)}. What it made before is below.</p>' if error else ""
     light, dark = (HtmlFormatter(style=s).get_style_defs(".highlight") for s in ("friendly", "native"))
@@ -145,7 +103,8 @@ def name_ids(body: str) -> str:
         name += f"-{used[name]}" if used[name] > 1 else ""
         return f'<h{match[1]} id="{name}">{re.sub(r"<a class=.anchor-link.*?</a>", "", match[3])}</h{match[1]}>'
 
-    return re.sub(r'<h([1-6]) id="([^"]*)">(.*?)</h\1>', rename, body, flags=re.S)
+    body = re.sub(r"(</?)ns0:|\sxmlns:ns0=\"[^\"]*\"", r"\1", body)  # nbconvert's prefix of equations in headings
+    return re.sub(r'<h([1-6]) id="([^"]*)"[^>]*>(.*?)</h\1>', rename, body, flags=re.S)
 
 
 def contents(body: str) -> str:
