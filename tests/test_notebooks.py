@@ -6,6 +6,8 @@ That chapters run, and what their pages are like, is tested in test_pages.py.
 import ast
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -102,7 +104,7 @@ WRONG = {
     "ten equal stretches": "the figure shows how many there are",
     "last over first third": "stretches are fifths",
     "ten seconds of speech": "the length is printed",
-    "w = 0.7": "the guidance of a run is printed",
+    "w = 0.7 $$": "the guidance of a run is printed",
     "euler_steps=10": "the codec's own number of steps is recorded",
     "synthetic third": "100 of 400 thousand hours are a quarter",
     "filter drops below 20": "the limit is read from the rules",
@@ -141,3 +143,22 @@ def test_solutions_run_at_smoke(path, tmp_path):
         progress_bar=False,
         execution_timeout=300,
     )
+
+
+def test_nbdime_leaves_out_what_running_a_notebook_changes(tmp_path):
+    assert "*.ipynb diff=jupyternotebook merge=jupyternotebook" in (ROOT / ".gitattributes").read_text()
+    before, run, edited = read(CHAPTERS[0]), read(CHAPTERS[0]), read(CHAPTERS[0])
+    cell = next(c for c in run.cells if c.cell_type == "code")
+    cell.outputs, cell.execution_count = [nbformat.v4.new_output("stream", text="x")], 3
+    cell.metadata.update(collapsed=True, execution={})
+    edited.cells[-1].source += "one more sentence"
+    paths = {name: tmp_path / f"{name}.ipynb" for name in ("before", "run", "edited")}
+    for name, notebook in (("before", before), ("run", run), ("edited", edited)):
+        nbformat.write(notebook, paths[name])
+
+    def difference(name: str) -> str:
+        command = [sys.executable, "-m", "nbdime.nbdiffapp", str(paths["before"]), str(paths[name])]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    assert difference("run") == ""
+    assert "one more sentence" in difference("edited")
