@@ -20,10 +20,10 @@ pre{background:var(--tint);border:1px solid var(--line);border-radius:6px;paddin
 blockquote{margin:1em 0;padding:.1em 1.1em;border-left:4px solid var(--accent);background:var(--tint)}
 table{border-collapse:collapse;margin:1em 0;font-size:14px;display:block;overflow-x:auto}th,td{border-bottom:1px solid var(--line);padding:.4em .8em;text-align:left;vertical-align:top}th{color:var(--soft);font-weight:600}
 img{max-width:100%;height:auto}figure{margin:1.2em 0}figcaption{color:var(--soft);font-size:14px}audio{width:100%;max-width:560px}
-figure{overflow-x:auto}@media(max-width:700px){figure>img{max-width:none}}
+figure{overflow-x:auto}@media(max-width:700px){figure>img{max-width:none}.output_stdout pre{white-space:pre-wrap;overflow-wrap:anywhere}}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:.8rem}.card{background:var(--tint);border:1px solid var(--line);border-radius:10px;padding:.8em 1em}
 math[display=block]{display:block;overflow-x:auto;overflow-y:hidden;max-width:100%;padding:.3em 0}math{max-width:100%}
-p,li,h1,h2,h3,figcaption,code{overflow-wrap:anywhere}th,td{overflow-wrap:normal}img.diagram{display:block;width:100%;max-width:560px}
+p,li,h1,h2,h3,figcaption,code{overflow-wrap:anywhere}th,td{overflow-wrap:normal}td code{overflow-wrap:break-word}img.diagram{display:block;width:100%;max-width:560px}
 details{margin:.6em 0}summary{cursor:pointer;color:var(--soft);font-size:13px}details>ul{margin:.4em 0}nav.steps{display:flex;gap:1rem;flex-wrap:wrap;justify-content:space-between;font-size:14px;margin:.4em 0}
 .card b{display:block;font-size:1.5rem}.card span{color:var(--soft);font-size:13px}.failed{color:#c0392b;font-weight:600}.soft{color:var(--soft);font-size:14px}
 """
