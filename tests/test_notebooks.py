@@ -14,6 +14,7 @@ import nbformat
 import papermill
 import pytest
 
+from omnilib import report
 from omnilib.paths import NOTEBOOKS, REPORTS, ROOT
 
 EVERY = sorted([*NOTEBOOKS.glob("*.ipynb"), *NOTEBOOKS.glob("solutions/*.ipynb")])
@@ -96,6 +97,22 @@ def test_every_verdict_states_its_rule(path):
     for cell in read(path).cells:
         for row in re.findall(r"^ *\{\"claim\".*$", cell.source, re.M):
             assert '"not attempted"' in row or '"rule": ' in row or '"verdict": "differs"' in row, row
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda p: p.stem)
+def test_shares_of_the_last_table_stand_in_percent(path):
+    """An error rate beside a paper's percent is in percent too; ratios and seconds keep their own unit."""
+    for cell in read(path).cells:
+        for row in re.findall(r"^ *\{\"claim\".*$", cell.source, re.M):
+            metric = (re.findall(r'"metric": f?"([^"]+)"', row) or [""])[0]
+            if re.search(r"wer_|zh_|_error|error_(?!last)|share|change|speaker_from", metric):
+                assert '"unit": "%"' in row, row
+
+
+def test_paper_row_shows_a_share_with_its_range_in_percent():
+    recorded = {"e": {"value": 0.0429, "n": 6, "ci95": [0.03, 0.06], "unit": ""}}
+    row = {"claim": "c", "ref": "r", "paper": "WER 4.98 %", "metric": "e", "unit": "%", "rule": "lower", "verdict": "trend holds"}
+    assert report.paper_row(row, recorded, "nano")["measured"] == "4.3 % (3.0 to 6.0)"
 
 
 WRONG = {
