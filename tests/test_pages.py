@@ -215,6 +215,7 @@ def test_ranges_hold_the_value_and_narrow_with_more_samples():
     assert few[0] < many[0] < 0.2 < many[1] < few[1]
     low, high = report.range_of_items([0.0, 1.0] * 50)
     assert low < 0.5 < high
+    assert report.range_of_items([0.5]) is None, "one sentence says nothing about others"
     assert report.range_of_items([0.0, 1.0] * 50, [9.0, 1.0] * 50)[1] < 0.2, "heavy items count for more"
 
 

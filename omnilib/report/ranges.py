@@ -17,14 +17,16 @@ def told(entry: dict, unit: str = "") -> str:
     return f"{head} (yours may be {rest}" if bracket else text
 
 
-def range_of_items(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float]:
-    """95 % interval of a mean over items (sentences, texts), drawn again with replacement.
+def range_of_items(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float] | None:
+    """95 % interval of a mean over items (sentences, texts), drawn again with replacement; one item has none.
 
     Args:
         weights: of each item, for example its number of phonemes.
     """
     from omnilib.eval.wer import bootstrap
 
+    if len(values) < 2:
+        return None
     return tuple(bootstrap(values, weights)[1])
 
 
