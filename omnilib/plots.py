@@ -20,7 +20,7 @@ COLOURS = {"recording": "#8a94a3", "codec": "#2f7fb8", "speech": "#e07b39"}
 CELLS = {"code": "#f3d9c4", "pad": "#eef1f4", "silence": "#cfd6de", "eos": "#c0392b", "separator": "#0b6e6e"}
 
 sns.set_theme(
-    style="whitegrid", context="notebook", font_scale=0.9, rc={"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100}
+    style="whitegrid", context="notebook", font_scale=1.0, rc={"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100}
 )
 
 
@@ -36,14 +36,18 @@ def read_log(path: Path) -> list[dict]:
 
 
 def loss_curves(runs: dict[str, Path | list[dict]], keys: Sequence[str] = ("loss",), smooth: int = 5, log: bool = False) -> Figure:
-    """One panel a key, one line a run; the pale line is what was logged, the strong one its running mean."""
-    figure, axes = new(4.2 * len(keys) + 0.6, 3.2, columns=len(keys))
-    for axis, key in zip(axes, keys, strict=True):
+    """One panel a key, two beside each other; one line a run: pale what was logged, strong its running mean."""
+    columns = min(2, len(keys))
+    rows = -(-len(keys) // columns)
+    figure, axes = new(8.4 if columns == 2 else 6.0, 3.1 * rows, rows=rows, columns=columns)
+    for axis in axes[len(keys) :]:
+        axis.remove()
+    for axis, key in zip(axes, keys, strict=False):
         for number, (name, run) in enumerate(runs.items()):
-            rows = [r for r in (run if isinstance(run, list) else read_log(run)) if r.get(key) is not None]
-            if not rows:
+            logged = [r for r in (run if isinstance(run, list) else read_log(run)) if r.get(key) is not None]
+            if not logged:
                 continue
-            steps, values = np.array([r["step"] for r in rows]), np.array([r[key] for r in rows], dtype=float)
+            steps, values = np.array([r["step"] for r in logged]), np.array([r[key] for r in logged], dtype=float)
             colour = sns.color_palette()[number]
             width = min(smooth, max(1, len(values) // 4))  # few points are shown as they are
             axis.plot(steps, values, color=colour, alpha=0.25, lw=1, marker="o" if len(values) <= 12 else None, ms=4)
@@ -100,20 +104,20 @@ def token_grid(
     rows, streams = speech.shape
     kinds = np.select([speech == eos, speech == pad, np.isin(speech, list(blanks))], [3, 1, 2], default=0).T  # (k, rows)
     kinds[:, list(separators)] = 4
-    figure, (axis,) = new(max(6.0, 0.42 * rows + 1), 0.42 * (streams + 2) + 0.6)
+    figure, (axis,) = new(max(6.0, 0.36 * rows + 1), 0.42 * (streams + 2) + 0.6)
     axis.imshow(kinds, cmap=ListedColormap(list(CELLS.values())), vmin=0, vmax=4, aspect="auto", extent=(0, rows, streams, 0))
     for row in range(rows):
-        axis.text(row + 0.5, -0.15, text[row], ha="center", va="bottom", rotation=60 if len(text[row]) > 3 else 0, fontsize=8)
+        axis.text(row + 0.5, -0.15, text[row], ha="center", va="bottom", rotation=60 if len(text[row]) > 3 else 0, fontsize=10)
         if numbers:
             for stream in range(streams):
                 if kinds[stream, row] in (0, 2):
-                    axis.text(row + 0.5, stream + 0.5, int(speech[row, stream]), ha="center", va="center", fontsize=6.5)
+                    axis.text(row + 0.5, stream + 0.5, int(speech[row, stream]), ha="center", va="center", fontsize=8.5)
     axis.set(yticks=np.arange(streams) + 0.5, yticklabels=[f"stream {i + 1}" for i in range(streams)], xlabel="row (6.25 a second)")
     axis.set_xticks(np.arange(rows + 1), minor=True)
     axis.grid(which="minor", color="white", lw=1)
     axis.grid(False, which="major")
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in CELLS.values()]
-    axis.legend(handles, CELLS, ncol=len(CELLS), frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.35))
+    axis.legend(handles, CELLS, ncol=len(CELLS), frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(0, -0.35))
     return figure
 
 
@@ -128,7 +132,7 @@ def bars(
         colour = COLOURS[next((c for word, c in palette.items() if word in name.lower()), "speech")]
         axis.bar(place, value * factor, color=colour, width=0.62)
         axis.errorbar(place, value * factor, [[(value - low) * factor], [(high - value) * factor]], color="#333", capsize=4)
-        axis.text(place, high * factor, f" {value * factor:.3g}", ha="center", va="bottom", fontsize=9)
+        axis.text(place, high * factor, f" {value * factor:.3g}", ha="center", va="bottom", fontsize=10)
     if line is not None:
         axis.axhline(line * factor, color=CELLS["separator"], ls="--", lw=1, label=line_label)
         axis.legend(frameon=False)
@@ -179,7 +183,7 @@ def funnel(steps: Sequence[tuple[str, float]], unit: str = "hours") -> Figure:
     first = steps[0][1]
     for place, (_, amount) in enumerate(steps):
         axis.barh(place, amount, color=sns.color_palette("crest", len(steps))[place])
-        axis.text(amount, place, f" {amount:,.4g} {unit} ({100 * amount / first:.0f} %)", va="center", fontsize=8.5)
+        axis.text(amount, place, f" {amount:,.4g} {unit} ({100 * amount / first:.0f} %)", va="center", fontsize=10)
     axis.set(yticks=range(len(steps)), yticklabels=[name for name, _ in steps], xlim=(0, first * 1.35), xticks=[])
     axis.invert_yaxis()
     axis.grid(False)

@@ -35,7 +35,7 @@ from omnilib.eval.long_tts_eval import errors_along, voice_drift
 from omnilib.eval.wer import Rates, bootstrap, corpus, line_rates
 from omnilib.mouth import decode
 from omnilib.mouth.decode import DecodeSettings, Request, Result
-from omnilib.paths import REPORTS, ROOT, RUNS
+from omnilib.paths import REPORTS, RUNS
 from omnilib.report.folders import check_writable
 from omnilib.speak import Speaker
 

@@ -5,6 +5,7 @@ notebooks.py  outside: execute one headless (papermill) and stamp it
 html.py       pages                 index.py   front page and README tables
 headlines.py  names, units, speed   parameters.py  of a notebook, given as name=value
 folders.py    replaced as a whole   compare.py     two runs side by side; one table and plot of a sweep
+ranges.py     numbers with ranges   speakbox.py  the box of chapter 00
 
 python -m omnilib.report index      rebuild reports/index.html, reports/README.md and README's results table
 """
@@ -20,13 +21,16 @@ from omnilib.report.notebooks import (
     run_notebook,
     run_notebooks,
 )
+from omnilib.report.ranges import range_of_items, range_of_share, told
 from omnilib.report.run import AUDIO_RATE, VERDICTS, Run, encode_mp3, holds, paper_row, start
+from omnilib.report.speakbox import SpeakBox
 
 __all__ = [
     "AUDIO_RATE",
     "HEADLINES",
     "Outcome",
     "Run",
+    "SpeakBox",
     "VERDICTS",
     "build_index",
     "check_parameters",
@@ -43,11 +47,14 @@ __all__ = [
     "number",
     "page",
     "paper_row",
+    "range_of_items",
+    "range_of_share",
     "render",
     "run_notebook",
     "run_notebooks",
     "show",
     "start",
     "summary_rows",
+    "told",
     "update_markers",
 ]

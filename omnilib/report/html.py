@@ -20,9 +20,10 @@ pre{background:var(--tint);border:1px solid var(--line);border-radius:6px;paddin
 blockquote{margin:1em 0;padding:.1em 1.1em;border-left:4px solid var(--accent);background:var(--tint)}
 table{border-collapse:collapse;margin:1em 0;font-size:14px;display:block;overflow-x:auto}th,td{border-bottom:1px solid var(--line);padding:.4em .8em;text-align:left;vertical-align:top}th{color:var(--soft);font-weight:600}
 img{max-width:100%;height:auto}figure{margin:1.2em 0}figcaption{color:var(--soft);font-size:14px}audio{width:100%;max-width:560px}
+figure{overflow-x:auto}@media(max-width:700px){figure>img{max-width:none}.output_stdout pre{white-space:pre-wrap;overflow-wrap:anywhere}}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(190px,1fr));gap:.8rem}.card{background:var(--tint);border:1px solid var(--line);border-radius:10px;padding:.8em 1em}
 math[display=block]{display:block;overflow-x:auto;overflow-y:hidden;max-width:100%;padding:.3em 0}math{max-width:100%}
-p,li,h1,h2,h3,figcaption,code{overflow-wrap:anywhere}th,td{overflow-wrap:normal}img.diagram{display:block;width:100%;max-width:560px}
+p,li,h1,h2,h3,figcaption,code{overflow-wrap:anywhere}th,td{overflow-wrap:normal}td code{overflow-wrap:break-word}img.diagram{display:block;width:100%;max-width:560px}
 details{margin:.6em 0}summary{cursor:pointer;color:var(--soft);font-size:13px}details>ul{margin:.4em 0}nav.steps{display:flex;gap:1rem;flex-wrap:wrap;justify-content:space-between;font-size:14px;margin:.4em 0}
 .card b{display:block;font-size:1.5rem}.card span{color:var(--soft);font-size:13px}.failed{color:#c0392b;font-weight:600}.soft{color:var(--soft);font-size:14px}
 """
@@ -52,6 +53,7 @@ def render(node: Any, title: str, error: str = "", neighbours: tuple[str, str] |
         neighbours: names of the previous and the next chapter, "" where there is none; None: those of `notebooks/`.
     """
     from nbconvert import HTMLExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
     from pygments.formatters import HtmlFormatter
 
     for cell in node.cells:
@@ -62,6 +64,7 @@ def render(node: Any, title: str, error: str = "", neighbours: tuple[str, str] |
                 output["data"] = {"text/html": STATIC}
     node.metadata.pop("widgets", None)
     exporter = HTMLExporter(template_name="basic", raw_template=TEMPLATE)
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor(), enabled=True)  # of a progress bar its last state only
     body = inline_diagrams(name_ids(exporter.from_notebook_node(node)[0]))
     note = f'<p class="failed">This run failed: {html.escape(error)}. What it made before is below.</p>' if error else ""
     light, dark = (HtmlFormatter(style=s).get_style_defs(".highlight") for s in ("friendly", "native"))
@@ -100,7 +103,8 @@ def name_ids(body: str) -> str:
         name += f"-{used[name]}" if used[name] > 1 else ""
         return f'<h{match[1]} id="{name}">{re.sub(r"<a class=.anchor-link.*?</a>", "", match[3])}</h{match[1]}>'
 
-    return re.sub(r'<h([1-6]) id="([^"]*)">(.*?)</h\1>', rename, body, flags=re.S)
+    body = re.sub(r"(</?)ns0:|\sxmlns:ns0=\"[^\"]*\"", r"\1", body)  # nbconvert's prefix of equations in headings
+    return re.sub(r'<h([1-6]) id="([^"]*)"[^>]*>(.*?)</h\1>', rename, body, flags=re.S)
 
 
 def contents(body: str) -> str:
