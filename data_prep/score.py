@@ -36,7 +36,7 @@ from omnilib.errors import DataError, UserError
 from omnilib.eval.results import add_to_summary
 from omnilib.eval.wer import bootstrap
 from omnilib.provenance import stamp, write_json
-from omnilib.report import holds
+from omnilib.report import holds, sources
 
 KEPT = "kept"
 PASSED = (KEPT, "held_out_text")
@@ -358,6 +358,7 @@ def write(result: dict, wild: Path, curated: Path, report: Path, summary: Path |
     files = {"wild_manifest": wild / "manifest.jsonl", "truth": wild / "truth.json", "curated_manifest": curated / "manifest.jsonl"}
     record = stamp("nano", {"seed": result["settings"]["seed"]}, result["settings"], files, seconds)
     write_json(report / "provenance.json", {"status": "ok", "error": "", **record})
+    sources.record(report, "curation")
     if summary:
         source = "/".join((*summary.parent.parts[-2:], report.name, "metrics.json"))
         add_to_summary(summary, {key: result["metrics"][name] for name, key in SUMMARY.items()}, source)

@@ -120,6 +120,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="rebuild reports/index.html, reports/README.md and README's results table")
     report.add_argument("--scale", default="nano")
+    report.add_argument("--check", action="store_true", help="write nothing; fail when what stands behind a figure has changed since")
+    report.add_argument("--accept", metavar="RESULT", help="note that such a change does not move this result's figures (with --why)")
+    report.add_argument("--why", default="", help="what changed, and how you know")
     return parser
 
 
@@ -343,9 +346,28 @@ def report(args: argparse.Namespace) -> int:
         raise UserError(
             f"the front page shows nano or paper figures, not '{args.scale}'; a smoke run has its own in runs/reports/index.html"
         )
+    if args.check or args.accept:
+        return check_sources(args)
     build_index(REPORTS, args.scale, readme=ROOT / "README.md" if args.scale == "nano" else None)
     print("wrote reports/index.html, reports/README.md" + (" and the results table of README.md" if args.scale == "nano" else ""))
     return 0
+
+
+def check_sources(args: argparse.Namespace) -> int:
+    """Name the results that are older than their code, data, checkpoints or packages; or accept a change by name."""
+    from omnilib.report import sources
+
+    if args.accept:
+        print(f"{args.accept}: accepted {', '.join(sources.accept(args.accept, args.why, REPORTS, args.scale))}")
+        return 0
+    stale = sources.check(REPORTS, args.scale)
+    for name, changes in stale.items():
+        print(f"{name}: {'; '.join(changes)}")
+    if stale:
+        print(
+            "measure these again (`make reproduce`, `make retrain`), or accept them: omni report --accept RESULT --why ...", file=sys.stderr
+        )
+    return 1 if stale else 0
 
 
 COMMANDS = {

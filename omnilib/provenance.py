@@ -20,7 +20,7 @@ from omnilib.environment import attention_kernel, device_model, versions
 from omnilib.errors import DataError
 from omnilib.paths import CHECKPOINTS, DATA, ROOT
 
-WHEN_AND_WHERE = ("date", "device", "wall_seconds")  # of timings.json; everything else stands in provenance.json
+WHEN_AND_WHERE = ("date", "device", "wall_seconds", "peak_memory_gb")  # of timings.json; everything else stands in provenance.json
 
 
 def git_state() -> dict:
@@ -64,6 +64,14 @@ def stamp(scale: str, parameters: dict, settings: dict | None = None, files: dic
         **fingerprints(scale),
         "wall_seconds": round(seconds, 1),
     }
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process has held, in GB."""
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)
 
 
 def scrub(text: str) -> str:

@@ -23,6 +23,7 @@ from omnilib.eval.results import add_to_summary
 from omnilib.eval.wer import bootstrap
 from omnilib.paths import REPORTS
 from omnilib.provenance import write_json
+from omnilib.report import sources
 
 RATES = ("wer_en_gt", "wer_en_codec", "wer_en_tts", "zh_gt", "zh_codec", "zh_tts")
 MEASURES = {"en": "wer", "zh": "pinyin"}
@@ -72,6 +73,7 @@ def collect(run: Path, reports: Path, scale: str) -> dict[str, dict]:
     for name in ("utterances.jsonl", "provenance.json"):
         shutil.copyfile(source / name, folder / name)
     write_json(folder / "metrics.json", {"name": "eval_all", "scale": scale, "settings": whole["settings"], "metrics": figures})
+    sources.record(folder, "eval_all", scale)
     headlines = {f"{name}_all": figures[name] for name in RATES}
     add_to_summary(reports / scale / "summary.json", headlines, f"reports/{scale}/eval_all/metrics.json")
     return figures

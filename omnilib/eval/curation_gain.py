@@ -29,7 +29,7 @@ from omnilib.errors import ConfigError, DataError
 from omnilib.eval.stage2_grid import fingerprint, fit, summarise
 from omnilib.paths import DATA, REPORTS, ROOT, RUNS
 from omnilib.provenance import stamp, write_json
-from omnilib.report import holds
+from omnilib.report import holds, sources
 from omnilib.text import layout_of, load_tokenizer
 from omnilib.train.common import seed_everything
 from omnilib.train.speechlm import Conversations, SpeechLMTraining, build, read_aloud
@@ -140,6 +140,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     files = found | {"development": DATA / config.manifest}
     scale = "smoke" if "smoke" in args.config else "nano"
     record = stamp(scale, {"steps": args.steps, "seeds": args.seeds}, settings, files, time.time() - started)
+    if scale == "nano":
+        sources.record(args.out, "curation_gain")
     write_json(args.out / "metrics.json", {"summary": summary, "runs": runs, "settings": settings, "provenance": record})
     for name, values in summary.items():
         print(f"{name:8s} " + "  ".join(f"{k} {v['value']:.4f}" for k, v in values.items()))

@@ -20,6 +20,7 @@ from omnilib.errors import DataError
 from omnilib.eval import all_lines, curation_gain, results, stage2_grid
 from omnilib.eval.nano import figures_of_language, figures_of_long, figures_of_voice
 from omnilib.eval.wer import line_rates
+from omnilib.report.headlines import load_summary
 
 EXACT = 1e-9  # floating-point sums in another order
 HOURS = 0.01  # lengths of segments are committed to a hundredth of a second
@@ -212,7 +213,9 @@ def recount(reports: Path, scale: str, checkpoints: Path) -> list[Check]:
     Raises:
         DataError: a committed file is missing or damaged.
     """
-    folder, summary = reports / scale, read_json(reports / scale / "summary.json")
+    folder, summary = reports / scale, load_summary(scale, reports)
+    if not summary:
+        raise DataError(f"no figures in {folder.name}/summary.json: restore it with `git checkout`, or run `omni reproduce`")
     parts: list[tuple[str, Callable[[Path], list[Check]]]] = [
         ("eval", of_evaluation), ("eval_all", of_all_lines), ("curation", of_curation),
     ]  # fmt: skip

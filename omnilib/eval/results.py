@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from omnilib import report, retrain
 from omnilib.errors import CheckpointError
-from omnilib.provenance import commit_of, git_state, read_json, stamp, write_json, write_stamp, write_text
+from omnilib.provenance import commit_of, git_state, peak_memory_gb, read_json, stamp, write_json, write_stamp, write_text
+from omnilib.report import sources
 from omnilib.report.folders import fresh_folder, replace_folder
 from omnilib.report.headlines import split_timings
 from omnilib.storage import SCALE
@@ -165,6 +166,8 @@ def write(
         write_jsonl(folder / "long.jsonl", long_records)
         write_page(folder / "report.html", metrics, records)
         stamped = stamp(scale, parameters, settings, {"frozen": manifest}, seconds)
-        write_stamp(folder, {"status": "ok", "error": "", **stamped}, {"parts_seconds": parts, "metrics": speed})
+        sources.record(folder, "eval", scale)
+        stamped |= {"status": "ok", "error": "", "peak_memory_gb": peak_memory_gb()}
+        write_stamp(folder, stamped, {"parts_seconds": parts, "metrics": speed})
         replace_folder(folder, target)
     write_summary(reports / scale, metrics, f"reports/{scale}/eval")

@@ -28,6 +28,7 @@ from omnilib.mouth.decode import DecodeSettings
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.paths import REPORTS, ROOT, RUNS
 from omnilib.provenance import stamp, write_json
+from omnilib.report import sources
 from omnilib.text import layout_of, load_tokenizer
 from omnilib.train.common import autocast, check_finite, count_parameters, lr_at, seed_everything
 from omnilib.train.speechlm import Conversations, SpeechLMTraining, build, evaluate, optimizers_of
@@ -150,6 +151,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         "optimizer": config.optimizer,
     } | decoding
     record = stamp(scale, {"steps": args.steps, "seeds": args.seeds}, settings, {}, time.time() - started)
+    if scale == "nano":
+        sources.record(args.out, "stage2_grid")
     write_json(args.out / "metrics.json", {"summary": summary, "runs": runs, "settings": settings, "provenance": record})
     for name, values in summary.items():
         print(f"{name:12s} " + "  ".join(f"{k} {v['value']:.4f}" for k, v in values.items()))

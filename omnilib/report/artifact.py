@@ -4,14 +4,15 @@ The table is drawn from the committed figures by `omni report`; the claims that 
 by the test suite as they stand.
 """
 
-import json
+import math
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from omnilib.paths import REPORTS
+from omnilib.provenance import read_stamp
+from omnilib.report.headlines import HEADLINES, load_summary, number, read_metrics
 from omnilib.report.html import markdown_table
-from omnilib.report.index import HEADLINES, load_summary, number
 
 EVAL = "python -m omnilib.eval.nano"
 ALL_LINES = (
@@ -24,10 +25,8 @@ CURATION = (
     "python -m data_prep.curate --recipe wild --manifest data/wild/manifest.jsonl --out runs/wild && "
     "python -m data_prep.score --wild data/wild --curated runs/wild --report runs/curation"
 )
-COST = {  # command -> minutes on 2 cores, GB of memory at most
-    EVAL: (13, 4), ALL_LINES: (35, 4), CURATION: (45, 4), "make retrain": (720, 8), "make reproduce": (25, 4),
-    "python -m omnilib.bench.curation": (10, 4),
-}  # fmt: skip
+COST = {ALL_LINES: (35, 4), CURATION: (45, 4), "make retrain": (720, 8), "python -m omnilib.bench.curation": (10, 4)}
+# command -> minutes on 2 cores, GB of memory at most, rounded up; those of evaluation and chapters are in their timings.json
 
 
 @dataclass(frozen=True)
@@ -82,6 +81,12 @@ def command_of(key: str) -> str:
     return CURATION if key.startswith("curation") else "make retrain" if key == "retrain_hours" else EVAL
 
 
+def cost_of(folder: Path) -> tuple[float, float]:
+    """(minutes, GB) of a result when it was last measured here."""
+    record = read_stamp(folder)
+    return math.ceil(record.get("wall_seconds", 0) / 6) / 10, math.ceil(10 * record.get("peak_memory_gb", 0)) / 10
+
+
 def headline_claims(scale: str, reports: Path) -> list[Claim]:
     """Rows of the README's results table."""
     claims = []
@@ -89,7 +94,8 @@ def headline_claims(scale: str, reports: Path) -> list[Claim]:
         if key in HEADLINES and entry.get("value") is not None:
             name, unit = HEADLINES[key][:2]
             command = command_of(key)
-            claims.append(Claim(name.strip(), "README", command, number(entry, unit), tolerance_of(key), *COST[command]))
+            cost = COST.get(command) or cost_of(reports / scale / "eval")
+            claims.append(Claim(name.strip(), "README", command, number(entry, unit), tolerance_of(key), *cost))
     return claims
 
 
@@ -97,12 +103,12 @@ def chapter_claims(scale: str, reports: Path) -> list[Claim]:
     """Rows of the chapters' tables "what the paper says vs what we measured" that were measured."""
     claims = []
     for path in sorted((reports / scale).glob("[0-9]*/metrics.json")):
-        name, rows = path.parent.name, json.loads(path.read_text(encoding="utf-8")).get("paper", [])
-        for row in rows:
+        name = path.parent.name
+        for row in read_metrics(path.parent)["paper"]:
             if row["verdict"] != "not attempted":
                 command = f"omni reproduce --only {name[:2]}"
                 text = f"{row['claim']}: {row['verdict']}"
-                claims.append(Claim(text, name[:2], command, row["measured"], "the verdict stays", 3, 3))
+                claims.append(Claim(text, name[:2], command, row["measured"], "the verdict stays", *cost_of(path.parent)))
     return claims
 
 

@@ -118,6 +118,8 @@ def build_index(reports: Path = REPORTS, scale: str = "nano", readme: Path | Non
 
 def front_pages(reports: Path, scale: str, readme: Path | None = None) -> dict[Path, str]:
     """{path: text} of everything that `build_index` writes."""
+    from omnilib.report import artifact
+
     runs, summary = read_runs(scale, reports), load_summary(scale, reports)
     if not runs and not summary:
         where = scrub(str(reports / scale))
@@ -130,7 +132,11 @@ def front_pages(reports: Path, scale: str, readme: Path | None = None) -> dict[P
         reports / "index.html": index_page(scale, runs, summary, rows),
         reports / "README.md": readme_page(scale, runs, summary, table),
     }
-    return pages | ({readme: with_markers(readme, table)} if readme else {})
+    if readme:
+        pages[readme] = with_markers(readme, table)
+        if (claims := readme.with_name("ARTIFACT.md")).is_file():
+            pages[claims] = with_markers(claims, artifact.table(scale, reports))
+    return pages
 
 
 def index_page(scale: str, runs: list[tuple[Path, dict, dict]], summary: dict[str, dict], rows: list[tuple]) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 from omnilib.errors import UserError
 from omnilib.paths import NOTEBOOKS, REPORTS, ROOT
 from omnilib.provenance import commit_of, read_json, read_stamp, scrub, stamp, write_json, write_stamp, write_text
+from omnilib.report import sources
 from omnilib.report.folders import failed_folder, fresh_folder, move_folder, replace_folder
 from omnilib.report.headlines import is_timing, read_metrics
 from omnilib.report.html import page, render
@@ -122,6 +123,8 @@ def run_into(folder: Path, target: Path, notebook: Path, scale: str, values: dic
     write_text(folder / "report.html", text)
     if not error:
         (folder / "kernel.log").unlink(missing_ok=True)
+        if notebook.parent == NOTEBOOKS and scale != "smoke":
+            sources.record(folder, notebook.stem, scale)
     return error
 
 
@@ -202,7 +205,12 @@ def complete_stamp(folder: Path, notebook: Path, scale: str, values: dict, secon
     parameters = {**defaults, **values, **own.get("parameters", {})}
     parameters.pop("out_dir", None)  # where it was written is no part of what was measured
     record = stamp(scale, parameters, settings, {"notebook": notebook}, seconds)
-    record = {"status": "failed" if error else "ok", "error": error, **record, **keep(own, "commit", "dirty", "versions", "device")}
+    record = {
+        "status": "failed" if error else "ok",
+        "error": error,
+        **record,
+        **keep(own, "commit", "dirty", "versions", "device", "peak_memory_gb"),
+    }
     speed = keep(timings, "metrics", "paper")
     write_stamp(folder, record, speed)
     if not (folder / "metrics.json").exists():

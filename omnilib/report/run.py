@@ -9,7 +9,7 @@ from typing import Any
 
 from omnilib.errors import UserError
 from omnilib.paths import NOTEBOOKS, ROOT, RUNS
-from omnilib.provenance import commit_of, stamp, write_json, write_stamp
+from omnilib.provenance import commit_of, peak_memory_gb, stamp, write_json, write_stamp
 from omnilib.report.headlines import load_summary, read_metrics, split_timings
 from omnilib.report.html import data_uri, html_table, show
 from omnilib.report.index import measured, rule_of
@@ -167,7 +167,7 @@ class Run:
         notebook = NOTEBOOKS / f"{self.name}.ipynb"
         files = {"notebook": notebook} if notebook.exists() else {}
         record = stamp(self.scale, self.parameters, self.settings, files, time.time() - self.started)
-        write_stamp(self.folder, {"status": "ok", "error": "", **record}, self.speed())
+        write_stamp(self.folder, {"status": "ok", "error": "", **record, "peak_memory_gb": peak_memory_gb()}, self.speed())
         print(f"{len(self.metrics)} metrics, {len(self.figures)} figures, {len(self.sounds)} sounds")
 
 
