@@ -10,7 +10,7 @@ punctuation and hyphens do not count, nor does 幺 for 一. `omnilib/eval/spoken
 the rules were finished and is never used to improve them.
 
 Every system runs in a process of its own, so its start (imports and grammars, until the first sentence is
-through) is timed alone; nemo-text-processing builds its grammars at the first start, in a folder that is deleted afterwards.
+through) is timed alone (times are CPU seconds); nemo-text-processing builds its grammars at the first start, in a folder that is deleted afterwards.
 `plain_changed` counts the frozen evaluation sentences, which hold words only, whose words a system changes.
 """
 
@@ -67,9 +67,9 @@ def readings(pattern: str) -> list[str]:
             parts.append([])
         elif token in "])":
             choices = [choice for part in parts for choice in expand(part)]
-            parts, opened = stack.pop()
-            if opened + token not in ("[]", "()"):
+            if not stack or stack[-1][1] + token not in ("[]", "()"):
                 raise ValueError(f"brackets do not match at character {at} of '{pattern}'")
+            parts, _ = stack.pop()
             parts[-1].append(choices + [""] * (token == "]"))
         else:
             parts[-1].append([token])
@@ -132,15 +132,15 @@ def answer(system: str, former: str | None) -> None:
     """The child process: sentences from standard input, answers and times to standard output."""
     output, sys.stdout = sys.stdout, sys.stderr  # libraries may print
     lists = json.load(sys.stdin)
-    start = time.perf_counter()
+    start = time.process_time()
     normalise = build(system, former)
     for text, language in (("It is 5.", "en"), ("有5个。", "zh")):
         normalise(text, language)
-    result = {"start_s": round(time.perf_counter() - start, 3), "answers": {}, "ms": {}}
+    result = {"start_s": round(time.process_time() - start, 3), "answers": {}, "ms": {}}
     for name, items in lists.items():
-        start = time.perf_counter()
+        start = time.process_time()
         result["answers"][name] = [attempt(normalise, *item) for item in items]
-        result["ms"][name] = round(1000 * (time.perf_counter() - start) / len(items), 3)
+        result["ms"][name] = round(1000 * (time.process_time() - start) / len(items), 3)
     result["versions"] = {p: importlib.metadata.version(p) for p in PACKAGES[system]}
     json.dump(result, output, ensure_ascii=False)
 
@@ -182,7 +182,7 @@ def measure(system: str, tables: dict[str, list[dict]], plain: list[dict], pytho
         "versions": got["versions"],
         "first_start_s": got["first_start_s"],
         "start_s": got["start_s"],
-        "ms_per_form": got["ms"]["table"],
+        "ms_per_form": got["ms"][next(iter(tables))],
         "ms_per_plain_sentence": got["ms"]["plain"],
         "plain_changed": sum(words(a) != words(r["text"]) for a, r in zip(got["answers"]["plain"], plain, strict=True)),
         "plain_n": len(plain),
