@@ -3,6 +3,7 @@
 import json
 import re
 
+import nbformat
 import pytest
 
 from omnilib import report
@@ -87,7 +88,7 @@ def test_every_failure_is_one_line_with_a_reason(problem, told):
 
 def test_a_page_that_cannot_be_drawn_fails_that_notebook_alone(monkeypatch):
     monkeypatch.setattr(notebooks, "render", lambda *a: 1 / 0)
-    text, error = notebooks.draw(None, "01_x", "")
+    text, error = notebooks.draw(nbformat.v4.new_notebook(), "01_x", "")
     assert "could not be drawn: ZeroDivisionError: division by zero" in error and error in text
 
 
