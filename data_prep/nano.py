@@ -318,8 +318,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--hours", type=float, default=None, help="about so many hours of training speech (default: all, about 45)")
     parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--collect", action="store_true", help="write the manifest of what is finished so far and stop")
+    parser.add_argument("--plan", choices=("lexicon", "open"), default="lexicon", help="open: natural voices, any words (open_corpus.py)")
+    parser.add_argument("--dry-run", action="store_true", help="with --plan open: say what it costs and stop")
     args = parser.parse_args(argv)
     try:
+        if args.plan == "open":
+            from data_prep import open_corpus
+
+            digest = open_corpus.build(args.out, args.hours, args.workers, args.collect, args.dry_run)
+            print(f"manifest sha256 {digest}" if digest else "nothing was spoken")
+            return
         scale = 1.0 if args.hours is None else min(1.0, args.hours / 45)
         print(f"manifest sha256 {build(args.out, scale, args.workers, args.collect)}")
     except UserError as error:
