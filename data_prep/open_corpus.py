@@ -22,9 +22,10 @@ import shutil
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -38,7 +39,7 @@ from omnilib.data import sha256, write_manifest
 from omnilib.errors import DataError, MissingTool
 
 BYTES = 78e6  # an hour as FLAC, measured
-SPEED = {"kokoro": 3.2, "flite": 60.0, "piper": 15.0}  # times real time on one core, measured (data_prep/README.md)
+SPEED = {"kokoro": 3.2, "flite": 95.0, "piper": 19.0, "gcin": 300.0}  # times real time on one core, measured (data_prep/README.md)
 PLANNED = ("id", "text", "language", "speaker", "source", "licence", "split", "part", "kind", "set", "in_lexicon", "seen_speaker")
 
 
@@ -111,8 +112,8 @@ def planned(out: Path, hours: float | None) -> list[dict]:
         fetch.fetch()  # checks what is there
     else:
         print(
-            f"Kokoro is not here ({fetch.missing()[0]} is missing): the corpus will have no natural voices and no Mandarin of this plan; "
-            f"`{fetch.COMMAND}` brings them, or use --plan lexicon"
+            f"Kokoro is not here ({fetch.missing()[0]} is missing), so flite, piper and gcin speak everything: no natural voices, "
+            f"19 speakers instead of 300. `{fetch.COMMAND}` brings it"
         )
     wanted = {"hours": hours, "natural": natural}
     if about_file.exists():
@@ -123,14 +124,20 @@ def planned(out: Path, hours: float | None) -> list[dict]:
             raise DataError(f"{plan_file} is missing or damaged: delete {out} and build it again")
     else:
         share = 1.0 if hours is None else hours / sum(open_plan.HOURS.values())
+        parts = {part: h * share for part, h in open_plan.HOURS.items()}
         print("planning: reading and normalising 270,000 sentences takes two minutes")
-        records = open_plan.plan({part: h * share for part, h in open_plan.HOURS.items()}, list(kokoro.voices()) if natural else None)
+        records = open_plan.plan(parts, list(kokoro.voices()) if natural else None)
         digest = write_manifest(plan_file, records)
         text = json.dumps(wanted | {"sha256": digest, "lines": len(records)}, indent=1)
         temporary = about_file.with_suffix(".tmp")
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(about_file)
     return [json.loads(line) for line in plan_file.read_text(encoding="utf-8").splitlines()]
+
+
+def voices_of(out: Path) -> list[str] | None:
+    """Kokoro's voices, None for a corpus that was planned without them."""
+    return list(kokoro.voices()) if json.loads((out / "plan.json").read_text(encoding="utf-8"))["natural"] else None
 
 
 def cost(shards: list[tuple[str, list[dict]]]) -> tuple[float, float, float]:
@@ -179,16 +186,15 @@ def speak(out: Path, todo: list[tuple[str, list[dict]]], workers: int) -> None:
             ProcessPoolExecutor(workers, get_context("fork"), initializer=follow_parent) as pool,
             tqdm(total=round(sum(costs.values())), desc="corpus", unit="core-s", mininterval=5, smoothing=0.05) as bar,
         ):
-            waiting = {pool.submit(build_shard, job) for job, _ in zip(queue, range(2 * workers), strict=False)}
+            waiting = {pool.submit(build_shard, job) for job in islice(queue, 2 * workers)}
             try:
                 while waiting:
-                    done = next(as_completed(waiting))
-                    waiting.remove(done)
-                    name, hours, skipped = done.result()
-                    spoken_hours, missed = spoken_hours + hours, missed + skipped
-                    bar.update(round(costs[name]))
+                    done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+                    for name, hours, skipped in (future.result() for future in done):
+                        spoken_hours, missed = spoken_hours + hours, missed + skipped
+                        bar.update(round(costs[name]))
                     bar.set_postfix(hours=f"{spoken_hours:.2f}", skipped=missed)
-                    waiting |= {pool.submit(build_shard, job) for job, _ in zip(queue, range(1), strict=False)}
+                    waiting |= {pool.submit(build_shard, job) for job in islice(queue, len(done))}
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
@@ -216,7 +222,7 @@ def collect(out: Path, names: list[str]) -> str:
     joined = longform([r for r in records if r["part"] == "synthetic"])
     write_manifest(out / "longform.jsonl", joined)
     if not (out / "long_texts.jsonl").exists():
-        write_manifest(out / "long_texts.jsonl", open_plan.long_texts())
+        write_manifest(out / "long_texts.jsonl", open_plan.long_texts(voices_of(out)))
     (out / "checksums.sha256").write_text("".join(sums), encoding="utf-8")
     (out / "card.md").write_text(card(records, joined, skipped, digest), encoding="utf-8")
     return digest

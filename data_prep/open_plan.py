@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_prep import kokoro, texts
+from data_prep.nano import SPEAKERS
 from data_prep.texts import Line
 
 HOURS = {"raw": 80.0, "en": 12.5, "zh": 6.0}  # of training speech
@@ -91,8 +92,16 @@ def mixture(rng: random.Random, timbres: list[str], prosodies: list[str]) -> str
     return f"{first}:{weight / 100:.2f}+{second}:{1 - weight / 100:.2f}>{rng.choice(prosodies)}"
 
 
-def training_speakers(language: str, voices: list[str]) -> list[Speaker]:
+def plain_speakers(language: str, seen: bool) -> list[Speaker]:
+    """The speakers of the lexicon plan: what speaks when Kokoro is not there."""
+    chosen = [s for s in SPEAKERS if s.language == language and bool(s.lines) == seen]
+    return [Speaker(s.name, s.engine, s.voice, s.factor, seen) for s in chosen]
+
+
+def training_speakers(language: str, voices: list[str] | None) -> list[Speaker]:
     """Base voices and wide speakers of a language, mixed; the first ones speak longest."""
+    if not voices:
+        return plain_speakers(language, seen=True)
     rng = random.Random(f"speakers {language}")
     timbres = [v for v in voices if v not in kokoro.HELD_OUT and v not in kokoro.ODD]
     own = [v for v in timbres if v[0] in ("ab" if language == "en" else "z")]
@@ -104,8 +113,10 @@ def training_speakers(language: str, voices: list[str]) -> list[Speaker]:
     return speakers
 
 
-def test_speakers(language: str) -> list[Speaker]:
+def test_speakers(language: str, voices: list[str] | None) -> list[Speaker]:
     """The held-out base voices, then mixtures of held-out voices alone."""
+    if not voices:
+        return plain_speakers(language, seen=False)
     rng = random.Random(f"test speakers {language}")
     own = [v for v in kokoro.HELD_OUT if v[0] in ("ab" if language == "en" else "z")]
     pairs = (
@@ -174,9 +185,9 @@ def record(number: int, split: str, part: str, language: str, line: Line, speake
     }
 
 
-def tests(language: str, lines: list[Line], voices: list[str], known: set[str]) -> list[dict]:
+def tests(language: str, lines: list[Line], voices: list[str] | None, known: set[str]) -> list[dict]:
     """Test and development records: `everyday` by unseen speakers, other text by them, everyday text by seen speakers, dev."""
-    unseen, seen = test_speakers(language), training_speakers(language, voices)
+    unseen, seen = test_speakers(language, voices), training_speakers(language, voices)
     pools = defaultdict(list)
     for line in lines:
         split = split_of(line, language)
@@ -190,7 +201,8 @@ def tests(language: str, lines: list[Line], voices: list[str], known: set[str]) 
     )
     chosen = newcomer + rest[: TEST_EVERYDAY[language] - len(newcomer)]
     chosen.sort(key=lambda line: key_of(line.text + "order"))
-    plan, base = [], [s for s in unseen if s.voice == s.name]
+    base, mixtures = [s for s in unseen if ">" not in s.voice], [s for s in unseen if ">" in s.voice]
+    plan: list[dict] = []
     counters: Counter[tuple[str, str]] = Counter()
 
     def add(split: str, line: Line, speaker: Speaker, name: str) -> None:
@@ -198,7 +210,7 @@ def tests(language: str, lines: list[Line], voices: list[str], known: set[str]) 
         counters[speaker.name, split] += 1
 
     for index, line in enumerate(chosen):  # three of five in base voices
-        group = base if index % 5 < 3 else unseen[len(base) :]
+        group = base if index % 5 < 3 or not mixtures else mixtures
         add("test", line, group[index % len(group)], "everyday")
     after = iter(rest[TEST_EVERYDAY[language] - len(newcomer) :])
     other = iter(sorted(pools["test", "open"], key=lambda line: key_of(line.text + "open")))
@@ -215,12 +227,12 @@ def tests(language: str, lines: list[Line], voices: list[str], known: set[str]) 
     return plan
 
 
-def synthetic(language: str, lines: list[Line], voices: list[str], known: set[str], hours: float) -> list[dict]:
-    """Training records of Kokoro."""
+def synthetic(language: str, lines: list[Line], voices: list[str] | None, known: set[str], hours: float) -> list[dict]:
+    """Training records of Kokoro, or of the plain engines in its place."""
     speakers = training_speakers(language, voices)
     pool = sorted((line for line in lines if split_of(line, language) == "train"), key=lambda line: key_of(line.text))
     stream, plan = paragraphs(mixed(pool, MIX[language]), language), []
-    long = min(LONG_SPEAKERS[language], len(speakers) - 1)
+    long = LONG_SPEAKERS[language] if voices else 0
     share = min(1.0, hours / HOURS[language])
     rest = max(60.0, (HOURS[language] * 3600 - long * LONG_SECONDS) / (len(speakers) - long))
     for index, speaker in enumerate(speakers):
@@ -254,7 +266,7 @@ def raw(lines: list[Line], known: set[str], hours: float) -> list[dict]:
 
 
 def plan(hours: dict[str, float] | None = None, voices: list[str] | None = None) -> list[dict]:
-    """All records. Without `voices` (no Kokoro packages) only the raw part is planned.
+    """All records. Without `voices` (no Kokoro packages) flite, piper and gcin speak the synthetic part too.
 
     Args:
         hours: training hours of "raw", "en", "zh"; HOURS when None.
@@ -265,15 +277,14 @@ def plan(hours: dict[str, float] | None = None, voices: list[str] | None = None)
         lines = texts.open_lines(language, DRAWN[language])
         counts = Counter(w for line in lines if split_of(line, language) == "train" for w in texts.words(line.text, language))
         known = {word for word, count in counts.items() if count >= KNOWN}
-        if voices:
-            records += tests(language, lines, voices, known)
-            records += synthetic(language, lines, voices, known, hours[language])
+        records += tests(language, lines, voices, known)
+        records += synthetic(language, lines, voices, known, hours[language])
         if language == "en":
             records += raw(lines, known, hours["raw"])
     return records
 
 
-def long_texts() -> list[dict]:
+def long_texts(voices: list[str] | None) -> list[dict]:
     """Texts to be spoken in one go: ten of 300-500 words, two of about ten minutes, one of an hour, each with the speaker to clone.
 
     Half are read from the kept book, in its order; half are test sentences of all kinds, numbers and dialogue among them.
@@ -284,7 +295,7 @@ def long_texts() -> list[dict]:
     loose = [line.text for line in lines if line.kind in kinds and split_of(line, "en") == "test" and len(line.text) > 20]
     loose.sort(key=lambda text: key_of(text + "long"))
     rng, sources = random.Random("long texts"), {"book": iter(book), "mixed": iter(loose)}
-    speakers = [s.name for s in test_speakers("en")]
+    speakers = [s.name for s in test_speakers("en", voices)]
     wanted = [(f"long-en-{n:02d}", ("book", "mixed")[n % 2], rng.randint(300, 460)) for n in range(10)]
     wanted += [("minutes10-en-00", "book", 1600), ("minutes10-en-01", "mixed", 1600), ("minutes60-en-00", "book", 9600)]
     result = []

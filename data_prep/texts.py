@@ -1,12 +1,17 @@
-"""Sentences of the nano corpus, from text that ships in Debian packages.
+"""Sentences of the nano corpus, from text that ships in packages.
 
 | language | source | package | licence |
 |---|---|---|---|
-| en | World English Bible, cut into clauses | sword-text-web, read with pysword | public domain |
-| en | WordNet 3.0 example sentences | wordnet-base | WordNet licence |
-| zh | fortune cookies and poems | fortunes-zh | GPL-2+ |
+| en | World English Bible | apt sword-text-web, read with pysword | public domain |
+| en | WordNet 3.0: glosses, examples | apt wordnet-base | WordNet licence |
+| en | fortune cookies: quotations, dialogue | apt fortunes | BSD-like |
+| en, zh | everyday Mandarin sentences and their English glosses | pip hsk-sentences-audio | CC-BY-SA-4.0 |
+| en, zh | small talk | pip chatterbot-corpus | BSD-3-Clause |
+| en, zh | templates: numbers, times, names, questions, dialogue | `templates.py` | Apache-2.0 |
+| zh | fortune cookies and poems | apt fortunes-zh | GPL-2+ |
 
-A sentence is one short clause: 3-16 English words or 4-20 Chinese characters, plain words only.
+`open_lines` gives them all in spoken form, no word filtered (plan `open`). `sentences` gives what the first plan of the corpus
+(`lexicon`) reads: short clauses of the Bible, WordNet's examples and the fortunes, 3-16 English words or 4-20 characters.
 """
 
 import re
@@ -230,7 +235,7 @@ def sentences_of(text: str, language: str, most: int) -> list[str]:
     text = " ".join(text.replace("’", "'").split())
     ends = r"(?<=[.!?])[\"'”]?\s+(?=[\"'“A-Z0-9])" if language == "en" else r"(?<=[。！？])"
     pieces = []
-    for sentence in re.split(ends, text):
+    for sentence in filter(None, re.split(ends, text)):
         if len(words(sentence, language)) <= most:
             pieces.append(sentence)
             continue
