@@ -135,9 +135,13 @@ def from_espeak(symbols: list[str], seconds: list[float]) -> tuple[list[str], li
     return from_symbols(symbols, seconds, ESPEAK)
 
 
-def from_symbols(symbols: list[str], seconds: list[float], table: dict[str, str]) -> tuple[list[str], list[float]]:
-    """Symbols of an engine and how long each lasts -> flite's phonemes by `table` and their end times; symbols that have no
-    phoneme (stress, length, space) lengthen the one before, neighbouring pauses become one."""
+def from_symbols(
+    symbols: list[str],
+    seconds: list[float],
+    table: dict[str, str],
+) -> tuple[list[str], list[float]]:
+    """Symbols of an engine and how long each lasts -> flite's phonemes by `table` and their end times; symbols that
+    have no phoneme (stress, length, space) lengthen the one before, neighbouring pauses become one."""
     phonemes, ends, now, i = [], [], 0.0, 0
     while i < len(symbols):
         size = 2 if "".join(symbols[i : i + 2]) in table else 1

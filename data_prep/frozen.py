@@ -3,8 +3,8 @@
     python -m data_prep.frozen --corpus data/nano --out data_prep/frozen
     python -m data_prep.frozen --corpus data/nano --out data/frozen_all --all     # not committed: every test sentence of in-lexicon words
 
-From a corpus of the open plan (`data_prep/open_corpus.py`) `eval` holds its everyday test sentences, no word filtered, and
-longform.jsonl its long texts: 300-500 words, 10 minutes, 60 minutes.
+From a corpus of the open plan (`data_prep/open_corpus.py`) `eval` holds its everyday test sentences, no word
+filtered, and longform.jsonl its long texts: 300-500 words, 10 minutes, 60 minutes.
 Writes Opus files (about 35 kbit/s, 24 kHz), Mandarin to be judged or cloned as FLAC at 16 kHz, manifest.jsonl and longform.jsonl.
 The nano speech tokenizer reads clean Mandarin with 5 % phoneme error, and the same after Opus of 22 to 59 kbit/s with 17 to 21 %, although
 it heard noise in training. English does not mind (8 %). Roles:
@@ -18,7 +18,6 @@ it heard noise in training. English does not mind (8 %). Roles:
 
 import argparse
 import gzip
-import json
 import re
 from pathlib import Path
 
@@ -146,7 +145,7 @@ def long_texts(records: list[dict]) -> list[dict]:
 
 
 def choose_open(records: list[dict]) -> list[tuple[str, dict]]:
-    """(role, record) of the natural corpus: `everyday` sentences of unseen speakers first, nothing filtered by its words.
+    """(role, record) of the natural corpus: `everyday` sentences of unseen speakers, no word filtered.
 
     A reference and two more recordings a speaker are taken from sentences that are not judged.
     """
@@ -163,7 +162,8 @@ def choose_open(records: list[dict]) -> list[tuple[str, dict]]:
         chosen += [("reference", r) for r in other[:1]] + [("pair", r) for r in other[1:3]]
         chosen += [("open", r) for r in other[3 : 3 + OPEN_LINES_UNSEEN]]
     for language, count in EVERYDAY_LINES.items():
-        everyday = [r for mine in by_speaker.values() for r in mine if r["set"] == "everyday" and r["language"] == language]
+        mine = [r for some in by_speaker.values() for r in some if r["language"] == language]
+        everyday = [r for r in mine if r["set"] == "everyday"]
         everyday.sort(key=lambda r: (r["kind"] != "newcomer", key_of(r["id"])))
         chosen += [("eval", r) for r in everyday[:count]]
     seen = [mine for mine in by_speaker.values() if any(r["split"] == "dev" for r in mine)]
@@ -179,7 +179,7 @@ def freeze(corpus: Path, out: Path, every: bool = False) -> str:
     frozen = []
     natural = (corpus / "long_texts.jsonl").exists()  # a corpus of the open plan
     chosen = choose_open(records) if natural else choose(records, every)
-    waves = [(role, record, lambda r=record: (load_segment(r, corpus).numpy(), RATE)) for role, record in chosen]
+    waves = [(role, r, lambda r=r: (load_segment(r, corpus).numpy(), RATE)) for role, r in chosen]
     if not every:
         waves += [("human", record, lambda w=wave: (w, 16_000)) for record, wave in human()]
     for role, record, read in tqdm(waves, desc="freeze", unit="file"):
@@ -194,8 +194,10 @@ def freeze(corpus: Path, out: Path, every: bool = False) -> str:
             soundfile.write(out / path, wave, rate, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL)
         frozen.append(record | {"path": path, "start": 0.0, "duration": len(wave) / rate, "rate": rate, "role": role})
     if not every:
-        longs = [json.loads(line) for line in (corpus / "long_texts.jsonl").read_text(encoding="utf-8").splitlines()] if natural else []
-        write_manifest(out / "longform.jsonl", longs or long_texts(records))
+        if natural:
+            (out / "longform.jsonl").write_bytes((corpus / "long_texts.jsonl").read_bytes())
+        else:
+            write_manifest(out / "longform.jsonl", long_texts(records))
     if not every and (size := sum(f.stat().st_size for f in out.rglob("*"))) > MOST_BYTES:
         raise DataError(
             f"the frozen set has {size / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that are committed: freeze fewer lines"

@@ -1,13 +1,17 @@
-"""Kokoro-82M, the natural voices of the nano corpus: any English or Mandarin sentence, 24 kHz, with phoneme times.
+"""Kokoro-82M, the natural voices of the nano corpus: any English or Mandarin sentence, 24 kHz, with
+phoneme times.
 
     engine = Kokoro("af_heart")                      # a voice of the package
     engine = Kokoro("af_heart:0.4+jm_kumo:0.6>am_adam")   # a wide speaker: timbre of two voices, prosody of a third
 
-A voice is a table (510, 256): the row is the number of phonemes - 1, the first 128 numbers are timbre (the decoder's style),
-the last 128 prosody (duration, pitch, energy), as in StyleTTS 2 (arXiv 2306.07691, section 3.2). A wide speaker's timbre is a
-mixture pushed WIDE times as far from the mean timbre. No node of the graph is random: the same text gives the same bits.
-Phonemes: English by misaki's lexica, the rest by espeak; Mandarin by misaki's pinyin -> IPA. The records of the corpus write them
-as the other engines do (flite's names, Bopomofo halves), so that one phoneme set serves all.
+A voice is a table (510, 256): the row is the number of phonemes - 1, the first 128 numbers are timbre
+(the decoder's style), the last 128 prosody (duration, pitch, energy), as in StyleTTS 2 (arXiv 2306.07691,
+section 3.2). A wide speaker's timbre is a mixture pushed WIDE times as far from the mean timbre. No node
+of the graph is random: the same text gives the same bits.
+
+Phonemes: English by misaki's lexica, the rest
+by espeak; Mandarin by misaki's pinyin -> IPA. The records of the corpus write them as the other engines
+do (flite's names, Bopomofo halves), so that one phoneme set serves all.
 
 Speed on one core (AVX-512): see RATES in the README of data_prep. Files come from `data_prep/fetch.py`.
 """
@@ -56,7 +60,8 @@ TAPPED = frozenset("AIOWYiuæɑəɛɪɹʊʌ")  # a t after one of these, before 
 
 @lru_cache(maxsize=1)
 def session(folder: Path = fetch.FOLDER):
-    """The ONNX graph, phoneme durations exposed; one thread, because the corpus builder runs one process a core.
+    """The ONNX graph, phoneme durations exposed; one thread, because the corpus builder runs one process a
+    core.
 
     Raises:
         MissingTool, DataError: see `fetch.joined_model`; or onnxruntime is missing.
@@ -101,12 +106,14 @@ def voices(folder: Path = fetch.FOLDER) -> dict[str, np.ndarray]:
 
 @lru_cache(maxsize=1)
 def mean_timbre(folder: Path = fetch.FOLDER) -> np.ndarray:
-    """Mean of the voices that may be trained on (510, 128): nothing of a held-out voice flows into a mixture."""
+    """Mean of the voices that may be trained on (510, 128): nothing of a held-out voice flows into a
+    mixture."""
     return np.mean([table[:, :TIMBRE] for name, table in voices(folder).items() if name not in HELD_OUT], axis=0)
 
 
 def parse(voice: str) -> tuple[dict[str, float], str]:
-    """Weights of the timbre and the name of the prosody: "a:0.4+b:0.6>c" -> ({"a": 0.4, "b": 0.6}, "c"); "a" is itself."""
+    """Weights of the timbre and the name of the prosody: "a:0.4+b:0.6>c" -> ({"a": 0.4, "b": 0.6}, "c"); "a"
+    is itself."""
     timbre, _, prosody = voice.partition(">")
     if not prosody:
         return {timbre: 1.0}, timbre
@@ -190,12 +197,24 @@ def inflected(word: str, british: bool) -> str | None:
     words = lexicon(british)
     trials = []
     if word.endswith("s") and not word.endswith("ss"):
-        trials += [("s", word[:-1]), ("s", word.removesuffix("'s")), ("s", word[:-3] + "y" if word.endswith("ies") else "")]
+        trials += [
+            ("s", word[:-1]),
+            ("s", word.removesuffix("'s")),
+            ("s", word[:-3] + "y" if word.endswith("ies") else ""),
+        ]
         trials += [("s", word[:-2] if word.endswith("es") else "")]
     if word.endswith("ed"):
-        trials += [("ed", word[:-1]), ("ed", word[:-2]), ("ed", word[:-3] if len(word) > 4 and word[-3] == word[-4] else "")]
+        trials += [
+            ("ed", word[:-1]),
+            ("ed", word[:-2]),
+            ("ed", word[:-3] if len(word) > 4 and word[-3] == word[-4] else ""),
+        ]
     if word.endswith("ing"):
-        trials += [("ing", word[:-3]), ("ing", word[:-3] + "e"), ("ing", word[:-4] if len(word) > 5 and word[-4] == word[-5] else "")]
+        trials += [
+            ("ing", word[:-3]),
+            ("ing", word[:-3] + "e"),
+            ("ing", word[:-4] if len(word) > 5 and word[-4] == word[-5] else ""),
+        ]
     for suffix, stem in trials:
         if len(stem) > 2 and stem in words:
             found = words[stem]
@@ -271,15 +290,17 @@ def syllable(pinyin: str) -> tuple[str, str]:
     return whole[:size], whole[size:]
 
 
-CONSONANTS = {"p", "ʦʰ", "ꭧʰ", "t", "f", "k", "x", "ʨ", "kʰ", "l", "m", "n", "pʰ", "ʨʰ", "ɻ", "s", "ʂ", "tʰ", "ɕ", "ʦ", "ꭧ"}
+CONSONANTS = {
+    "p", "ʦʰ", "ꭧʰ", "t", "f", "k", "x", "ʨ", "kʰ", "l", "m", "n", "pʰ", "ʨʰ", "ɻ", "s", "ʂ", "tʰ", "ɕ", "ʦ", "ꭧ",
+}  # fmt: skip
 MARKS = str.maketrans("，。！？：；、", ",.!?:;,")
 
 
 def mandarin(text: str) -> tuple[list[str], list[tuple[str, int]]]:
     """Chunks of misaki's phonemes of a Mandarin sentence, and what each chunk is.
 
-    Returns:
-        symbols: strings that together are the model's input; names: the Bopomofo half, "pau", or "" (no sound) of each.
+    Returns: symbols: strings that together are the model's input; names: the Bopomofo half, "pau", or ""
+    (no sound) of each.
 
     Raises:
         Unspoken: the sentence holds something that is neither Chinese nor punctuation.

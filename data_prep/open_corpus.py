@@ -1,12 +1,13 @@
 """Build the natural corpus: plan -> shards of FLAC -> manifest. `omni data build-nano --plan open`.
 
-    python -m data_prep.nano --plan open                # about 99 h: 6 h on two cores (see `--dry-run`)
+    python -m data_prep.nano --plan open                # about 95 h of speech: some 4 h on two cores (`--dry-run`)
     python -m data_prep.nano --plan open --hours 1      # a pilot with the same test sets
 
-The plan is written first and fixed; every shard is complete or absent (its record list is written last, under another name, then
-renamed), so a kill or a full disk loses at most the shards in the making, and the same command goes on. Files in `out`:
+The plan is written first and fixed; every shard is complete or absent (its record list is written last,
+under another name, then renamed), so a kill or a full disk loses at most the shards in the making, and
+the same command goes on. Files in `out`:
 
-    plan.json, plan.jsonl      what is to be spoken; the sha256 of the plan depends on texts, voices and this code alone
+    plan.json, plan.jsonl      what is to be spoken; its sha256 depends on texts, voices and this code alone
     audio/*.flac, records/*.jsonl   the shards: 24 kHz, 16 bit, every utterance a whole number of 160 ms rows
     manifest.jsonl             all utterances; synthetic.jsonl and raw.jsonl are its two parts
     longform.jsonl             joins of one speaker's utterances with natural pauses, 1 to 10 minutes
@@ -38,9 +39,27 @@ from data_prep.engines import ENGINES, RATE, render
 from omnilib.data import sha256, write_manifest
 from omnilib.errors import DataError, MissingTool
 
-BYTES = 78e6  # an hour as FLAC, measured
-SPEED = {"kokoro": 3.2, "flite": 95.0, "piper": 19.0, "gcin": 300.0}  # times real time on one core, measured (data_prep/README.md)
-PLANNED = ("id", "text", "language", "speaker", "source", "licence", "split", "part", "kind", "set", "in_lexicon", "seen_speaker")
+BYTES = 90e6  # an hour as FLAC, measured
+SPEED = {
+    "kokoro": 3.2,
+    "flite": 95.0,
+    "piper": 19.0,
+    "gcin": 300.0,
+}  # times real time on one core, measured (data_prep/README.md)
+PLANNED = (
+    "id",
+    "text",
+    "language",
+    "speaker",
+    "source",
+    "licence",
+    "split",
+    "part",
+    "kind",
+    "set",
+    "in_lexicon",
+    "seen_speaker",
+)
 
 
 @lru_cache(maxsize=32)
@@ -58,8 +77,8 @@ def spoken(record: dict) -> tuple[np.ndarray, dict]:
 def build_shard(job: tuple[Path, str, list[dict]]) -> tuple[str, float, int]:
     """Speak one shard: FLAC first, record list last. Returns its name, hours and skipped lines.
 
-    A line that the engine cannot speak is left out, in every build the same; a missing engine or a full disk stops the build.
-    """
+    A line that the engine cannot speak is left out, in every build the same; a missing engine or a full
+    disk stops the build."""
     out, name, records = job
     waves, finished, skipped, position = [], [], [], 0
     for record in records:
@@ -70,7 +89,15 @@ def build_shard(job: tuple[Path, str, list[dict]]) -> tuple[str, float, int]:
         except Exception as error:  # an engine's own failure, whatever it is: one line of many
             skipped.append({"id": record["id"], "text": record["text"], "why": f"{type(error).__name__}: {error}"[:200]})
             continue
-        finished.append(fields | {"path": f"audio/{name}.flac", "start": position / RATE, "duration": len(wave) / RATE, "rate": RATE})
+        finished.append(
+            fields
+            | {
+                "path": f"audio/{name}.flac",
+                "start": position / RATE,
+                "duration": len(wave) / RATE,
+                "rate": RATE,
+            }
+        )
         waves.append(wave)
         position += len(wave)
     audio, temporary = out / "audio" / f"{name}.flac", out / "audio" / f"{name}.tmp"
@@ -151,7 +178,13 @@ def cost(shards: list[tuple[str, list[dict]]]) -> tuple[float, float, float]:
     return speech, speech * BYTES, core
 
 
-def build(out: Path, hours: float | None = None, workers: int | None = None, only_collect: bool = False, dry_run: bool = False) -> str:
+def build(
+    out: Path,
+    hours: float | None = None,
+    workers: int | None = None,
+    only_collect: bool = False,
+    dry_run: bool = False,
+) -> str:
     """Build or continue the corpus in `out`; returns the manifest's sha256.
 
     Raises:
@@ -175,7 +208,8 @@ def build(out: Path, hours: float | None = None, workers: int | None = None, onl
 
 
 def speak(out: Path, todo: list[tuple[str, list[dict]]], workers: int) -> None:
-    """Build shards in parallel, in order; the bar counts core-seconds, so that its time left is true for a mixture of engines."""
+    """Build shards in parallel, in order; the bar counts core-seconds, so that its time left is true for a
+    mixture of engines."""
     for stale in (out / "audio").glob("*.tmp"):
         stale.unlink()
     costs = {name: cost([(name, items)])[2] * 3600 for name, items in todo}
@@ -229,7 +263,8 @@ def collect(out: Path, names: list[str]) -> str:
 
 
 def longform(records: list[dict], seconds: tuple[float, float] = (60.0, 600.0)) -> list[dict]:
-    """Joins of one speaker's utterances as the curation step `longform` plans them: times only, the sound stays in its shards."""
+    """Joins of one speaker's utterances as the curation step `longform` plans them: times only, the sound
+    stays in its shards."""
     from data_prep.ops.longform import LongForm
 
     step = LongForm(least=seconds[0], most=seconds[1], splits=["train", "dev", "test"])
@@ -265,7 +300,13 @@ def card(records: list[dict], joined: list[dict], skipped: list[dict], digest: s
 
     def table(index: list[str]) -> str:
         rows = frame.pivot_table(
-            index=index, columns="split", values="hours", aggfunc="sum", fill_value=0, margins=True, margins_name="all"
+            index=index,
+            columns="split",
+            values="hours",
+            aggfunc="sum",
+            fill_value=0,
+            margins=True,
+            margins_name="all",
         )
         return rows.round(2).to_markdown()
 
@@ -283,6 +324,7 @@ def card(records: list[dict], joined: list[dict], skipped: list[dict], digest: s
 
 
 def fingerprint(out: Path) -> dict[str, str]:
-    """sha256 of the plan and of the manifest: the first is the same on every machine, the second where the engines round alike."""
+    """sha256 of the plan and of the manifest: the first is the same on every machine, the second where the
+    engines round alike."""
     plan = json.loads((Path(out) / "plan.json").read_text(encoding="utf-8"))["sha256"]
     return {"plan": plan, "manifest": hashlib.sha256((Path(out) / "manifest.jsonl").read_bytes()).hexdigest()}

@@ -4,10 +4,10 @@
     synthetic en   Kokoro: some 250 speakers, everyday sentences first
     synthetic zh   Kokoro: some 60 speakers
 
-A sentence belongs to one split, decided by a hash of its words, in every part and language. Whole base voices (kokoro.HELD_OUT)
-are heard in the test split only, also as parts of mixtures. The order of the plan is the order of the building: test and
-development sentences first, then a mixture in which every beginning is a small corpus.
-"""
+A sentence belongs to one split, decided by a hash of its words, in every part and language. Whole base
+voices (kokoro.HELD_OUT) are heard in the test split only, also as parts of mixtures. The order of the
+plan is the order of the building: test and development sentences first, then a mixture in which every
+beginning is a small corpus."""
 
 import hashlib
 import itertools
@@ -23,12 +23,27 @@ from data_prep.texts import Line
 
 HOURS = {"raw": 80.0, "en": 12.5, "zh": 6.0}  # of training speech
 DRAWN = {"en": 3200, "zh": 1900}  # template sentences
-TEST_PERCENT = {"everyday": 8, "smalltalk": 8, "number": 8, "question": 8, "exclamation": 8, "dialogue": 8, "newcomer": 100, "chapter": 100}
+TEST_PERCENT = {
+    "everyday": 8,
+    "smalltalk": 8,
+    "number": 8,
+    "question": 8,
+    "exclamation": 8,
+    "dialogue": 8,
+    "newcomer": 100,
+    "chapter": 100,
+}
 TEST_REST, DEV = 3, 2  # percent
 # Share of a language's synthetic training speech, by kind of text.
 MIX = {
-    "en": {"everyday": 24, "number": 7, "question": 6, "exclamation": 4, "dialogue": 7, "smalltalk": 8, "quote": 18, "example": 10, "gloss": 11, "bible": 5},
-    "zh": {"everyday": 46, "number": 9, "question": 6, "exclamation": 3, "dialogue": 5, "smalltalk": 9, "quote": 14, "poem": 8},
+    "en": {
+        "everyday": 24, "number": 7, "question": 6, "exclamation": 4, "dialogue": 7, "smalltalk": 8,
+        "quote": 18, "example": 10, "gloss": 11, "bible": 5,
+    },
+    "zh": {
+        "everyday": 46, "number": 9, "question": 6, "exclamation": 3, "dialogue": 5, "smalltalk": 9,
+        "quote": 14, "poem": 8,
+    },
 }  # fmt: skip
 WIDE_SPEAKERS = {"en": 225, "zh": 55}
 LONG_SPEAKERS = {"en": 30, "zh": 12}  # speak LONG_SECONDS each, so that ten-minute joins of one speaker exist
@@ -140,7 +155,8 @@ def raw_speakers(voice: str) -> list[Speaker]:
 
 
 def mixed(lines: list[Line], shares: dict[str, int]) -> Iterator[Line]:
-    """Lines in an order in which every beginning has about these shares of length; a kind that is used up is left out."""
+    """Lines in an order in which every beginning has about these shares of length; a kind that is used up is
+    left out."""
     queues = {kind: deque(line for line in lines if line.kind == kind) for kind in shares}
     spent = dict.fromkeys(shares, 0.0)
     while left := [kind for kind, queue in queues.items() if queue]:
@@ -164,7 +180,16 @@ def paragraphs(lines: Iterator[Line], language: str) -> Iterator[Line]:
         yield line
 
 
-def record(number: int, split: str, part: str, language: str, line: Line, speaker: Speaker, known: set[str], chosen: str = "") -> dict:
+def record(
+    number: int,
+    split: str,
+    part: str,
+    language: str,
+    line: Line,
+    speaker: Speaker,
+    known: set[str],
+    chosen: str = "",
+) -> dict:
     """One line of the plan."""
     return {
         "id": f"{speaker.name}-{split}-{number:05d}",
@@ -186,7 +211,8 @@ def record(number: int, split: str, part: str, language: str, line: Line, speake
 
 
 def tests(language: str, lines: list[Line], voices: list[str] | None, known: set[str]) -> list[dict]:
-    """Test and development records: `everyday` by unseen speakers, other text by them, everyday text by seen speakers, dev."""
+    """Test and development records: `everyday` by unseen speakers, other text by them, everyday text by seen
+    speakers, dev."""
     unseen, seen = test_speakers(language, voices), training_speakers(language, voices)
     pools = defaultdict(list)
     for line in lines:
@@ -197,7 +223,10 @@ def tests(language: str, lines: list[Line], voices: list[str] | None, known: set
     everyday = sorted(pools["test", "everyday"], key=lambda line: (line.kind != "newcomer", key_of(line.text)))
     newcomer = [line for line in everyday if line.kind == "newcomer"]
     rest = list(
-        mixed([line for line in everyday if line.kind != "newcomer"], {k: v for k, v in MIX[language].items() if k in texts.EVERYDAY_KINDS})
+        mixed(
+            [line for line in everyday if line.kind != "newcomer"],
+            {k: v for k, v in MIX[language].items() if k in texts.EVERYDAY_KINDS},
+        )
     )
     chosen = newcomer + rest[: TEST_EVERYDAY[language] - len(newcomer)]
     chosen.sort(key=lambda line: key_of(line.text + "order"))
@@ -246,7 +275,10 @@ def synthetic(language: str, lines: list[Line], voices: list[str] | None, known:
 
 def raw(lines: list[Line], known: set[str], hours: float) -> list[dict]:
     """Training records of flite and piper: half of the time lines that bring a new word, half any line."""
-    pool = sorted((line for line in lines if split_of(line, "en") == "train"), key=lambda line: key_of(line.text + "raw"))
+    pool = sorted(
+        (line for line in lines if split_of(line, "en") == "train"),
+        key=lambda line: key_of(line.text + "raw"),
+    )
     heard: set[str] = set()
     new, old = [], []
     for line in pool:
@@ -285,10 +317,11 @@ def plan(hours: dict[str, float] | None = None, voices: list[str] | None = None)
 
 
 def long_texts(voices: list[str] | None) -> list[dict]:
-    """Texts to be spoken in one go: ten of 300-500 words, two of about ten minutes, one of an hour, each with the speaker to clone.
+    """Texts to be spoken in one go: ten of 300-500 words, two of about ten minutes, one of an hour, each with
+    the speaker to clone.
 
-    Half are read from the kept book, in its order; half are test sentences of all kinds, numbers and dialogue among them.
-    """
+    Half are read from the kept book, in its order; half are test sentences of all kinds, numbers and
+    dialogue among them."""
     lines = texts.open_lines("en", DRAWN["en"])
     book = [line.text for line in lines if line.kind == "chapter"]
     kinds = (*texts.EVERYDAY_KINDS, "quote", "example")
@@ -297,7 +330,11 @@ def long_texts(voices: list[str] | None) -> list[dict]:
     rng, sources = random.Random("long texts"), {"book": iter(book), "mixed": iter(loose)}
     speakers = [s.name for s in test_speakers("en", voices)]
     wanted = [(f"long-en-{n:02d}", ("book", "mixed")[n % 2], rng.randint(300, 460)) for n in range(10)]
-    wanted += [("minutes10-en-00", "book", 1600), ("minutes10-en-01", "mixed", 1600), ("minutes60-en-00", "book", 9600)]
+    wanted += [
+        ("minutes10-en-00", "book", 1600),
+        ("minutes10-en-01", "mixed", 1600),
+        ("minutes60-en-00", "book", 9600),
+    ]
     result = []
     for index, (name, source, count) in enumerate(wanted):
         parts, words = [], 0
@@ -318,7 +355,8 @@ def long_texts(voices: list[str] | None) -> list[dict]:
 
 
 def shards_of(records: list[dict]) -> list[tuple[str, list[dict]]]:
-    """(name, records) in building order; a name holds a hash of what is spoken, so another plan never takes up its shards."""
+    """(name, records) in building order; a name holds a hash of what is spoken, so another plan never takes
+    up its shards."""
     groups: dict[tuple[str, str, str], list[dict]] = defaultdict(list)
     for item in records:
         groups[item["part"], item["speaker"], item["split"]].append(item)
@@ -333,6 +371,14 @@ def shards_of(records: list[dict]) -> list[tuple[str, list[dict]]]:
             place = key_of(name) / 2**64
             place = 0.1 + 0.3 * place if part == "raw" else place  # the raw part is cheap and needed first: done by 40 %
             shards.append(
-                ((split == "train", {"everyday": 0, "open": 1}.get(some[0]["set"], 2) if split != "train" else 0, place), name, some)
+                (
+                    (
+                        split == "train",
+                        {"everyday": 0, "open": 1}.get(some[0]["set"], 2) if split != "train" else 0,
+                        place,
+                    ),
+                    name,
+                    some,
+                )
             )
     return [(name, items) for _, name, items in sorted(shards, key=lambda s: s[0])]

@@ -14,7 +14,13 @@ from pathlib import Path
 from omnilib.errors import MissingTool
 
 WORDNET = Path("/usr/share/wordnet")
-KINDS = {"05": "animal", "06": "thing", "13": "food", "18": "person", "20": "plant"}  # WordNet's lexicographer files
+KINDS = {
+    "05": "animal",
+    "06": "thing",
+    "13": "food",
+    "18": "person",
+    "20": "plant",
+}  # WordNet's lexicographer files
 
 ENGLISH = """
 number|The meeting starts at {time} and ends at {time}.
@@ -232,7 +238,10 @@ def article(words: str) -> str:
 
 
 def clock(rng: random.Random) -> str:
-    hour, minute = rng.randint(1, 12), rng.choice([0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, rng.randint(1, 59)])
+    hour, minute = (
+        rng.randint(1, 12),
+        rng.choice([0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, rng.randint(1, 59)]),
+    )
     return f"{hour}:{minute:02d}" + rng.choice(["", "", " in the morning" if 4 < hour < 12 else " in the evening"])
 
 
@@ -244,7 +253,12 @@ def whole(rng: random.Random) -> str:
 
 def english_slots() -> dict[str, Callable[[random.Random], str]]:
     lists = wordnet_words() | faker_words()
-    lists |= {"shop": SHOPS.split(", "), "relative": RELATIVES.split(), "day": DAYS.split(), "month": MONTHS.split()}
+    lists |= {
+        "shop": SHOPS.split(", "),
+        "relative": RELATIVES.split(),
+        "day": DAYS.split(),
+        "month": MONTHS.split(),
+    }
 
     def drawn(words: list[str]) -> Callable[[random.Random], str]:
         return lambda rng: rng.choice(words)

@@ -10,9 +10,9 @@
 | en, zh | templates: numbers, times, names, questions, dialogue | `templates.py` | Apache-2.0 |
 | zh | fortune cookies and poems | apt fortunes-zh | GPL-2+ |
 
-`open_lines` gives them all in spoken form, no word filtered (plan `open`). `sentences` gives what the first plan of the corpus
-(`lexicon`) reads: short clauses of the Bible, WordNet's examples and the fortunes, 3-16 English words or 4-20 characters.
-"""
+`open_lines` gives them all in spoken form, no word filtered (plan `open`). `sentences` gives what the
+first plan of the corpus (`lexicon`) reads: short clauses of the Bible, WordNet's examples and the
+fortunes, 3-16 English words or 4-20 characters."""
 
 import re
 from collections import Counter
@@ -61,7 +61,8 @@ def english() -> Iterator[tuple[str, str]]:
 
 
 def english_clauses(text: str) -> list[str]:
-    """Cut at sentence ends, then long sentences at commas; keep clauses of plain words, end them with a full stop."""
+    """Cut at sentence ends, then long sentences at commas; keep clauses of plain words, end them with a full
+    stop."""
     text = text.replace("’", "'").replace("‘", "'").replace("—", ", ").replace("--", ", ")
     text = re.sub(r"[“”\"()\[\]]", "", text)
     text = re.sub(r"\s+", " ", text)
@@ -128,8 +129,9 @@ def lexicon(lines: list[tuple[str, str]], language: str) -> set[str]:
 # ---- open vocabulary: everything the packages hold, in spoken form, no word list decides what is kept ----------------
 
 FORTUNE_FILES = (
-    "fortunes", "people", "wisdom", "work", "food", "literature", "kids", "love", "education", "pets", "science", "sports", "law", "news",
-    "platitudes", "politics", "men-women", "miscellaneous", "definitions", "humorists", "magic", "medicine", "riddles", "ethnic", "art",
+    "fortunes", "people", "wisdom", "work", "food", "literature", "kids", "love", "education", "pets", "science",
+    "sports", "law", "news", "platitudes", "politics", "men-women", "miscellaneous", "definitions", "humorists",
+    "magic", "medicine", "riddles", "ethnic", "art",
 )  # fmt: skip
 KEPT_BOOK = "mark"  # heard in the test split only: long texts are read from it
 MOST_EN, MOST_ZH = 40, 60  # words, characters of a line
@@ -175,7 +177,8 @@ def small_talk(language: str) -> Iterator[str]:
         if path.stem in ("coding", "tech_support"):
             continue
         for talk in yaml.safe_load(path.read_text(encoding="utf-8"))["conversations"]:
-            yield from (str(turn) for turn in ([talk] if isinstance(talk, str) else talk) if "```" not in str(turn))
+            turns = [talk] if isinstance(talk, str) else talk
+            yield from (str(turn) for turn in turns if "```" not in str(turn))
 
 
 def fortunes(names: Iterable[str], package: str) -> Iterator[str]:
@@ -213,7 +216,8 @@ def glosses() -> Iterator[tuple[str, str]]:
 
 
 def bible() -> Iterator[tuple[bool, str]]:
-    """Verses of the World English Bible: those of KEPT_BOOK, then all (a sentence that stands twice counts as the first).
+    """Verses of the World English Bible: those of KEPT_BOOK, then all (a sentence that stands twice counts as
+    the first).
 
     Raises:
         MissingTool: it is not installed.
@@ -250,7 +254,8 @@ def sentences_of(text: str, language: str, most: int) -> list[str]:
 
 
 def raw_lines(language: str, drawn: int) -> Iterator[tuple[str, str, str]]:
-    """(source, kind, written text) of every source, the everyday ones first; `drawn` sentences come from templates."""
+    """(source, kind, written text) of every source, the everyday ones first; `drawn` sentences come from
+    templates."""
     for text in everyday.LINES[language]:
         yield "omnilib", "newcomer", text
     if language == "en":
@@ -279,13 +284,15 @@ def raw_lines(language: str, drawn: int) -> Iterator[tuple[str, str, str]]:
         for name in ("chinese", "tang300", "song100"):
             for cookie in fortunes([name], "fortunes-zh"):
                 body = re.sub(r"(?s)^.*?作者：[^\n]*\n", "", cookie) if name != "chinese" else cookie
-                for piece in sentences_of(re.sub(r"(?<=[\u4e00-\u9fff，。])\s+(?=[\u4e00-\u9fff])", "", body), "zh", MOST_ZH):
+                body = re.sub(r"(?<=[\u4e00-\u9fff，。])\s+(?=[\u4e00-\u9fff])", "", body)
+                for piece in sentences_of(body, "zh", MOST_ZH):
                     yield f"fortunes-{name}", "quote" if name == "chinese" else "poem", piece
 
 
 def open_lines(language: str, drawn: int) -> list[Line]:
-    """All distinct sentences of a language in spoken form. No word is too rare; only what cannot be spoken is left out:
-    nothing but marks, over-long runs without punctuation, or another script than the language's.
+    """All distinct sentences of a language in spoken form. No word is too rare; only what cannot be spoken is
+    left out: nothing but marks, over-long runs without punctuation, or another script than the
+    language's.
 
     Raises:
         MissingTool: a text package is not installed.

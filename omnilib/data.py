@@ -100,8 +100,9 @@ def load_segment(record: dict, root: Path, start: float = 0.0, duration: float |
         DataError: the shard is missing, or ends before the record does.
     """
     rate, speed = record["rate"], record.get("speed", 1.0)
+    path = Path(root) / record["path"]
     try:
-        shard = FlacShard(Path(root) / record["path"]) if record["path"].endswith(".flac") else open_shard(str(Path(root) / record["path"]))
+        shard = FlacShard(path) if path.suffix == ".flac" else open_shard(str(path))
     except (OSError, ValueError, soundfile.SoundFileError) as error:
         raise DataError(f"cannot read {record['path']} of '{record['id']}': {error}; rebuild the corpus") from None
     wanted = round((record["duration"] - start if duration is None else duration) * rate)

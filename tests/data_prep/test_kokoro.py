@@ -19,7 +19,10 @@ def folder(monkeypatch, tmp_path):
         cached.cache_clear()
 
 
-@pytest.mark.parametrize(("voice", "text"), [("af_one", "The light, of the apple."), ("af_one:0.4+am_two:0.6>zf_three", "你好，老师。")])
+@pytest.mark.parametrize(
+    ("voice", "text"),
+    [("af_one", "The light, of the apple."), ("af_one:0.4+am_two:0.6>zf_three", "你好，老师。")],
+)
 def test_phoneme_times_add_up_to_the_wave(folder, voice, text):
     spoken = kokoro.Kokoro(voice, folder).say(text)
     assert len(spoken.phonemes) == len(spoken.ends) and spoken.ends == sorted(spoken.ends)
@@ -96,7 +99,12 @@ def test_words_that_no_lexicon_has_are_still_read(british):
 def test_mandarin_is_read_as_misaki_reads_it():
     from misaki.zh import ZHG2P
 
-    for text in ("老师，您好！", "儿子去哪儿了？绿色的女孩。", "我们四月十四日在医院见面，好不好？", "他吃了一碗热乎乎的鸡肉面。"):
+    for text in (
+        "老师，您好！",
+        "儿子去哪儿了？绿色的女孩。",
+        "我们四月十四日在医院见面，好不好？",
+        "他吃了一碗热乎乎的鸡肉面。",
+    ):
         symbols, names = kokoro.mandarin(text)
         assert "".join(symbols) == ZHG2P.legacy_call(ZHG2P.map_punctuation(text)) and len(symbols) == len(names)
     assert [n for n in kokoro.mandarin("中文。")[1] if n] == ["ㄓ", "ㄨㄥ", "ㄨㄣˊ", "pau"]

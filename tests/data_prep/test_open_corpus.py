@@ -1,4 +1,5 @@
-"""The natural corpus: splits without leakage, shards that are complete or absent, lines that fail skipped and counted."""
+"""The natural corpus: splits without leakage, shards that are complete or absent, lines that fail skipped
+and counted."""
 
 import errno
 import json
@@ -15,7 +16,19 @@ from omnilib.errors import DataError, MissingTool
 from tests.data_prep.kokoro_fakes import VOICES
 
 KINDS = {
-    "en": ("everyday", "number", "question", "exclamation", "dialogue", "smalltalk", "quote", "example", "gloss", "bible", "chapter"),
+    "en": (
+        "everyday",
+        "number",
+        "question",
+        "exclamation",
+        "dialogue",
+        "smalltalk",
+        "quote",
+        "example",
+        "gloss",
+        "bible",
+        "chapter",
+    ),
     "zh": ("everyday", "number", "question", "exclamation", "dialogue", "smalltalk", "quote", "poem"),
 }
 
@@ -284,7 +297,16 @@ def test_long_texts_have_their_lengths_and_no_training_sentence(tiny, monkeypatc
 def test_the_card_names_hours_words_and_licences(built):
     digest = sha256(built / "manifest.jsonl")
     text = (built / "card.md").read_text()
-    for wanted in (digest, "| en |", "| zh |", "once", "distinct", "lines skipped", "Apache-2.0", "long-form joins"):
+    for wanted in (
+        digest,
+        "| en |",
+        "| zh |",
+        "once",
+        "distinct",
+        "lines skipped",
+        "Apache-2.0",
+        "long-form joins",
+    ):
         assert wanted in text
     assert open_corpus.fingerprint(built) == {"plan": sha256(built / "plan.jsonl"), "manifest": digest}
 
