@@ -132,13 +132,23 @@ PAUSE_MARKS = set("^$,.;:!?")
 
 def from_espeak(symbols: list[str], seconds: list[float]) -> tuple[list[str], list[float]]:
     """espeak symbols and how long each lasts -> flite's phonemes and their end times; neighbouring pauses become one."""
+    return from_symbols(symbols, seconds, ESPEAK)
+
+
+def from_symbols(
+    symbols: list[str],
+    seconds: list[float],
+    table: dict[str, str],
+) -> tuple[list[str], list[float]]:
+    """Symbols of an engine and how long each lasts -> flite's phonemes by `table` and their end times; symbols that
+    have no phoneme (stress, length, space) lengthen the one before, neighbouring pauses become one."""
     phonemes, ends, now, i = [], [], 0.0, 0
     while i < len(symbols):
-        size = 2 if "".join(symbols[i : i + 2]) in ESPEAK else 1
+        size = 2 if "".join(symbols[i : i + 2]) in table else 1
         symbol = "".join(symbols[i : i + size])
         now += sum(seconds[i : i + size])
         i += size
-        phoneme = "pau" if symbol in PAUSE_MARKS else ESPEAK.get(symbol)
+        phoneme = "pau" if symbol in PAUSE_MARKS else table.get(symbol)
         if phoneme is None or phoneme == "pau" == (phonemes[-1] if phonemes else ""):
             if ends:
                 ends[-1] = now  # stress, length, space: time of the phoneme before

@@ -3,6 +3,8 @@
     python -m data_prep.frozen --corpus data/nano --out data_prep/frozen
     python -m data_prep.frozen --corpus data/nano --out data/frozen_all --all     # not committed: every test sentence of in-lexicon words
 
+From a corpus of the open plan (`data_prep/open_corpus.py`) `eval` holds its everyday test sentences, no word
+filtered, and longform.jsonl its long texts: 300-500 words, 10 minutes, 60 minutes.
 Writes Opus files (about 35 kbit/s, 24 kHz), Mandarin to be judged or cloned as FLAC at 16 kHz, manifest.jsonl and longform.jsonl.
 The nano speech tokenizer reads clean Mandarin with 5 % phoneme error, and the same after Opus of 22 to 59 kbit/s with 17 to 21 %, although
 it heard noise in training. English does not mind (8 %). Roles:
@@ -10,6 +12,7 @@ it heard noise in training. English does not mind (8 %). Roles:
     eval       test sentences of in-lexicon words          open   test sentences with other words
     pair       two more recordings a speaker for the speaker judge's threshold
     train      a few training sentences, so that notebooks train at `smoke` without the corpus
+    gallery    one recording of each of 40 training speakers, impostors for the speaker judge (natural corpus only)
     human      telephone prompts read by a person (asterisk-core-sounds-en, CC-BY-SA-3.0), test only
 """
 
@@ -28,7 +31,7 @@ from data_prep.engines import RATE
 from data_prep.nano import SPEAKERS, key_of
 from omnilib.audio import TOKENIZER_RATE, resample
 from omnilib.data import load_segment, read_manifest, write_manifest
-from omnilib.errors import MissingTool, UserError
+from omnilib.errors import DataError, MissingTool, UserError
 from omnilib.paths import DATA
 
 OPUS_LEVEL = 0.9  # libsndfile's scale from 0 (260 kbit/s) to 1 (6 kbit/s)
@@ -36,6 +39,9 @@ LOSSLESS = {"zh": ("eval", "reference", "pair")}  # language -> roles
 EVAL_LINES = {"en": 8, "zh": 25}  # a speaker
 OPEN_LINES = {"en": 3, "zh": 8}
 TRAIN_LINES = 6
+EVERYDAY_LINES = {"en": 200, "zh": 100}  # of the natural corpus
+OPEN_LINES_UNSEEN, GALLERY = 4, 40
+MOST_BYTES = 10_000_000
 HUMAN_LINES = 30
 REFERENCE_SECONDS = 5.0  # references are the test sentences nearest to this length
 LONG_TEXTS, LONG_WORDS = 10, (300, 500)
@@ -138,12 +144,42 @@ def long_texts(records: list[dict]) -> list[dict]:
     return result
 
 
+def choose_open(records: list[dict]) -> list[tuple[str, dict]]:
+    """(role, record) of the natural corpus: `everyday` sentences of unseen speakers, no word filtered.
+
+    A reference and two more recordings a speaker are taken from sentences that are not judged.
+    """
+    chosen = []
+    by_speaker: dict[str, list[dict]] = {}
+    for record in sorted(records, key=lambda r: key_of(r["id"])):
+        if record["part"] == "synthetic":
+            by_speaker.setdefault(record["speaker"], []).append(record)
+    near = lambda r: abs(r["duration"] - REFERENCE_SECONDS)  # noqa: E731
+    for mine in by_speaker.values():
+        if mine[0]["seen_speaker"]:
+            continue
+        other = sorted((r for r in mine if r["set"] == "open"), key=near)
+        chosen += [("reference", r) for r in other[:1]] + [("pair", r) for r in other[1:3]]
+        chosen += [("open", r) for r in other[3 : 3 + OPEN_LINES_UNSEEN]]
+    for language, count in EVERYDAY_LINES.items():
+        mine = [r for some in by_speaker.values() for r in some if r["language"] == language]
+        everyday = [r for r in mine if r["set"] == "everyday"]
+        everyday.sort(key=lambda r: (r["kind"] != "newcomer", key_of(r["id"])))
+        chosen += [("eval", r) for r in everyday[:count]]
+    seen = [mine for mine in by_speaker.values() if any(r["split"] == "dev" for r in mine)]
+    chosen += [("gallery", min((r for r in mine if r["split"] == "dev"), key=near)) for mine in seen[:GALLERY]]
+    chosen += [("train", r) for mine in seen for r in mine if r["split"] == "train"][: 2 * TRAIN_LINES]
+    return chosen
+
+
 def freeze(corpus: Path, out: Path, every: bool = False) -> str:
     """Write the subset, or with `every` all of `choose`'s and nothing else; returns the manifest's sha256."""
     records = read_manifest(corpus / "manifest.jsonl")
     (out / "audio").mkdir(parents=True, exist_ok=True)
     frozen = []
-    waves = [(role, record, lambda r=record: (load_segment(r, corpus).numpy(), RATE)) for role, record in choose(records, every)]
+    natural = (corpus / "long_texts.jsonl").exists()  # a corpus of the open plan
+    chosen = choose_open(records) if natural else choose(records, every)
+    waves = [(role, r, lambda r=r: (load_segment(r, corpus).numpy(), RATE)) for role, r in chosen]
     if not every:
         waves += [("human", record, lambda w=wave: (w, 16_000)) for record, wave in human()]
     for role, record, read in tqdm(waves, desc="freeze", unit="file"):
@@ -158,7 +194,14 @@ def freeze(corpus: Path, out: Path, every: bool = False) -> str:
             soundfile.write(out / path, wave, rate, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL)
         frozen.append(record | {"path": path, "start": 0.0, "duration": len(wave) / rate, "rate": rate, "role": role})
     if not every:
-        write_manifest(out / "longform.jsonl", long_texts(records))
+        if natural:
+            (out / "longform.jsonl").write_bytes((corpus / "long_texts.jsonl").read_bytes())
+        else:
+            write_manifest(out / "longform.jsonl", long_texts(records))
+    if not every and (size := sum(f.stat().st_size for f in out.rglob("*"))) > MOST_BYTES:
+        raise DataError(
+            f"the frozen set has {size / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that are committed: freeze fewer lines"
+        )
     return write_manifest(out / "manifest.jsonl", frozen)
 
 

@@ -2,6 +2,7 @@
 
     python -m data_prep.nano --out data/nano                 # everything, 13 to 33 minutes on 2 cores
     python -m data_prep.nano --out data/nano --hours 1       # a pilot
+    python -m data_prep.nano --plan open --out data/nano2    # natural voices and any words: `data_prep/open_corpus.py`
 
 Deterministic (the plan depends only on the text and this file), resumable (a shard is complete or absent), parallel.
 Split by text *and* by speaker: a sentence lives in one split; some speakers are heard in the test split only.
@@ -318,8 +319,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--hours", type=float, default=None, help="about so many hours of training speech (default: all, about 45)")
     parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--collect", action="store_true", help="write the manifest of what is finished so far and stop")
+    parser.add_argument("--plan", choices=("lexicon", "open"), default="lexicon", help="open: natural voices, any words")
+    parser.add_argument("--dry-run", action="store_true", help="with --plan open: say what it costs and stop")
     args = parser.parse_args(argv)
     try:
+        if args.plan == "open":
+            from data_prep import open_corpus
+
+            digest = open_corpus.build(args.out, args.hours, args.workers, args.collect, args.dry_run)
+            print(f"manifest sha256 {digest}" if digest else "nothing was spoken")
+            return
         scale = 1.0 if args.hours is None else min(1.0, args.hours / 45)
         print(f"manifest sha256 {build(args.out, scale, args.workers, args.collect)}")
     except UserError as error:

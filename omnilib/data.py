@@ -9,6 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import soxr
 import torch
 
@@ -75,6 +76,20 @@ def open_shard(path: str) -> np.ndarray:
     return np.memmap(path, dtype="<i2", mode="r", offset=44)
 
 
+class FlacShard:
+    """Samples of a mono 16-bit FLAC shard, read piece by piece: `shard[first:last]` is int16 (T,)."""
+
+    def __init__(self, path: Path):
+        self.path, self.frames = path, soundfile.info(path).frames
+
+    def __len__(self) -> int:
+        return self.frames
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        first, last, _ = part.indices(self.frames)
+        return soundfile.read(self.path, max(0, last - first), first, dtype="int16")[0]
+
+
 def load_segment(record: dict, root: Path, start: float = 0.0, duration: float | None = None) -> torch.Tensor:
     """Samples of one record, or of a part of it, as float32 in [-1, 1] at the record's own rate: (T,).
 
@@ -85,9 +100,10 @@ def load_segment(record: dict, root: Path, start: float = 0.0, duration: float |
         DataError: the shard is missing, or ends before the record does.
     """
     rate, speed = record["rate"], record.get("speed", 1.0)
+    path = Path(root) / record["path"]
     try:
-        shard = open_shard(str(Path(root) / record["path"]))
-    except (OSError, ValueError) as error:
+        shard = FlacShard(path) if path.suffix == ".flac" else open_shard(str(path))
+    except (OSError, ValueError, soundfile.SoundFileError) as error:
         raise DataError(f"cannot read {record['path']} of '{record['id']}': {error}; rebuild the corpus") from None
     wanted = round((record["duration"] - start if duration is None else duration) * rate)
     first, count = round((record["start"] + start * speed) * rate), round(wanted * speed)

