@@ -88,7 +88,9 @@ def test_good_failing_and_killed_notebooks_in_one_run(tmp_path):
         "checkpoint_sha256",
     }
     timings = json.loads((good / "timings.json").read_text())
-    assert set(timings) == {"date", "device", "wall_seconds", "peak_memory_gb", "metrics", "paper"} and set(timings["metrics"]) == {"rtf_here"}
+    assert set(timings) == {"date", "device", "wall_seconds", "peak_memory_gb", "metrics", "paper"} and set(timings["metrics"]) == {
+        "rtf_here"
+    }
     page = (good / "report.html").read_text()
     assert "<math" in page and "$PATH" in page and "<script" not in page and "http://" not in page.replace("http://www.w3.org", "")
     assert str(ROOT) not in page + json.dumps(provenance)
