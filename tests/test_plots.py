@@ -52,7 +52,7 @@ def test_funnel_and_shares_name_every_part():
 
 @pytest.mark.parametrize(("keys", "rows"), [(("a",), 1), (("a", "b"), 1), (("a", "b", "c"), 2), (("a", "b", "c", "d"), 2)])
 def test_loss_curves_stand_two_beside_each_other_and_leave_no_empty_panel(keys, rows):
-    figure = plots.loss_curves({"run": [{"step": s, **{k: 1.0 for k in keys}} for s in range(3)]}, keys)
+    figure = plots.loss_curves({"run": [{"step": s, **dict.fromkeys(keys, 1.0)} for s in range(3)]}, keys)
     assert [axis.get_title() for axis in figure.axes] == list(keys)
     assert len({round(axis.get_subplotspec().rowspan.start) for axis in figure.axes}) == rows
     assert figure.get_figwidth() <= 8.8, "no wider than a page's column, so that its words keep their size"
