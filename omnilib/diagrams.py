@@ -2,8 +2,8 @@
 
     python -m omnilib.diagrams        # write them again after a change here
 
-A drawing is 420 units wide, so that its text can be read on a phone (390 px). It brings its own background and two
-sets of colours; the reader's light or dark setting (`prefers-color-scheme`) chooses one.
+A drawing is 420 units wide, so that its text can be read on a phone (390 px). It brings its own background
+and two sets of colours; the reader's light or dark setting (`prefers-color-scheme`) chooses one.
 """
 
 import html

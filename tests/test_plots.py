@@ -48,3 +48,11 @@ def test_funnel_and_shares_name_every_part():
     assert texts == [" 10 hours (100 %)", " 5 hours (50 %)"]
     labels = plots.shares({"mouth": 1.0, "flow": 3.0}, total=8.0).axes[0].get_legend_handles_labels()[1]
     assert labels == ["mouth 0.125", "flow 0.375"]
+
+
+@pytest.mark.parametrize(("keys", "rows"), [(("a",), 1), (("a", "b"), 1), (("a", "b", "c"), 2), (("a", "b", "c", "d"), 2)])
+def test_loss_curves_stand_two_beside_each_other_and_leave_no_empty_panel(keys, rows):
+    figure = plots.loss_curves({"run": [{"step": s, **dict.fromkeys(keys, 1.0)} for s in range(3)]}, keys)
+    assert [axis.get_title() for axis in figure.axes] == list(keys)
+    assert len({round(axis.get_subplotspec().rowspan.start) for axis in figure.axes}) == rows
+    assert figure.get_figwidth() <= 8.8, "no wider than a page's column, so that its words keep their size"
