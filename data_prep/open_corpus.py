@@ -39,6 +39,7 @@ from data_prep.engines import ENGINES, RATE, render
 from omnilib.data import sha256, write_manifest
 from omnilib.errors import DataError, MissingTool
 
+WATCH = 5.0  # seconds between two looks of a worker at its parent
 BYTES = 90e6  # an hour as FLAC, measured
 SPEED = {
     "kokoro": 3.2,
@@ -121,7 +122,7 @@ def follow_parent() -> None:
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(5)
+            time.sleep(WATCH)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

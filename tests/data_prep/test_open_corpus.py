@@ -5,6 +5,10 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -251,6 +255,24 @@ def test_a_worker_that_is_killed_ends_the_build_with_one_line(tiny, monkeypatch,
         open_corpus.build(tmp_path, workers=1)
     monkeypatch.setattr(Buzz, "say", say)
     assert open_corpus.build(tmp_path, workers=1)
+
+
+def test_workers_end_when_their_parent_is_killed():
+    script = (
+        "import os, time; from concurrent.futures import ProcessPoolExecutor; from data_prep import open_corpus\n"
+        "open_corpus.WATCH = 0.05\n"
+        "pool = ProcessPoolExecutor(1, open_corpus.get_context('fork'), initializer=open_corpus.follow_parent)\n"
+        "print(pool.submit(os.getpid).result(), flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        worker = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(100):
+        state = Path(f"/proc/{worker}/stat")
+        if not state.exists() or ") Z" in state.read_text():
+            return
+        time.sleep(0.05)
+    pytest.fail("the worker of a killed build lives on")
 
 
 def test_the_folder_of_another_plan_or_a_damaged_one_is_refused(tiny, tmp_path):
