@@ -259,7 +259,9 @@ def variants(notebooks: list[Path], scale: str, every: list[dict]) -> int:
         folders = [p.parent for p in sorted((home / scale).glob(f"{notebook.stem}@*/metrics.json"))]
         if folders:
             files = sweep(folders, home / scale / f"{notebook.stem}-sweep")
-            print(f"{len(folders)} runs of {notebook.stem}: {', '.join(str(f.relative_to(ROOT)) for f in files)}")
+            print(
+                f"{len(folders)} runs of {notebook.stem}: {', '.join(str(f.relative_to(ROOT) if f.is_relative_to(ROOT) else f) for f in files)}"
+            )
     for outcome in outcomes:
         if not outcome.ok:
             print(f"FAILED {outcome.name}: {outcome.error}", file=sys.stderr)

@@ -32,6 +32,7 @@ from omnilib.train.tokenizer import TokenizerTraining
 from omnilib.voice.flow import EncoderConfig, EstimatorConfig, Flow, FlowConfig
 from omnilib.voice.hift import HiFT, HiFTConfig
 from omnilib.voice.tokenizer import SpeechTokenizer
+from tests.tiny import tone
 
 CODES = 27
 FLOW = FlowConfig(
@@ -161,7 +162,7 @@ def test_a_published_folder_loads_and_speaks(written):
 
 def test_a_speaker_of_a_published_folder_speaks_in_the_voice_of_a_recording(written, tmp_path):
     speaker = Speaker.from_published(load(written))
-    save_wave(tmp_path / "voice.wav", 0.3 * torch.sin(torch.arange(24_000) * 0.1), 24_000)
+    save_wave(tmp_path / "voice.wav", torch.as_tensor(tone(2.0, 24_000)), 24_000)
     speaker.settings = replace(speaker.settings, max_rows=40)
     result = speaker.speak("hello there", tmp_path / "voice.wav", "one two three")
     assert result.wave.shape == (960 * len(result.tokens),) and torch.isfinite(result.wave).all()

@@ -12,6 +12,7 @@ from omnilib.errors import CheckpointError, DataError, UserError
 from omnilib.eval import nano, recheck, results
 from omnilib.eval.frozen import Frozen, Heard
 from omnilib.mouth.decode import DecodeSettings
+from omnilib.paths import ROOT
 from omnilib.speak import Speaker
 from omnilib.train.common import export_model
 from tests.tiny import tone, write_checkpoints
@@ -243,10 +244,10 @@ def test_command_line_reports_a_missing_scale(capsys):
 )
 def test_only_a_whole_evaluation_with_the_plain_settings_goes_to_the_reports(flags, folder, monkeypatch, capsys):
     def stop(reports):
-        raise UserError(f"would write {reports.relative_to(nano.ROOT).as_posix()}")
+        raise UserError(f"would write {reports.relative_to(ROOT).as_posix()}")
 
     monkeypatch.setattr(nano.Speaker, "load", lambda scale: SimpleNamespace(settings=DecodeSettings()))
-    monkeypatch.setattr(nano, "REPORTS", nano.ROOT / "reports")
+    monkeypatch.setattr(nano, "REPORTS", ROOT / "reports")
     monkeypatch.setattr(nano, "check_writable", stop)
     assert nano.main(flags) == 2
     assert capsys.readouterr().err == f"evaluation: would write {folder}\n"

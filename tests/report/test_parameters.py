@@ -134,6 +134,7 @@ def test_changed_parameters_go_to_their_own_folders_and_into_one_table(tmp_path,
         return [Outcome(folder.name, True, 0.0)]
 
     monkeypatch.setattr(cli, "ROOT", tmp_path)
+    monkeypatch.setattr(cli, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(cli, "REPORTS", tmp_path / "reports")
     monkeypatch.setattr(report, "run_notebooks", run)
     monkeypatch.setattr(report, "build_index", lambda *a, **k: pytest.fail("the front page was written"))
