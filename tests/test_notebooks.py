@@ -112,7 +112,7 @@ def test_shares_of_the_last_table_stand_in_percent(path):
 def test_paper_row_shows_a_share_with_its_range_in_percent():
     recorded = {"e": {"value": 0.0429, "n": 6, "ci95": [0.03, 0.06], "unit": ""}}
     row = {"claim": "c", "ref": "r", "paper": "WER 4.98 %", "metric": "e", "unit": "%", "rule": "lower", "verdict": "trend holds"}
-    assert report.paper_row(row, recorded, "nano")["measured"] == "4.3 % (3.0 to 6.0)"
+    assert report.paper_row(row, recorded, "nano")["measured"] == "4.3 % (3.0 to 6.0): e"
 
 
 WRONG = {

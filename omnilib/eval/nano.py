@@ -38,6 +38,7 @@ from omnilib.mouth.decode import DecodeSettings, Request, Result
 from omnilib.paths import REPORTS, RUNS
 from omnilib.report.folders import check_writable
 from omnilib.speak import Speaker
+from omnilib.spoken import clean_text
 
 PARTS = ("speed", "voices", "short", "long")
 MEASURES = {"en": {"wer": "wer_en"}, "zh": {"pinyin": "zh", "cer": "zh_cer"}}  # measure of a line -> name of its corpus figure
@@ -81,9 +82,10 @@ class Bench:
         return self.speaker.reference(other.path, other.text, other.language)
 
     def request(self, line: Line) -> Request:
-        """The line's text in the voice of its speaker."""
-        reference = self.reference(line)
-        return Request(line.text, reference.text, reference.voice.tokens)
+        """The line's text in the voice of its speaker, through the door that a user's text takes."""
+        reference, read = self.reference(line), self.speaker.reader.read
+        said, spoken = clean_text(reference.text), clean_text(line.text, line.language)
+        return Request(read(spoken).text, read(said).text, reference.voice.tokens)
 
     def vector(self, line: Line) -> np.ndarray:
         """Speaker vector of a recording, computed once."""
@@ -312,7 +314,7 @@ def measure_long(bench: Bench) -> None:
     if not rows:
         return
     speakers = [bench.frozen.references[row["speaker"]] for row in rows]
-    requests = [replace(bench.request(line), text=row["text"]) for row, line in zip(rows, speakers, strict=True)]
+    requests = [bench.request(replace(line, text=row["text"])) for row, line in zip(rows, speakers, strict=True)]
     results = decode.generate(bench.speaker.model, bench.speaker.tokenizer, requests, bench.settings, batch=len(rows))
     waiting = []
     for row, line, result in zip(rows, speakers, tqdm(results, desc="long", unit="text", disable=None), strict=True):
