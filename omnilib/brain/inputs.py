@@ -12,6 +12,7 @@ all recordings. Lengths are computed first: what is longer than the model's cont
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,18 +36,19 @@ PUBLISHED_PIXELS = (3136, 12_845_056)  # least and most of a picture in the publ
 SETTINGS = "processor_config.json"
 
 
-def one_each(value, count: int, what: str) -> list[list]:
-    """Media of each text: one list (for one text) or a list of lists.
+def one_each(value: Sequence | None, texts: str | Sequence[str], what: str) -> list[list]:
+    """Media of each text: a list for one text, a list of lists for several.
 
     Raises:
         MediaError: another number of lists than of texts.
     """
+    if isinstance(texts, str):
+        return [list(() if value is None else value)]
     if value is None:
-        return [[] for _ in range(count)]
-    lists = [value] if count == 1 and not (len(value) == 1 and isinstance(value[0], list)) else value
-    if len(lists) != count or not all(isinstance(item, list | tuple) or item is None for item in lists):
-        raise MediaError(f"{count} texts need {count} lists of {what}, one for each: {what}=[[...], [...]]")
-    return [list(item or ()) for item in lists]
+        return [[] for _ in texts]
+    if len(value) != len(texts) or not all(isinstance(item, list | tuple) or item is None for item in value):
+        raise MediaError(f"{len(texts)} texts need {len(texts)} lists of {what}, one for each: {what}=[[...], [...]]")
+    return [list(item or ()) for item in value]
 
 
 class BrainProcessor:
@@ -165,17 +167,14 @@ class BrainProcessor:
             MediaError, AudioError: media that cannot be used, or not one for each placeholder.
             LimitError: longer than the model's context.
         """
+        lists = [one_each(v, text, name) for v, name in ((images, "images"), (videos, "videos"), (audio, "audio"))]
         texts = [text] if isinstance(text, str) else list(text)
-        media_of = zip(
-            *(one_each(v, len(texts), n) for v, n in ((images, "images"), (videos, "videos"), (audio, "audio"))),
-            strict=True,
-        )
-        prompts = [self.prompt(t, *lists) for t, lists in zip(texts, media_of, strict=True)]
+        prompts = [self.prompt(t, *own) for t, *own in zip(texts, *lists, strict=True)]
         return self.batch(prompts, padding_side, with_labels=False)
 
     def prompt(self, text: str, images: list, videos: list, audio: list) -> Prompt:
         """Pieces of one prompt string, and its media in the order of the text."""
-        markers = [m for m in split_names(text) if m != "<speech>"]
+        markers = re.findall("<image>|<video>", text)
         check_counts(markers.count("<image>"), len(images), "<image>", "images are")
         check_counts(markers.count("<video>"), len(videos), "<video>", "videos are")
         pictures, films = iter(images), iter(videos)
@@ -260,13 +259,6 @@ class BrainProcessor:
     def batch_decode(self, ids: Sequence | Tensor) -> list[str]:
         """The same for each row of a batch."""
         return [self.decode(row) for row in ids]
-
-
-def split_names(text: str) -> list[str]:
-    """Placeholders of a prompt string, in order."""
-    import re
-
-    return re.findall("<image>|<video>|<speech>", text)
 
 
 AutoProcessor.register(BrainConfig, BrainProcessor)

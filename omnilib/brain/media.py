@@ -246,11 +246,15 @@ def read_video(path: Path, fps: float, max_frames: int) -> list:
             first = (stream.start_time or 0) * stream.time_base
             length = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / av.time_base
             frames = sought(container, stream, float(first), float(length), fps, max_frames) if length else []
-            if not frames:  # a length that is not written down, or wrong
+            if not frames:  # a length that is not written down, or wrong: count, then pick
                 container.seek(0)
-                decoded = [frame.to_image() for frame in container.decode(stream)]
-                count = frame_count(len(decoded) / float(stream.average_rate or 25), fps, max_frames)
-                frames = [decoded[round(i)] for i in evenly(len(decoded) - 1, min(count, len(decoded)))]
+                total = sum(1 for _ in container.decode(stream))
+                count = min(frame_count(total / float(stream.average_rate or 25), fps, max_frames), total)
+                wanted = {round(i) for i in evenly(total - 1, count)}
+                container.seek(0)
+                frames = [f.to_image() for i, f in enumerate(container.decode(stream)) if i in wanted]
+    except av.error.EOFError:
+        raise MediaError(f"{path} holds no frames: record it again") from None
     except av.FFmpegError as error:
         raise MediaError(f"{path} is not readable as a video ({error.strerror}): give an mp4, mkv, webm or gif file") from None
     if not frames:

@@ -22,7 +22,8 @@ def test_the_example_of_the_module_is_what_comes_out():
 
 piece = st.one_of(
     st.integers(0, 9),
-    st.tuples(st.integers(1, 3), st.sampled_from([2, 4, 6]), st.sampled_from([2, 4, 6])),
+    # transformers goes on behind max(height, width) even where time is longer; the released code behind the largest of the three
+    st.tuples(st.integers(1, 3), st.sampled_from([2, 4, 6]), st.sampled_from([2, 4, 6])).filter(lambda g: g[0] <= max(g[1:]) // 2),
     st.integers(1, 5).map(lambda n: ("speech", n)),
 )
 
@@ -50,7 +51,7 @@ def test_positions_agree_with_transformers(pieces):
     if any(isinstance(a, tuple) and isinstance(b, tuple) and "speech" not in (a[0], b[0]) for a, b in zip(pieces, pieces[1:])):
         return
     positions, deltas = Qwen2_5_VLModel.get_rope_index(
-        Shell(), row.ids[None], torch.tensor(grids) if grids else None, None, None, None, mm_token_type_ids=kinds[None]
+        Shell(), row.ids[None], mm_token_type_ids=kinds[None], image_grid_thw=torch.tensor(grids) if grids else None
     )
     assert torch.equal(positions[:, 0].long(), row.positions)
     assert int(deltas[0]) == row.rope_delta
