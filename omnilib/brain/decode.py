@@ -2,7 +2,8 @@
 
     batch --prefill in pieces--> key/value cache --[choose id -> one step]--> ids until every row has ended
 
-`Brain.generate` is transformers' own loop with everything it offers; this one yields. Greedily both give the same ids.
+`Brain.generate` is transformers' own loop with everything it offers; this one yields. Greedily both give the
+same ids.
 
 Shapes: B batch, L positions, V vocabulary.
 """
@@ -20,7 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from omnilib.brain.mllm import Brain
+from omnilib.brain.mllm import MEDIA, Brain
 from omnilib.errors import ConfigError
 
 
@@ -34,11 +35,14 @@ class AnswerSettings:
     top_p: float = 1.0
     seed: int = 0
     eos: tuple[int, ...] | None = None  # ids that end an answer; None: the model's
-    prefill: int = 2048  # positions of the prompt that are computed at a time: bounds memory, changes no result
+    prefill: int = 2048  # positions of the prompt computed at a time: bounds memory
 
     def __post_init__(self):
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_new_tokens < 1 or self.prefill < 1:
-            raise ConfigError("answer settings: need temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_new_tokens >= 1, prefill >= 1")
+        counts = min(self.max_new_tokens, self.prefill)
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or counts < 1:
+            raise ConfigError(
+                "answer settings: need temperature, top_k >= 0, 0 < top_p <= 1, max_new_tokens, prefill >= 1",
+            )
 
     def warpers(self) -> LogitsProcessorList:
         """Temperature, then top-k, then top-p, as transformers orders them."""
@@ -48,16 +52,27 @@ class AnswerSettings:
         return LogitsProcessorList(made)
 
 
+GREEDY = AnswerSettings()
+
+
 def ends(model: Brain, settings: AnswerSettings) -> list[int]:
     """Ids that end an answer."""
     if settings.eos is not None:
         return list(settings.eos)
-    eos = model.generation_config.eos_token_id if model.generation_config.eos_token_id is not None else model.config.eos_token_id
+    eos = model.generation_config.eos_token_id
+    eos = model.config.eos_token_id if eos is None else eos
     return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
 
 @torch.no_grad()
-def prefill(model: Brain, embeds: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, size: int) -> Tensor:
+def prefill(
+    model: Brain,
+    embeds: Tensor,
+    mask: Tensor,
+    positions: Tensor,
+    cache: DynamicCache,
+    size: int,
+) -> Tensor:
     """Fill the cache with a prompt, `size` positions at a time; logits of its last position: (B, V)."""
     for start in range(0, embeds.shape[1], size):
         end = min(start + size, embeds.shape[1])
@@ -72,7 +87,7 @@ def prefill(model: Brain, embeds: Tensor, mask: Tensor, positions: Tensor, cache
 
 
 @torch.no_grad()
-def stream(model: Brain, batch: dict, settings: AnswerSettings = AnswerSettings()) -> Iterator[Tensor]:  # noqa: B008  frozen
+def stream(model: Brain, batch: dict, settings: AnswerSettings = GREEDY) -> Iterator[Tensor]:
     """Ids of one step after the other: each (B,); a row that has ended goes on with pad until all have.
 
     Args:
@@ -82,7 +97,7 @@ def stream(model: Brain, batch: dict, settings: AnswerSettings = AnswerSettings(
         LimitError: longer than the model's context, or more memory than there is.
         MediaError: the batch is padded on the right, or features do not fit their places.
     """
-    media = {k: v for k, v in batch.items() if k not in ("input_ids", "attention_mask", "position_ids", "rope_deltas", "labels")}
+    media = {k: v for k, v in batch.items() if k in MEDIA}
     embeds, mask, positions, deltas = model.prepare(
         batch["input_ids"],
         batch.get("attention_mask"),
@@ -94,7 +109,8 @@ def stream(model: Brain, batch: dict, settings: AnswerSettings = AnswerSettings(
     logits = prefill(model, embeds, mask, positions, cache, settings.prefill)
     place = mask.sum(1) + deltas  # (B,) of the id to come
     stops = torch.tensor(ends(model, settings), device=logits.device)
-    pad = model.config.pad_token_id if model.config.pad_token_id is not None else int(stops[0]) if len(stops) else 0
+    pad = model.config.pad_token_id
+    pad = stops[:1].sum() if pad is None else pad  # the first stop, or 0
     warpers, generator = settings.warpers(), torch.Generator(device=logits.device).manual_seed(settings.seed)
     ended = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     for step in range(settings.max_new_tokens):
@@ -115,11 +131,19 @@ def stream(model: Brain, batch: dict, settings: AnswerSettings = AnswerSettings(
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        logits, place = model.lm_head(hidden[:, -1]).float(), place + 1
+        logits, place = (
+            model.lm_head(hidden[:, -1]).float(),
+            place + 1,
+        )
 
 
-def stream_text(model: Brain, processor, batch: dict, settings: AnswerSettings = AnswerSettings()) -> Iterator[str]:  # noqa: B008
-    """Words of the answer to a single prompt as they come; a character of several ids comes when it is whole."""
+def stream_text(
+    model: Brain,
+    processor,
+    batch: dict,
+    settings: AnswerSettings = GREEDY,
+) -> Iterator[str]:  # noqa: B008
+    """Words of the answer to a single prompt as they come; a character comes when it is whole."""
     ids, told = [], ""
     for step in stream(model, batch, settings):
         ids.append(int(step[0]))

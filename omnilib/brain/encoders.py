@@ -3,9 +3,9 @@
     wave --30 s windows--> log-mel --main: Qwen2-Audio's encoder------> 25 frames a second
                                    --auxiliary: Whisper's encoder-----> 50 frames a second
 
-Both are transformers' modules. What stands here is their common path written once, with two things that transformers' own
-`forward` lacks: a window may be shorter than 30 s, and the silence that fills a shorter window of a batch is masked. So a clip
-of one second costs one second, alone or beside longer ones.
+Both are transformers' modules. What stands here is their common path written once, with two things that
+transformers' own `forward` lacks: a window may be shorter than 30 s, and the silence that fills a shorter
+window of a batch is masked. So a clip of one second costs one second, alone or beside longer ones.
 
 Shapes: W windows, F mel frames (100 a second), N main frames (F / 4), D1, D2 widths.
 """
@@ -25,7 +25,7 @@ from omnilib.audio import log_mel
 from omnilib.brain.config import AUX_PER_MAIN, MEL_FRAMES_PER_MAIN, MEL_HOP
 from omnilib.errors import AudioError
 
-EDGE = 2 * MEL_FRAMES_PER_MAIN  # mel frames beyond the last one wanted that the two convolutions look at, and some
+EDGE = 2 * MEL_FRAMES_PER_MAIN  # mel frames beyond the last one that the convolutions look at, and some
 
 
 def window_positions(samples: int, window: int, rate: int, quirks: bool = False) -> list[int]:
@@ -35,10 +35,10 @@ def window_positions(samples: int, window: int, rate: int, quirks: bool = False)
         samples: of the clip, 16 kHz.
         window: samples of a whole window.
         rate: main frames to a position.
-        quirks: as published: a whole window costs its full length whatever it holds, and there is one window more
-            where the clip ends with its last window.
+        quirks: as published: a whole window costs its full length whatever it holds, and there is one window
+            more where the clip ends with its last window.
     """
-    whole = window // (MEL_HOP * MEL_FRAMES_PER_MAIN) // rate  # the released code drops the remainder of a window
+    whole = window // (MEL_HOP * MEL_FRAMES_PER_MAIN) // rate  # the remainder is dropped, as published
     if quirks:
         return [whole] * (samples // window + 1)
     full, rest = divmod(samples, window)
@@ -97,7 +97,8 @@ class SpeechTower(nn.Module):
 
         Args:
             mel: (W, bins, F) windows.
-            frames: (W,) main frames that are heard of each; the longest of them decides what is computed. None: all.
+            frames: (W,) main frames that are heard of each; the longest of them decides what is computed.
+                None: all.
 
         Returns:
             Main (W, N, D1) and auxiliary (W, 2 N, D2).
@@ -111,5 +112,10 @@ class SpeechTower(nn.Module):
             main = encode(self.speech_tower, mel, count * AUX_PER_MAIN, valid)  # (W, 2 N, D1)
             main = self.speech_tower.layer_norm(self.speech_tower.avg_pooler(main.mT).mT)  # (W, N, D1)
         if self.speech_tower_aux is not None:
-            aux = self.speech_tower_aux.layer_norm(encode(self.speech_tower_aux, mel, count * AUX_PER_MAIN, valid))
-        return main, aux
+            aux = self.speech_tower_aux.layer_norm(
+                encode(self.speech_tower_aux, mel, count * AUX_PER_MAIN, valid),
+            )
+        return (
+            main,
+            aux,
+        )

@@ -2,8 +2,9 @@
 
     T_A = MLP(Q + Softmax(phi(Q) phi(K)^T) phi(V)),   Q main frames (25 Hz), K = V auxiliary frames (50 Hz)
 
-The published code restricts eq. 1: a main frame attends only to its own two auxiliary frames. phi is LayerNorm + Linear, scores
-are divided by sqrt(D1), and the MLP takes `rate` neighbouring frames at once. `KINDS` is the one setting:
+The published code restricts eq. 1: a main frame attends only to its own two auxiliary frames. phi is
+LayerNorm + Linear, scores are divided by sqrt(D1), and the MLP takes `rate` neighbouring frames at once.
+`KINDS` is the one setting:
 
     dual_mlp, dual_mlp_attn    information mining as published
     dual_mlp_window            information mining as printed: all auxiliary frames of the window
@@ -15,7 +16,7 @@ are divided by sqrt(D1), and the MLP takes `rate` neighbouring frames at once. `
 
 Names of kinds (but `dual_mlp_window`, `aux_mlp`) and of parameters are the published ones.
 
-Shapes: W windows, N main frames, r auxiliary frames a main frame, D1, D2 widths of main and auxiliary, T = N // rate.
+Shapes: W windows, N main frames, r auxiliary frames a main frame, D1, D2 their widths, T = N // rate.
 """
 
 import torch
@@ -57,7 +58,11 @@ class Mining(Projector):
     def __init__(self, main: int, aux: int, rate: int, width: int, out: int, whole_window: bool = False):
         super().__init__(main, rate, width, out)
         self.whole_window = whole_window
-        self.dual_query, self.dual_aux, self.dual_val = phi(main, main), phi(aux, main), phi(aux, main)
+        self.dual_query, self.dual_aux, self.dual_val = (
+            phi(main, main),
+            phi(aux, main),
+            phi(aux, main),
+        )
 
     def attention(self, main: Tensor, aux: Tensor, valid: Tensor | None = None) -> Tensor:
         """Softmax(phi(Q) phi(K)^T / sqrt(D1)): (W, N, r), or (W, N, N r) over a whole window.
@@ -68,7 +73,11 @@ class Mining(Projector):
         query, key = self.dual_query(main), self.dual_aux(aux)  # (W, N, D1), (W, N r, D1)
         scale = query.shape[-1] ** -0.5
         if not self.whole_window:
-            return ((query[:, :, None] * scale) @ pair(key, query.shape[1]).mT).softmax(-1)[:, :, 0]  # (W, N, r)
+            return ((query[:, :, None] * scale) @ pair(key, query.shape[1]).mT).softmax(-1)[
+                :,
+                :,
+                0,
+            ]  # (W, N, r)
         scores = query * scale @ key.mT  # (W, N, N r)
         if valid is not None:
             ratio = aux.shape[1] // main.shape[1]
@@ -150,10 +159,21 @@ def positions_rate(config: BrainConfig) -> int:
 
 def needs(kind: str) -> tuple[bool, bool]:
     """Whether a kind listens to the main and to the auxiliary encoder."""
-    return kind != "aux_mlp", kind in DUAL or kind == "aux_mlp"
+    return (
+        kind != "aux_mlp",
+        kind in DUAL or kind == "aux_mlp",
+    )
 
 
-def make_projector(kind: str, main: int, aux: int, rate: int, out: int, width: int | None = None, ratio: int = AUX_PER_MAIN) -> nn.Module:
+def make_projector(
+    kind: str,
+    main: int,
+    aux: int,
+    rate: int,
+    out: int,
+    width: int | None = None,
+    ratio: int = AUX_PER_MAIN,
+) -> nn.Module:
     """A projector of one of `KINDS`.
 
     Args:

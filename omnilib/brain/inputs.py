@@ -1,13 +1,14 @@
 """Text, pictures, videos and sound -> what `Brain` takes: the processor.
 
     processor = BrainProcessor(tokenizer, config)
-    batch = processor("<|im_start|>user\\n<image>\\nWhat is it?...", images=["cat.png"])         a prompt string with placeholders
-    batch = processor.chat([{"role": "user", "content": [{"type": "audio", "audio": "q.wav"}]}])   or a conversation
+    batch = processor("<|im_start|>user\\n<image>\\nWhat is it?...", images=["cat.png"])     # or a conversation:
+    batch = processor.chat([{"role": "user", "content": [{"type": "audio", "audio": "q.wav"}]}])
     ids = model.generate(**batch)
 
-A batch holds `input_ids` (B, L) with grown placeholders, `attention_mask`, `position_ids` (3, B, L), `rope_deltas` (B,), `labels` if
-asked for, `pixel_values` and `image_grid_thw` of all pictures and videos, `input_features` (W, bins, F) and `feature_positions` (W,) of
-all recordings. Lengths are computed first: what is longer than the model's context is refused before a spectrum is made.
+A batch holds `input_ids` (B, L) with grown placeholders, `attention_mask`, `position_ids` (3, B, L),
+`rope_deltas` (B,), `labels` if asked for, `pixel_values` and `image_grid_thw` of all pictures and videos,
+`input_features` (W, bins, F) and `feature_positions` (W,) of all recordings. Lengths are computed first: what
+is longer than the model's context is refused before a spectrum is made.
 """
 
 import itertools
@@ -47,7 +48,9 @@ def one_each(value: Sequence | None, texts: str | Sequence[str], what: str) -> l
     if value is None:
         return [[] for _ in texts]
     if len(value) != len(texts) or not all(isinstance(item, list | tuple) or item is None for item in value):
-        raise MediaError(f"{len(texts)} texts need {len(texts)} lists of {what}, one for each: {what}=[[...], [...]]")
+        raise MediaError(
+            f"{len(texts)} texts need {len(texts)} lists of {what}, one for each: {what}=[[...], [...]]",
+        )
     return [list(item or ()) for item in value]
 
 
@@ -71,7 +74,7 @@ class BrainProcessor:
             merge_size=config.merge,
         )
 
-    # ---- saving --------------------------------------------------------------------------------------------------
+    # ---- saving --------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Tokenizer, and the pixel limits; the rest is in the model's config."""
@@ -88,7 +91,8 @@ class BrainProcessor:
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, config: BrainConfig | None = None, **_) -> "BrainProcessor":
-        """Of a folder that `save_pretrained` wrote or a published one; pixel limits also from `preprocessor_config.json`.
+        """Of a folder that `save_pretrained` wrote or a published one; pixel limits also from
+        `preprocessor_config.json`.
 
         Raises:
             CheckpointError: a file is missing or damaged.
@@ -96,35 +100,53 @@ class BrainProcessor:
         folder = Path(folder)
         try:
             config = config or BrainConfig.from_pretrained(str(folder), local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                trust_remote_code=False,
+            )
             limits = {}
             for name in ("preprocessor_config.json", SETTINGS):
                 if (folder / name).is_file():
                     limits |= json.loads((folder / name).read_text(encoding="utf-8"))
         except Exception as error:  # transformers, the Rust tokenizer and json each raise their own
-            if isinstance(error, ValueError | OSError | RuntimeError | KeyError | TypeError) or type(error) is Exception:
-                first = (str(error).splitlines() or [type(error).__name__])[0]
-                raise CheckpointError(f"cannot read the processor in {folder}: {first}; restore the files") from error
-            raise
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"cannot read the processor in {folder}: {first}; restore the files",
+            ) from error
         size = limits.get("size") or {}
         least = limits.get("min_pixels") or size.get("shortest_edge") or PUBLISHED_PIXELS[0]
         most = limits.get("max_pixels") or size.get("longest_edge") or PUBLISHED_PIXELS[1]
         return cls(tokenizer, config, least, most)
 
-    # ---- pictures ------------------------------------------------------------------------------------------------
+    # ---- pictures ------------------------------------------------------------------------------------------
 
     def patches(self, frames: Sequence, resize: bool = True) -> tuple[Tensor, tuple[int, int, int]]:
-        """Patches of one picture (frames of one) or of a video: (P, 1176) and the grid (frame pairs, height, width)."""
+        """Patches of one picture (frames of one) or of a video: (P, 1176), and the grid."""
         depth = self.image_processor.temporal_patch_size
         made = self.image_processor(images=list(frames), do_resize=resize, return_tensors="np")
         _, height, width = made["image_grid_thw"][0]
         pixels = torch.from_numpy(np.ascontiguousarray(made["pixel_values"]))
         if len(frames) > 1:  # transformers repeats each frame; a video has neighbours side by side instead
             side = self.image_processor.patch_size
-            single = pixels.view(len(frames), height * width, 3, depth, side * side)[:, :, :, 0]  # (T, h w, 3, side^2)
-            pairs = single.unflatten(0, (-1, depth)).permute(0, 2, 3, 1, 4)  # (T / depth, h w, 3, depth, side^2)
+            single = pixels.view(len(frames), height * width, 3, depth, side * side)[
+                :,
+                :,
+                :,
+                0,
+            ]  # (T, h w, 3, side^2)
+            pairs = single.unflatten(0, (-1, depth)).permute(
+                0,
+                2,
+                3,
+                1,
+                4,
+            )  # (T / depth, h w, 3, depth, side^2)
             pixels = pairs.reshape(-1, 3 * depth * side * side)
-        return pixels, (len(frames) // depth or 1, int(height), int(width))
+        return (
+            pixels,
+            (len(frames) // depth or 1, int(height), int(width)),
+        )
 
     def picture(self, source) -> tuple[Tensor, tuple[int, int, int]]:
         """Patches and grid of a picture, or of a `Video`.
@@ -138,14 +160,19 @@ class BrainProcessor:
         doubled = self.config.reference_quirks and not isinstance(source.source, str | Path)
         return self.patches(media.frames_to_size(frames, SIDE * (1 + doubled)), resize=False)
 
-    # ---- sound ---------------------------------------------------------------------------------------------------
+    # ---- sound ---------------------------------------------------------------------------------------------
 
     def speech_positions(self, samples: int) -> list[int]:
         """Positions that each window of a recording of so many samples (16 kHz) takes."""
         config = self.config
-        return window_positions(samples, config.window_samples, positions_rate(config), config.reference_quirks)
+        return window_positions(
+            samples,
+            config.window_samples,
+            positions_rate(config),
+            config.reference_quirks,
+        )
 
-    # ---- batches -------------------------------------------------------------------------------------------------
+    # ---- batches -------------------------------------------------------------------------------------------
 
     def __call__(
         self,
@@ -159,15 +186,16 @@ class BrainProcessor:
 
         Args:
             text: one prompt or several; `<image>`, `<video>`, `<speech>` mark the places of media.
-            images, videos, audio: in the order of their placeholders; a list, or for several texts a list for each. A `Video`
-                among `images` stands for `<image>` too, as in the published prompts.
+            images, videos, audio: in the order of their placeholders; a list, or for several texts a list for
+                each. A `Video` among `images` stands for `<image>` too, as in the published prompts.
             padding_side: "left" to answer, "right" to train.
 
         Raises:
             MediaError, AudioError: media that cannot be used, or not one for each placeholder.
             LimitError: longer than the model's context.
         """
-        lists = [one_each(v, text, name) for v, name in ((images, "images"), (videos, "videos"), (audio, "audio"))]
+        given = {"images": images, "videos": videos, "audio": audio}
+        lists = [one_each(value, text, name) for name, value in given.items()]
         texts = [text] if isinstance(text, str) else list(text)
         prompts = [self.prompt(t, *own) for t, *own in zip(texts, *lists, strict=True)]
         return self.batch(prompts, padding_side, with_labels=False)
@@ -230,7 +258,12 @@ class BrainProcessor:
 
     def windows(self, wave: Tensor) -> Tensor:
         """Log-mel windows of a recording: (T,) -> (W, bins, F)."""
-        return mel_windows(wave, self.config.window_samples, self.config.mel_bins, self.config.reference_quirks)
+        return mel_windows(
+            wave,
+            self.config.window_samples,
+            self.config.mel_bins,
+            self.config.reference_quirks,
+        )
 
     def tensors(
         self,
@@ -250,7 +283,7 @@ class BrainProcessor:
             tensors |= {"input_features": torch.cat(windows), "feature_positions": torch.tensor(counts)}
         return tensors
 
-    # ---- answers -------------------------------------------------------------------------------------------------
+    # ---- answers -------------------------------------------------------------------------------------------
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """The words of an answer, control tokens left out."""

@@ -1,15 +1,16 @@
-"""Where media stand in a sequence: placeholders grow to as many positions as they need, and every position gets its place
-in text order, height and width (the three rows of Qwen2.5-VL's rotary embedding, "mRoPE").
+"""Where media stand in a sequence: placeholders grow to as many positions as they need, and every position
+gets its place in text order, height and width (the three rows of Qwen2.5-VL's rotary embedding, "mRoPE").
 
-In ids, -200 stands for a picture or video and -500 for a recording. A grown sequence repeats them, one for each position:
+In ids, -200 stands for a picture or video and -500 for a recording. A grown sequence repeats them, one for
+each position:
 
     ids          system  user  -200 -200 -200 -200 -200 -200  what  is  it  -500 -500 -500  assistant
     time             0     1     2    2    2    2    2    2     5    6   7    8    9   10      11
-    height           0     1     2    2    2    3    3    3     5    6   7    8    9   10      11        a picture of 2 x 3
+    height           0     1     2    2    2    3    3    3     5    6   7    8    9   10      11
     width            0     1     2    3    4    2    3    4     5    6   7    8    9   10      11
 
-What follows a picture goes on one beyond its largest number, so positions may be fewer than ids: `rope_delta` is the difference
-and belongs to each row of a batch, also to one of text only (zero).
+What follows a picture goes on one beyond its largest number, so positions may be fewer than ids: `rope_delta`
+is the difference and belongs to each row of a batch, also to one of text only (zero).
 
 Shapes: B batch, L positions.
 """
@@ -30,7 +31,11 @@ Grid = tuple[int, int, int]  # patches of a picture: frame pairs, height, width
 def grid_size(grid: Grid, merge: int) -> Grid:
     """Positions along time, height and width."""
     t, h, w = (int(n) for n in grid)
-    return t, h // merge, w // merge
+    return (
+        t,
+        h // merge,
+        w // merge,
+    )
 
 
 @dataclass
@@ -54,7 +59,9 @@ def check_counts(wanted: int, given: int, marker: str, noun: str) -> None:
         MediaError: one line.
     """
     if wanted != given:
-        raise MediaError(f"the text has {wanted} {marker} but {given} {noun} given: put one {marker} in the text for each")
+        raise MediaError(
+            f"the text has {wanted} {marker} but {given} {noun} given: put one {marker} in the text for each",
+        )
 
 
 def grow(
@@ -83,7 +90,9 @@ def grow(
     out_ids, out_labels, positions, start = [], [], [], 0
     for token, label in zip(ids, labels, strict=True):
         if token == IMAGE:
-            place = torch.cartesian_prod(*(torch.arange(n) for n in grid_size(next(pictures), merge))).T  # (3, t h w)
+            place = torch.cartesian_prod(
+                *(torch.arange(n) for n in grid_size(next(pictures), merge)),
+            ).T  # (3, t h w)
         else:
             place = torch.arange(next(recordings) if token == SPEECH else 1).expand(3, -1)
         count = place.shape[1]
@@ -92,11 +101,16 @@ def grow(
         positions.append(place + start)
         start += int(place.max()) + 1 if count else 0
     places = torch.cat(positions, 1) if positions else torch.zeros(3, 0, dtype=torch.long)
-    return Row(torch.tensor(out_ids, dtype=torch.long), places, None if unlabelled else torch.tensor(out_labels))
+    return Row(
+        torch.tensor(out_ids, dtype=torch.long),
+        places,
+        None if unlabelled else torch.tensor(out_labels),
+    )
 
 
 def collate(rows: Sequence[Row], pad_id: int = 0, side: str = "right") -> dict[str, Tensor]:
-    """A batch: ids (B, L), mask (B, L), positions (3, B, L), rope_deltas (B,) and labels (B, L) if every row has them."""
+    """A batch: ids (B, L), mask (B, L), positions (3, B, L), rope_deltas (B,) and labels (B, L) if every row
+    has them."""
 
     def padded(sequences: list[Tensor], value: int) -> Tensor:
         return pad_sequence(sequences, batch_first=True, padding_value=value, padding_side=side)

@@ -18,13 +18,13 @@ def check_context(positions: int, new: int, limit: int) -> None:
     """
     if positions + new > limit:
         raise LimitError(
-            f"this needs {positions + new} positions ({positions} of input, {new} to answer), the model has {limit}: "
-            "shorten the input, or take a model with a longer context"
+            f"this needs {positions + new} positions ({positions} of input, {new} to answer), "
+            f"the model has {limit}: shorten the input, or take a model with a longer context",
         )
 
 
 def memory_needed(model: nn.Module, batch: int, length: int, new: int, pixels: Tensor | None = None) -> int:
-    """Bytes that decoding takes beside the weights: key/value cache, embeddings, and the widest layer of the prompt.
+    """Bytes that decoding takes beside the weights: key/value cache and the widest layer of the prompt.
 
     The encoders of sound work in batches of a fixed size and are left out; so are parts of a megabyte.
     """
@@ -33,7 +33,9 @@ def memory_needed(model: nn.Module, batch: int, length: int, new: int, pixels: T
     cache = 2 * config.num_hidden_layers * config.num_key_value_heads * head * (length + new)
     widest = length * (3 * config.intermediate_size + 4 * config.hidden_size)  # of one layer, no gradients
     vision = config.vision_tower_config
-    patches = 0 if pixels is None or vision is None else len(pixels) * (3 * vision.intermediate_size + 8 * vision.hidden_size)
+    patches = 0
+    if pixels is not None and vision is not None:
+        patches = len(pixels) * (3 * vision.intermediate_size + 8 * vision.hidden_size)
     return size * (batch * (cache + widest) + patches)
 
 
@@ -60,6 +62,6 @@ def check_memory(model: nn.Module, batch: int, length: int, new: int, pixels: Te
     )
     if free is not None and need > free:
         raise LimitError(
-            f"this needs about {need / GIB:.1f} GiB of memory ({batch} x {length} positions), {free / GIB:.1f} GiB are free: "
-            "shorten the input, take fewer samples at a time, or answer shorter"
+            f"this needs about {need / GIB:.1f} GiB of memory ({batch} x {length} positions), "
+            f"{free / GIB:.1f} GiB are free: shorten the input, take fewer samples, or answer shorter",
         )

@@ -1,11 +1,11 @@
 """Pictures, videos and recordings from files or arrays, checked: what cannot be used is told in one line.
 
     picture: path, PIL image, (H, W, 3) uint8     -> RGB image
-    video:   path, list of pictures, (T, H, W, 3) -> RGB frames of one size, at most `max_frames`, spread evenly
+    video:   path, list of pictures, (T, H, W, 3) -> RGB frames of one size, at most `max_frames`
     audio:   path, (T,) at 16 kHz, (samples, rate) -> (T,) at 16 kHz, all channels mixed
 
-Of an animated picture the first frame counts. A length is asked of the file's header first, so that a recording that no model
-could take is refused before it is read.
+Of an animated picture the first frame counts. A length is asked of the file's header first, so that a
+recording that no model could take is refused before it is read.
 """
 
 import math
@@ -31,7 +31,7 @@ VIDEO_PIXELS = 2048 * 32 * SIDE * SIDE  # of a whole video, as published
 Wave = str | Path | np.ndarray | Tensor | tuple
 
 
-# ---- sound -----------------------------------------------------------------------------------------------------------
+# ---- sound -------------------------------------------------------------------------------------------------
 
 
 def check_rate(rate: object) -> int:
@@ -40,14 +40,18 @@ def check_rate(rate: object) -> int:
     Raises:
         AudioError: it is none.
     """
-    if not isinstance(rate, int | float | np.integer | np.floating) or not RATES[0] <= rate <= RATES[1] or rate != int(rate):
-        raise AudioError(f"{rate!r} is no sampling rate: give a whole number of Hz between {RATES[0]} and {RATES[1]}")
+    number = isinstance(rate, int | float | np.integer | np.floating)
+    if not number or not RATES[0] <= rate <= RATES[1] or rate != int(rate):
+        raise AudioError(
+            f"{rate!r} is no sampling rate: give a whole number of Hz between {RATES[0]} and {RATES[1]}",
+        )
     return int(rate)
 
 
 def to_16k(wave: Tensor, rate: int) -> Tensor:
     """(T,) at `rate` -> (T',) at 16 kHz; rates without a small common ratio are resampled by soxr."""
-    if math.lcm(rate, TOKENIZER_RATE) // rate * (rate // math.gcd(rate, TOKENIZER_RATE) + 14) > LONGEST_FILTERS:
+    up, down = (r // math.gcd(rate, TOKENIZER_RATE) for r in (TOKENIZER_RATE, rate))
+    if up * (down + 14) > LONGEST_FILTERS:
         import soxr
 
         return torch.from_numpy(soxr.resample(wave.numpy(), rate, TOKENIZER_RATE))
@@ -68,7 +72,9 @@ def audio_samples(source: Wave) -> int:
         header = soundfile.info(str(source))
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         reason = str(error).splitlines()[0].rsplit(": ", 1)[-1]
-        raise AudioError(f"{source} is not readable as audio ({reason}): give a wav, flac, ogg or mp3 file") from None
+        raise AudioError(
+            f"{source} is not readable as audio ({reason}): give a wav, flac, ogg or mp3 file",
+        ) from None
     if header.frames == 0:
         raise AudioError(f"{source} holds no sound: record it again")
     return math.ceil(header.frames * TOKENIZER_RATE / check_rate(header.samplerate))
@@ -78,7 +84,8 @@ def load_audio(source: Wave) -> Tensor:
     """A recording as mono float32 at 16 kHz: (T,).
 
     Args:
-        source: a path; samples (T,) or (T, channels) at 16 kHz, floats in [-1, 1] or integers of full scale; or (samples, rate).
+        source: a path; samples (T,) or (T, channels) at 16 kHz, floats in [-1, 1] or integers of full scale;
+            or (samples, rate).
 
     Raises:
         AudioError: missing, unreadable, empty, NaN or infinite, or no sampling rate.
@@ -103,7 +110,7 @@ def load_audio(source: Wave) -> Tensor:
     return to_16k(torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32)), rate)
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- pictures ----------------------------------------------------------------------------------------------
 
 
 def pillow():
@@ -115,8 +122,13 @@ def pillow():
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise MissingTool("Pillow is not installed: `pip install pillow`, or `pip install .[brain]`") from None
-    return Image, ImageOps
+        raise MissingTool(
+            "Pillow is not installed: `pip install pillow`, or `pip install .[brain]`",
+        ) from None
+    return (
+        Image,
+        ImageOps,
+    )
 
 
 def load_picture(source):
@@ -136,7 +148,8 @@ def load_picture(source):
                 raise MediaError(f"no picture file {source}: check the path")
             image = image_module.open(source)
         else:
-            image = source if isinstance(source, image_module.Image) else image_module.fromarray(np.asarray(source))
+            ready = isinstance(source, image_module.Image)
+            image = source if ready else image_module.fromarray(np.asarray(source))
         check_size(name, *image.size)
         image.load()  # first frame
         image = operations.exif_transpose(image)
@@ -153,14 +166,21 @@ def load_picture(source):
     except MediaError:
         raise
     except image_module.DecompressionBombError:
-        raise MediaError(f"{name} is too large to be read safely: make it smaller, at most {most_pixels()} million pixels") from None
+        raise MediaError(
+            f"{name} is too large to be read safely: make it smaller, at most {most_pixels()} million pixels",
+        ) from None
     except (OSError, SyntaxError, ValueError, TypeError, EOFError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise MediaError(f"{name} is not readable as a picture ({reason}): give a png, jpeg, webp or gif file") from None
+        raise MediaError(
+            f"{name} is not readable as a picture ({reason}): give a png, jpeg, webp or gif file",
+        ) from None
     least = max(SIDE, *(math.ceil(side / MAX_RATIO) for side in image.size))
-    if min(image.size) < SIDE and max(image.size) / min(image.size) <= MAX_RATIO:  # a speck becomes one position
+    if min(image.size) < SIDE:  # a speck becomes one position
         scale = least / min(image.size)
-        image = image.resize([max(least, round(side * scale)) for side in image.size], image_module.Resampling.BICUBIC)
+        image = image.resize(
+            [max(least, round(side * scale)) for side in image.size],
+            image_module.Resampling.BICUBIC,
+        )
     return image
 
 
@@ -176,11 +196,15 @@ def check_size(name: str, width: int, height: int) -> None:
         MediaError: too many pixels, none, or too thin.
     """
     if width * height > most_pixels() * 1_000_000:
-        raise MediaError(f"{name} has {width} x {height} pixels, at most {most_pixels()} million are read: make it smaller")
+        raise MediaError(
+            f"{name} has {width} x {height} pixels, at most {most_pixels()} million fit: make it smaller",
+        )
     if min(width, height) == 0:
         raise MediaError(f"{name} has {width} x {height} pixels: give a picture")
     if max(width, height) / min(width, height) > MAX_RATIO:
-        raise MediaError(f"{name} has {width} x {height} pixels, one side more than {MAX_RATIO} times the other: cut it")
+        raise MediaError(
+            f"{name} has {width} x {height} pixels, one side more than {MAX_RATIO} times the other: cut it",
+        )
 
 
 def eight_bits(values: np.ndarray) -> np.ndarray:
@@ -189,7 +213,7 @@ def eight_bits(values: np.ndarray) -> np.ndarray:
     return (values.clip(0, top) * (255.0 / top)).round().astype(np.uint8)
 
 
-# ---- videos ----------------------------------------------------------------------------------------------------------
+# ---- videos ------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -205,13 +229,14 @@ def evenly(total: float, count: int) -> list[float]:
 
 
 def frame_count(seconds: float, fps: float, most: int) -> int:
-    """Frames to take of a video of that length: even, at least 2, at most `most` (which wins when it is 1)."""
+    """Frames to take of a video of that length: even, at least 2, at most `most`, which wins."""
     wanted = max(2, math.floor(seconds * fps / 2) * 2)
     return min(wanted, max(most // 2 * 2, 1))
 
 
 def load_video(source, fps: float = 2.0, max_frames: int = 16) -> list:
-    """Frames of a video as RGB pictures of one size; a file gives `fps` a second, but at most `max_frames` spread evenly.
+    """Frames of a video as RGB pictures of one size; a file gives `fps` a second, but at most `max_frames`
+    spread evenly.
 
     Raises:
         MediaError: missing, unreadable, no frames, or frames of different sizes.
@@ -223,14 +248,16 @@ def load_video(source, fps: float = 2.0, max_frames: int = 16) -> list:
     if not frames:
         raise MediaError("a video without frames: give at least one picture")
     if len({frame.size for frame in frames}) > 1:
-        raise MediaError(f"frames of different sizes ({frames[0].size} and others): give a video's frames at one size")
+        raise MediaError(
+            f"frames of different sizes ({frames[0].size} and others): give a video's frames at one size",
+        )
     if len(frames) > max_frames:
         frames = [frames[round(i)] for i in evenly(len(frames) - 1, max(max_frames // 2 * 2, 1))]
     return frames
 
 
 def read_video(path: Path, fps: float, max_frames: int) -> list:
-    """Frames of a video file: it is searched, not decoded whole, so that hours cost little more than seconds."""
+    """Frames of a video file: it is searched, not decoded whole, so hours cost little more than seconds."""
     try:
         import av
     except ImportError:
@@ -244,7 +271,8 @@ def read_video(path: Path, fps: float, max_frames: int) -> list:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             first = (stream.start_time or 0) * stream.time_base
-            length = stream.duration * stream.time_base if stream.duration else (container.duration or 0) / av.time_base
+            written = (container.duration or 0) / av.time_base
+            length = stream.duration * stream.time_base if stream.duration else written
             frames = sought(container, stream, float(first), float(length), fps, max_frames) if length else []
             if not frames:  # a length that is not written down, or wrong: count, then pick
                 container.seek(0)
@@ -256,14 +284,16 @@ def read_video(path: Path, fps: float, max_frames: int) -> list:
     except av.error.EOFError:
         raise MediaError(f"{path} holds no frames: record it again") from None
     except av.FFmpegError as error:
-        raise MediaError(f"{path} is not readable as a video ({error.strerror}): give an mp4, mkv, webm or gif file") from None
+        raise MediaError(
+            f"{path} is not readable as a video ({error.strerror}): give an mp4, mkv, webm or gif file",
+        ) from None
     if not frames:
         raise MediaError(f"{path} holds no frames: record it again")
     return [load_picture(frame) for frame in frames]
 
 
 def sought(container, stream, first: float, length: float, fps: float, max_frames: int) -> list:
-    """Frames at even distances: for each, the last key frame before it is found and decoding goes on from there."""
+    """Frames at even distances: for each, decoding starts at the last key frame before it."""
     frames, seen, held, decoder = [], None, None, None
     step = 1 / float(stream.average_rate or 25)
     for place in evenly(max(length - step, 0.0), frame_count(length, fps, max_frames)):
@@ -286,8 +316,8 @@ def sought(container, stream, first: float, length: float, fps: float, max_frame
 
 
 def frames_to_size(frames: Sequence, factor: int = SIDE) -> list:
-    """Resize the frames of a video once, to multiples of `factor` within the pixels a frame may have; an odd count is
-    completed by the last frame."""
+    """Resize the frames of a video once, to multiples of `factor` within the pixels a frame may have; an odd
+    count is completed by the last frame."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
     image_module, _ = pillow()

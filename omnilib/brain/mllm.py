@@ -1,16 +1,21 @@
-"""The brain: Qwen2.5-VL's language model that sees through its vision tower and hears through two audio encoders (paper section 3.1).
+"""The brain: Qwen2.5-VL's language model with its vision tower and two audio encoders (paper section 3.1).
 
     pictures, videos --vision tower (Qwen2.5-VL)---------------------+
     sound --windows--> main + auxiliary encoder --projector----------+--> embeddings --language model--> text
     text ids --embedding---------------------------------------------+
 
 Notable choices
-- Backbones are transformers' modules; ours are the fusion of sound (`fusion.py`), the layout (`layout.py`) and their meeting here.
-- A batch comes with its placeholders grown (`inputs.BrainProcessor`, `layout.grow`), so its length is known before anything
-  is encoded. Features of all pictures and all recordings of a batch are put into the places marked -200 and -500, in order.
-- Sound is encoded and fused `config.speech_batch` windows at a time: the memory of the encoders does not grow with length.
-- Each row of a batch has its own rope delta, rows of text only included, so padded batches decode like single samples.
-- A frozen tower stays in eval mode; one that learns (`unfreeze_mm_*_tower`) gets its gradient, which the released code prevents.
+- Backbones are transformers' modules; ours are the fusion of sound (`fusion.py`), the layout (`layout.py`)
+  and their meeting here.
+- A batch comes with its placeholders grown (`inputs.BrainProcessor`, `layout.grow`), so its length is known
+  before anything is encoded. Features of all pictures and all recordings of a batch are put into the places
+  marked -200 and -500, in order.
+- Sound is encoded and fused `config.speech_batch` windows at a time: the memory of the encoders does not grow
+  with length.
+- Each row of a batch has its own rope delta, rows of text only included, so padded batches decode like single
+  samples.
+- A frozen tower stays in eval mode; one that learns (`unfreeze_mm_*_tower`) gets its gradient, which the
+  released code prevents.
 - Logits are computed only where they are wanted: at labels in training, at the last position in decoding.
 - Names of parameters, `model_type` and architecture are those of the published checkpoints.
 
@@ -42,6 +47,21 @@ from omnilib.brain.limits import check_context, check_memory
 from omnilib.errors import CheckpointError, ConfigError, MediaError
 
 ARCHITECTURE = "MGMOmniForCausalLM"  # the name in the published config.json
+MEDIA = (  # of a batch
+    "pixel_values",
+    "image_grid_thw",
+    "input_features",
+    "feature_positions",
+    "picture_features",
+    "speech_features",
+)
+
+
+def attention_for(device: str, dtype: torch.dtype) -> str:
+    """flash-attention if installed and able (half precision, GPU), else PyTorch's fused attention."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    able = half and str(device).startswith("cuda") and is_flash_attn_2_available()
+    return "flash_attention_2" if able else "sdpa"
 
 
 class BrainModel(Qwen2_5_VLTextModel):
@@ -62,23 +82,28 @@ class BrainModel(Qwen2_5_VLTextModel):
     def frozen_towers(self) -> list[nn.Module]:
         """Towers that do not learn under this config."""
         towers = [] if self.config.unfreeze_mm_vision_tower else [self.vision_tower]
-        return towers if self.config.unfreeze_mm_speech_tower or self.speech_tower is None else [*towers, self.speech_tower]
+        hearing = self.speech_tower if not self.config.unfreeze_mm_speech_tower else None
+        return towers if hearing is None else [*towers, hearing]
 
-    # ---- pictures ------------------------------------------------------------------------------------------------
+    # ---- pictures ------------------------------------------------------------------------------------------
 
     def see(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
         """Patches of all pictures and videos (P, 1176) and their grids (pictures, 3) -> (P / merge^2, D)."""
         if "vision_tower" not in self.vision_tower:
-            raise ConfigError("this brain has no vision tower: give a config with vision_tower_config, or picture_features")
+            raise ConfigError(
+                "this brain has no vision tower: give a config with vision_tower_config, or picture_features",
+            )
         tower = self.vision_tower["vision_tower"]
         return tower(pixel_values.to(tower.dtype), grid_thw=grid_thw).pooler_output
 
-    # ---- sound ---------------------------------------------------------------------------------------------------
+    # ---- sound ---------------------------------------------------------------------------------------------
 
     def encode_speech(self, windows: Tensor, positions: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Main and auxiliary frames of some windows, to be kept and given to `fuse` later: (W, N, D1), (W, 2 N, D2)."""
+        """Main and auxiliary frames of some windows, for `fuse`: (W, N, D1), (W, 2 N, D2)."""
         if self.speech_tower is None:
-            raise ConfigError("this brain has no audio encoder: give a config with speech_tower_config, or speech_features")
+            raise ConfigError(
+                "this brain has no audio encoder: give a config with speech_tower_config, or speech_features",
+            )
         frames = None if self.config.reference_quirks else positions * positions_rate(self.config)
         return self.speech_tower(windows, frames)
 
@@ -86,24 +111,33 @@ class BrainModel(Qwen2_5_VLTextModel):
         """Frames of both encoders -> one feature a position of all windows: (sum of positions, D)."""
         kind = self.config.mm_speech_projector_type
         if any(wanted and frames is None for wanted, frames in zip(needs(kind), (main, aux))):
-            raise ConfigError(f"mm_speech_projector_type '{kind}' needs an audio encoder that this brain lacks: correct config.json")
+            raise ConfigError(
+                f"mm_speech_projector_type '{kind}' needs an audio encoder that this brain lacks",
+            )
         valid = None if self.config.reference_quirks else positions * positions_rate(self.config)
         weight = next(self.mm_speech_projector.parameters(), main)
         main, aux = (frames if frames is None else frames.to(weight) for frames in (main, aux))
         features = self.mm_speech_projector(main, aux, valid)  # (W, T, D)
-        kept = torch.arange(features.shape[1], device=features.device) < positions[:, None].to(features.device)
+        kept = torch.arange(features.shape[1], device=features.device) < positions[:, None].to(
+            features.device,
+        )
         features = features[kept]  # (sum, D)
         return F.normalize(features, dim=-1) if self.config.speech_norm else features
 
     def hear(self, windows: Tensor, positions: Tensor) -> Tensor:
-        """Log-mel windows of all recordings (W, bins, F), and how many positions each takes (W,) -> (sum of positions, D)."""
+        """Log-mel windows (W, bins, F) and how many positions each takes (W,) -> (sum of positions, D)."""
         size = self.config.speech_batch
-        parts = [self.fuse(*self.encode_speech(w, n), n) for w, n in zip(windows.split(size), positions.split(size))]
-        return torch.cat(parts)
+        batches = zip(windows.split(size), positions.split(size), strict=True)
+        return torch.cat([self.fuse(*self.encode_speech(w, n), n) for w, n in batches])
 
-    # ---- together ------------------------------------------------------------------------------------------------
+    # ---- together ------------------------------------------------------------------------------------------
 
-    def embed(self, input_ids: Tensor, picture_features: Tensor | None, speech_features: Tensor | None) -> Tensor:
+    def embed(
+        self,
+        input_ids: Tensor,
+        picture_features: Tensor | None,
+        speech_features: Tensor | None,
+    ) -> Tensor:
         """Text, picture and speech embeddings in their places: (B, L) -> (B, L, D).
 
         Raises:
@@ -117,14 +151,16 @@ class BrainModel(Qwen2_5_VLTextModel):
             places = input_ids == marker  # (B, L)
             count, given = int(places.sum()), 0 if features is None else len(features)
             if count != given:
-                raise MediaError(f"{count} places for {name} features but {given} features: prepare the batch with BrainProcessor")
+                raise MediaError(
+                    f"{count} places for {name} features but {given} features: use BrainProcessor",
+                )
             if count:
                 embeds = embeds.masked_scatter(places[..., None], features.to(embeds))
         return embeds
 
 
 class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
-    """The brain with its text head. `forward` trains and scores, `generate` is transformers', `decode.stream` goes step by step."""
+    """The brain with its text head. `forward` trains and scores, `decode.stream` answers step by step."""
 
     config_class = BrainConfig
     config: BrainConfig
@@ -136,7 +172,9 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
         "Qwen2AudioEncoderLayer",
         "WhisperEncoderLayer",
     ]
-    _keys_to_ignore_on_load_unexpected = [r"model\.mm_projector\..*"]  # built by the released code, never applied
+    _keys_to_ignore_on_load_unexpected = [
+        r"model\.mm_projector\..*",
+    ]  # built by the released code, never applied
 
     def __init__(self, config: BrainConfig):
         super().__init__(config)
@@ -153,23 +191,38 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
             tower.eval()
         return self
 
-    # ---- loading and saving --------------------------------------------------------------------------------------
+    # ---- loading and saving --------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, *args, config: BrainConfig | None = None, **kwargs) -> "Brain":
-        """As transformers does; also reads folders whose weights lie in eight bits (see `omnilib.storage`)."""
-        return storage.from_pretrained(super().from_pretrained, BrainConfig, folder, *args, config=config, **kwargs)
+    def from_pretrained(
+        cls,
+        folder: Path | str,
+        *args,
+        config: BrainConfig | None = None,
+        **kwargs,
+    ) -> "Brain":
+        """As transformers does; also reads weights in eight bits (see `omnilib.storage`)."""
+        return storage.from_pretrained(
+            super().from_pretrained,
+            BrainConfig,
+            folder,
+            *args,
+            config=config,
+            **kwargs,
+        )
 
     @classmethod
     def load(cls, folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "Brain":
-        """Load a folder that `save_pretrained` wrote, strictly, ready to answer; flash-attention when installed and on a GPU.
+        """Load a folder that `save_pretrained` wrote, strictly, ready to answer (flash-attention if it can).
 
         Raises:
             CheckpointError: missing, truncated or foreign files, or keys that do not match.
         """
         if not (Path(folder) / "config.json").is_file():
-            raise CheckpointError(f"no config.json in {folder}: give a brain's folder, or restore the checkpoint")
-        attention = "flash_attention_2" if device.startswith("cuda") and is_flash_attn_2_available() else "sdpa"
+            raise CheckpointError(
+                f"no config.json in {folder}: give a brain's folder, or restore the checkpoint",
+            )
+        attention = attention_for(device, dtype)
         try:
             model, info = cls.from_pretrained(
                 str(folder),
@@ -182,10 +235,14 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
             if isinstance(error, ConfigError):
                 raise
             first = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"cannot load the brain in {folder}: {first}; restore the files or train again") from error
+            raise CheckpointError(
+                f"cannot load the brain in {folder}: {first}; restore the files or train again",
+            ) from error
         wrong = {k: sorted(map(str, v))[:3] for k, v in info.items() if v and k != "error_msgs"}
         if wrong:
-            raise CheckpointError(f"{folder} does not fit its config.json: {wrong}; restore the files or train again")
+            raise CheckpointError(
+                f"{folder} does not fit its config.json: {wrong}; restore the files or train again",
+            )
         return model.to(device).eval()
 
     def save_pretrained(self, folder: Path | str, **kwargs) -> None:
@@ -194,7 +251,7 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
         self.config.architectures = [ARCHITECTURE]
         self.config.save_pretrained(folder)
 
-    # ---- whole sequences -----------------------------------------------------------------------------------------
+    # ---- whole sequences -----------------------------------------------------------------------------------
 
     def embed_inputs(
         self,
@@ -206,7 +263,7 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
         picture_features: Tensor | None = None,
         speech_features: Tensor | None = None,
     ) -> Tensor:
-        """Encode what is not encoded yet and put everything in its place: (B, L, D). Arguments as in `forward`."""
+        """Encode what is not encoded yet and put everything in its place: (B, L, D)."""
         if picture_features is None and pixel_values is not None:
             picture_features = self.model.see(pixel_values, image_grid_thw)
         if speech_features is None and input_features is not None:
@@ -214,7 +271,7 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
         return self.model.embed(input_ids, picture_features, speech_features)
 
     def loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """One mean over all labels of the batch, each predicted from the position before: (B, L, D), (B, L) -> ()."""
+        """One mean over all labels of the batch: hidden (B, L, D), labels (B, L) -> ()."""
         target = labels[:, 1:]
         chosen = target != IGNORE
         if not chosen.any():
@@ -246,11 +303,15 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
         Args:
             input_ids: (B, L) text ids, -200 and -500 once for each position of a picture or recording.
             attention_mask: (B, L), true on live positions.
-            position_ids: (3, B, L) as `layout.collate` gives them; None: 0, 1, 2..., right only without pictures.
+            position_ids: (3, B, L) as `layout.collate` gives them; None: 0, 1, 2..., right only without
+                pictures.
             labels: (B, L), -100 ignored; position t is predicted from position t - 1.
-            pixel_values, image_grid_thw: (P, 1176) patches and (pictures, 3) grids of all pictures and videos of the batch, in order.
-            input_features, feature_positions: (W, bins, F) log-mel windows of all recordings, in order, and (W,) positions of each.
-            picture_features, speech_features: (n, D) computed before, in their place (`BrainModel.see`, `.hear`, `.fuse`).
+            pixel_values, image_grid_thw: (P, 1176) patches and (pictures, 3) grids of all pictures and videos
+                of the batch, in order.
+            input_features, feature_positions: (W, bins, F) log-mel windows of all recordings, in order, and
+                (W,) positions of each.
+            picture_features, speech_features: (n, D) computed before, in their place (`BrainModel.see`,
+                `.hear`, `.fuse`).
             rope_deltas: not used here; a batch may be passed whole.
             return_logits: also return logits (default: only when there are no labels).
             logits_to_keep: only of so many last positions; 0: of all.
@@ -284,7 +345,7 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
             result.logits = self.lm_head(hidden[:, -logits_to_keep:]).float()
         return result
 
-    # ---- decoding through transformers ----------------------------------------------------------------------------
+    # ---- decoding through transformers ---------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(
@@ -296,7 +357,7 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
         max_new_tokens: int = 512,
         **kwargs,
     ) -> Tensor:
-        """transformers' `generate` (sampling, beams, stopping rules) over a batch padded on the left: new ids only, (B, new).
+        """transformers' `generate` (sampling, beams, stopping rules) over a left-padded batch: (B, new).
 
         A batch of `BrainProcessor` may be passed whole: `model.generate(**batch, max_new_tokens=64)`.
 
@@ -315,7 +376,12 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
         media = {name: kwargs.pop(name, None) for name in names}
         kwargs.pop("labels", None)
         embeds, mask, positions, deltas = self.prepare(
-            input_ids, attention_mask, position_ids, max_new_tokens, kwargs.get("num_beams", 1), **media
+            input_ids,
+            attention_mask,
+            position_ids,
+            max_new_tokens,
+            kwargs.get("num_beams", 1),
+            **media,
         )
         return super().generate(
             inputs_embeds=embeds,
@@ -336,19 +402,32 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
         copies: int = 1,
         **media,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Checks, then embeddings (B, L, D), mask (B, L), positions (3, B, L) and rope deltas (B,) of prompts to go on from."""
+        """Checks, then embeddings (B, L, D), mask (B, L), positions (3, B, L) and rope deltas (B,)."""
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         if not bool(mask[:, -1].all()):
-            raise MediaError("decoding needs padding on the left: call the processor with padding_side='left'")
+            raise MediaError(
+                "decoding needs padding on the left: call the processor with padding_side='left'",
+            )
         if position_ids is None:
             if bool((input_ids == IMAGE).any()):
                 raise MediaError("a batch with pictures needs position_ids: prepare it with BrainProcessor")
             position_ids = (mask.cumsum(1) - 1).clamp(min=0).expand(3, -1, -1)
         last = position_ids.masked_fill(mask[None] == 0, -1).amax((0, 2))  # (B,)
         check_context(int(last.max()) + 1, max_new_tokens, self.config.max_position_embeddings)
-        check_memory(self, len(input_ids) * copies, input_ids.shape[1], max_new_tokens, media.get("pixel_values"))
+        check_memory(
+            self,
+            len(input_ids) * copies,
+            input_ids.shape[1],
+            max_new_tokens,
+            media.get("pixel_values"),
+        )
         embeds = self.embed_inputs(input_ids, **media)
-        return embeds, mask, position_ids, last + 1 - mask.sum(1)
+        return (
+            embeds,
+            mask,
+            position_ids,
+            last + 1 - mask.sum(1),
+        )
 
     def prepare_inputs_for_generation(
         self,
@@ -377,7 +456,11 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
             past = kwargs["past_key_values"].get_seq_length()  # transformers drops a mask without padding
             before = past if attention_mask is None else attention_mask[:, :past].sum(1)  # live ids
             steps = torch.arange(count, device=rope_deltas.device)
-            inputs["position_ids"] = ((before + rope_deltas)[:, None] + steps).expand(3, -1, -1)  # (3, B, count)
+            inputs["position_ids"] = ((before + rope_deltas)[:, None] + steps).expand(
+                3,
+                -1,
+                -1,
+            )  # (3, B, count)
         return inputs
 
 

@@ -4,14 +4,16 @@
     <|im_start|>user\\n ... <|im_end|>\\n
     <|im_start|>assistant\\n ... <|im_end|>\\n            an open turn ends behind "assistant\\n"
 
-In a user's turn a picture or video is `<|vision_start|><image><|vision_end|>\\n`, a recording `<speech>` and a line break unless
-the turn ends with it. A turn is a string, or a list of parts in the order in which they shall be read:
+In a user's turn a picture or video is `<|vision_start|><image><|vision_end|>\\n`, a recording `<speech>` and
+a line break unless the turn ends with it. A turn is a string, or a list of parts in the order in which they
+shall be read:
 
-    [{"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type": "audio", "audio": "question.wav"}]},
+    [{"role": "user", "content": [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "Who?"}]},
      {"role": "assistant", "content": "A cat."},
      {"role": "user", "content": "What colour?"}]
 
-All media of all turns stay. What a user types is text: a typed `<image>` or `<|im_end|>` is no placeholder and no control token.
+All media of all turns stay. What a user types is text: a typed `<image>` or `<|im_end|>` is no placeholder
+and no control token.
 """
 
 import re
@@ -48,18 +50,23 @@ class Prompt:
     audio: list = field(default_factory=list)
 
     def ids(self, tokenizer) -> tuple[list[int], list[int]]:
-        """Ids, and labels that ask for the assistant's words and their end. Every piece is tokenised alone, as published."""
+        """Ids, and labels that ask for the assistant's words and their end. Every piece is tokenised alone,
+        as published."""
         ids, labels = [], []
         for piece in self.pieces:
             new = [piece.marker] if piece.marker is not None else tokens(tokenizer, piece.text, piece.typed)
             ids += new
             labels += new if piece.learn else [IGNORE] * len(new)
-        return ids, labels
+        return (
+            ids,
+            labels,
+        )
 
 
 def tokens(tokenizer, text: str, typed: bool = False) -> list[int]:
-    """Ids of a text, nothing added; with `typed`, names of control tokens in it are read as plain characters."""
-    options = {"split_special_tokens": True} if typed and any(name in text for name in special_names(tokenizer)) else {}
+    """Ids of a text, nothing added; with `typed`, names of control tokens are plain characters."""
+    risky = typed and any(name in text for name in special_names(tokenizer))
+    options = {"split_special_tokens": True} if risky else {}
     return tokenizer.encode(text, add_special_tokens=False, **options) if text else []
 
 
@@ -89,7 +96,9 @@ def part_of(part: object, last: bool, prompt: Prompt) -> list[Piece]:
     if kind == "audio":
         prompt.audio.append(part["audio"])
         return [Piece(marker=SPEECH)] + ([] if last else [Piece("\n")])
-    raise MediaError(f"a turn holds {part!r}: parts are texts or {{'type': 'text' | 'image' | 'video' | 'audio', ...}}")
+    raise MediaError(
+        f"a turn holds {part!r}: parts are texts or {{'type': 'text' | 'image' | 'video' | 'audio', ...}}",
+    )
 
 
 def conversation(messages: Sequence[dict], answer: bool = True, system: str = SYSTEM) -> Prompt:
@@ -110,7 +119,9 @@ def conversation(messages: Sequence[dict], answer: bool = True, system: str = SY
     for message in messages:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES[1:]:
-            raise MediaError(f"a turn of role {role!r}: roles are user and assistant, and system for the first")
+            raise MediaError(
+                f"a turn of role {role!r}: roles are user and assistant, and system for the first",
+            )
         parts = [content] if isinstance(content, str) else list(content or ())
         if role == "assistant" and not all(isinstance(p, str) or p.get("type") == "text" for p in parts):
             raise MediaError("an assistant's turn with media: the brain answers in text")
@@ -140,5 +151,5 @@ def joined(pieces: Sequence[Piece]) -> list[Piece]:
 
 
 def joins(piece: Piece) -> bool:
-    """Whether a piece is text that may be tokenised together with the template: nothing typed in it looks like a control token."""
+    """Whether a piece may be tokenised with the template: nothing typed in it looks like a control token."""
     return piece.marker is None and not (piece.typed and "<" in piece.text)

@@ -2,18 +2,20 @@
 
 A folder as MGM-Omni-7B / 32B is published:
 
-    config.json  model-0000i-of-0000n.safetensors  model.safetensors.index.json     language model, projector, perhaps towers
+    config.json  model-0000i-of-0000n.safetensors  model.safetensors.index.json     weights, of towers too
     tokenizer_config.json  vocab.json  merges.txt  ...                              text tokenizer
 
-Its config names three more folders: mm_vision_tower (Qwen2.5-VL's vision tower), mm_speech_tower (Qwen2-Audio's encoder, "Dual-" is
-cut out of the name) and speech_tower_aux (Belle-Whisper). They are looked for by their last name in `towers`, in the folder, and
-beside it. Where a tower's weights come from is the released rule, and `Report` says it:
+Its config names three more folders: mm_vision_tower (Qwen2.5-VL's vision tower), mm_speech_tower
+(Qwen2-Audio's encoder, "Dual-" is cut out of the name) and speech_tower_aux (Belle-Whisper). They are looked
+for by their last name in `towers`, in the folder, and beside it. Where a tower's weights come from is the
+released rule, and the report says it:
 
     unfreeze_mm_*_tower set     the checkpoint's own weights
-    not set                     the tower's folder; the checkpoint's own weights only if there is no such folder
+    not set                     the tower's folder; the checkpoint's own weights only if there is none
 
 Notable choices
-- All names and shapes are compared first, from file headers, as in `omnilib.weights`. Nothing in a folder is executed.
+- All names and shapes are compared first, from file headers, as in `omnilib.weights`. Nothing in a folder is
+  executed.
 - Weights go straight from the files to their device and dtype: no second copy in memory.
 """
 
@@ -28,11 +30,10 @@ from safetensors import safe_open
 from transformers import WhisperConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_audio.configuration_qwen2_audio import Qwen2AudioEncoderConfig
-from transformers.utils import is_flash_attn_2_available
 
 from omnilib.brain.config import BrainConfig
 from omnilib.brain.inputs import BrainProcessor
-from omnilib.brain.mllm import Brain
+from omnilib.brain.mllm import Brain, attention_for
 from omnilib.errors import CheckpointError, ConfigError, LimitError, UserError
 from omnilib.weights import Fit, compare, demand, read_json, read_pt, shard_shapes
 
@@ -48,23 +49,37 @@ LLM = {  # Qwen2.5 technical report: width, layers, heads, key-value heads, mlp 
 }
 VISION_MLP = {"7B": 3420, "32B": 3456}  # Qwen2.5-VL's public configs
 QWEN_VOCABULARY = 152_064
-LARGE = dict(num_mel_bins=128, max_source_positions=1500, encoder_layers=32, encoder_attention_heads=20, encoder_ffn_dim=5120)
+LARGE = dict(
+    num_mel_bins=128,
+    max_source_positions=1500,
+    encoder_layers=32,
+    encoder_attention_heads=20,
+    encoder_ffn_dim=5120,
+)
 
 
 def vision_preset(name: str) -> Qwen2_5_VLVisionConfig:
     """Qwen2.5-VL's vision tower for the language model of that size."""
     return Qwen2_5_VLVisionConfig(
-        depth=32, hidden_size=1280, num_heads=16, intermediate_size=VISION_MLP[name], out_hidden_size=LLM[name][0], tokens_per_second=2
+        depth=32,
+        hidden_size=1280,
+        num_heads=16,
+        intermediate_size=VISION_MLP[name],
+        out_hidden_size=LLM[name][0],
+        tokens_per_second=2,
     )
 
 
 def audio_presets() -> tuple[Qwen2AudioEncoderConfig, WhisperConfig]:
     """Qwen2-Audio's encoder and Whisper-large-v3, whose encoder is the auxiliary one."""
-    return Qwen2AudioEncoderConfig(d_model=1280, **LARGE), WhisperConfig(d_model=1280, **LARGE)
+    return (
+        Qwen2AudioEncoderConfig(d_model=1280, **LARGE),
+        WhisperConfig(d_model=1280, **LARGE),
+    )
 
 
 def brain_preset(name: str) -> BrainConfig:
-    """The brain at a published size: "7B" or "32B". The rate of 5 main frames a position is a guess: it is in no paper.
+    """The brain at a published size: "7B" or "32B". Its `speech_encoder_ds_rate` is a guess.
 
     Raises:
         ConfigError: no such size.
@@ -174,9 +189,13 @@ def own_config(tower: Tower, folder: Path):
     for key in tower.nested:
         raw = raw.get(key) or raw
     try:
-        return tower.kind(**{k: v for k, v in raw.items() if k not in ("model_type", "architectures", "transformers_version")})
+        return tower.kind(
+            **{k: v for k, v in raw.items() if k not in ("model_type", "architectures")},
+        )
     except Exception as error:  # transformers checks values in its own ways
-        raise CheckpointError(f"{folder}/config.json cannot be used ({str(error).splitlines()[0]}): get it again") from None
+        raise CheckpointError(
+            f"{folder}/config.json cannot be used ({str(error).splitlines()[0]}): get it again",
+        ) from None
 
 
 def file_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -196,15 +215,31 @@ def own_part(tower: Tower, folder: Path) -> Part:
 
 
 def published_config(tower: Tower, shapes: dict[str, tuple[int, ...]]):
-    """The published config whose sizes a tower in a checkpoint has, or None: heads cannot be read from shapes."""
+    """The published config whose sizes a tower in a checkpoint has, or None."""
     main, aux = audio_presets()
-    known = {"vision tower": [vision_preset(n) for n in LLM], "main audio encoder": [main], "auxiliary audio encoder": [aux]}
+    known = {
+        "vision tower": [vision_preset(n) for n in LLM],
+        "main audio encoder": [main],
+        "auxiliary audio encoder": [aux],
+    }
     for config in known[tower.noun]:
-        fields = {"vision_tower_config": None, "speech_tower_config": None, "speech_tower_aux_config": None, tower.config: config}
+        fields = {
+            "vision_tower_config": None,
+            "speech_tower_config": None,
+            "speech_tower_aux_config": None,
+            tower.config: config,
+        }
         width = config.out_hidden_size if isinstance(config, Qwen2_5_VLVisionConfig) else 64
         with torch.device("meta"):
             empty = Brain(
-                BrainConfig(hidden_size=width, num_hidden_layers=0, num_attention_heads=2, num_key_value_heads=1, vocab_size=8, **fields)
+                BrainConfig(
+                    hidden_size=width,
+                    num_hidden_layers=0,
+                    num_attention_heads=2,
+                    num_key_value_heads=1,
+                    vocab_size=8,
+                    **fields,
+                ),
             )
         if {k: tuple(v.shape) for k, v in empty.state_dict().items() if k.startswith(tower.prefix)} == shapes:
             return config
@@ -224,11 +259,15 @@ def plan(folder: str | Path, towers: str | Path | None = None) -> Plan:
     folder, towers = Path(folder), None if towers is None else Path(towers)
     raw = read_json(folder / "config.json")
     if raw.get("model_type") not in MODEL_TYPES:
-        raise CheckpointError(f"{folder}/config.json is of a '{raw.get('model_type')}' model: give an MGM-Omni-7B or 32B folder")
+        raise CheckpointError(
+            f"{folder}/config.json is of a '{raw.get('model_type')}' model: give a brain's folder",
+        )
     shapes = {k: v for k, v in shard_shapes(folder).items() if not k.endswith(BUFFERS)}
     made = Plan(config=None, parts=[])
     if dropped := [k for k in shapes if k.startswith(NOT_OURS)]:
-        made.told.append(f"mm_projector: {len(dropped)} tensors left out (the released code never applies it)")
+        made.told.append(
+            f"mm_projector: {len(dropped)} tensors left out (the released code never applies it)",
+        )
     shapes = {k: v for k, v in shapes.items() if not k.startswith(NOT_OURS)}
     fields = {}
     for tower in TOWERS:
@@ -242,23 +281,30 @@ def plan(folder: str | Path, towers: str | Path | None = None) -> Plan:
             config = carried or (own_config(tower, own) if own else published_config(tower, held))
             if config is None:
                 raise CheckpointError(
-                    f"the {tower.noun} of {folder} has no published size: put its folder '{raw.get(tower.names)}' beside it, "
-                    "which holds its config.json, or give towers="
+                    f"the {tower.noun} of {folder} has no published size: "
+                    f"put its folder '{raw.get(tower.names)}' beside it, "
+                    "which holds its config.json, or give towers=",
                 )
             made.told.append(f"{tower.noun}: {len(held)} tensors from the checkpoint")
         elif own is not None:
             config, part = own_config(tower, own), own_part(tower, own)
             made.parts.append(part)
             shapes = {k: v for k, v in shapes.items() if not k.startswith(tower.prefix)}
-            unused = f"; the checkpoint's own {len(held)} are not used, as {tower.flag} is not set" if held else ""
+            unused = f"; the checkpoint's own {len(held)} are not used, as {tower.flag} is not set"
+            unused = unused if held else ""
             made.told.append(f"{tower.noun}: {len(part.names)} tensors from the folder {own.name}{unused}")
         else:
             raise CheckpointError(
-                f"the {tower.noun} is neither in {folder} nor in a folder named '{raw.get(tower.names)}' beside it: "
-                "get that folder too, or give towers="
+                f"the {tower.noun} is neither in {folder} nor in a folder named "
+                f"'{raw.get(tower.names)}' beside it: "
+                "get that folder too, or give towers=",
             )
         fields[tower.config] = config
-    for name, default in (("speech_norm", False), ("speech_encoder_ds_rate", 5), ("mm_speech_projector_type", "dual_mlp")):
+    for name, default in (
+        ("speech_norm", False),
+        ("speech_encoder_ds_rate", 5),
+        ("mm_speech_projector_type", "dual_mlp"),
+    ):
         if name not in raw:
             made.told.append(f"{name} is not in config.json: taken as {default}")
     first = shapes.get("model.mm_speech_projector.linear1.weight")
@@ -269,7 +315,9 @@ def plan(folder: str | Path, towers: str | Path | None = None) -> Plan:
     except UserError:
         raise
     except Exception as error:  # transformers checks values in its own ways
-        raise CheckpointError(f"{folder}/config.json cannot be used ({str(error).splitlines()[0]}): get it again") from None
+        raise CheckpointError(
+            f"{folder}/config.json cannot be used ({str(error).splitlines()[0]}): get it again",
+        ) from None
     made.parts.insert(0, Part(folder, {k: k for k in shapes}, shapes))
     return made
 
@@ -281,7 +329,7 @@ def empty_brain(config: BrainConfig) -> Brain:
 
 
 def check(folder: str | Path, towers: str | Path | None = None) -> list[Fit]:
-    """Compare a published folder and its towers with our classes, from headers alone; print `weights.report(...)` of it.
+    """Compare a published folder and its towers with our classes, from headers alone.
 
     Raises:
         CheckpointError: a file is missing, damaged or refused.
@@ -309,10 +357,13 @@ def tensors_of(part: Part):
         return
     back = {theirs: ours for ours, theirs in part.names.items()}
     index = part.folder / "model.safetensors.index.json"
-    files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    files = ["model.safetensors"]
+    if index.is_file():
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     for name in files:
         with safe_open(str(part.folder / name), "pt") as file:
-            yield from ((back[k], file.get_tensor(k)) for k in file.keys() if k in back)  # noqa: SIM118  not a dict
+            held = [k for k in file.keys() if k in back]  # noqa: SIM118  not a dict
+            yield from ((back[k], file.get_tensor(k)) for k in held)
 
 
 def device_of(name: str, device_map: dict[str, int | str | torch.device]) -> int | str | torch.device:
@@ -352,7 +403,10 @@ def load(
         LimitError: "auto" finds too little memory.
     """
     made = plan(folder, towers)
-    made.config._attn_implementation = attention = attention_for(device if device_map is None else "cuda", dtype)
+    made.config._attn_implementation = attention = attention_for(
+        device if device_map is None else "cuda",
+        dtype,
+    )
     model = empty_brain(made.config)
     demand([fit_of(made, model)])  # before anything large is read
     places = device_map if isinstance(device_map, dict) else {"": device}
@@ -360,7 +414,9 @@ def load(
         model.tie_weights()
         places = infer_auto_device_map(model, no_split_module_classes=model._no_split_modules, dtype=dtype)
         if "disk" in places.values():
-            raise LimitError(f"{folder} does not fit the memory of this machine in {dtype}: take a smaller dtype or more devices")
+            raise LimitError(
+                f"{folder} does not fit the memory here in {dtype}: take a smaller dtype or more devices",
+            )
     for part in made.parts:
         for name, tensor in tensors_of(part):
             set_module_tensor_to_device(model, name, device_of(name, places), value=tensor, dtype=dtype)
@@ -371,9 +427,3 @@ def load(
         dispatch_model(model, places)
     told = [*made.told, f"attention: {attention}; weights: {str(dtype).removeprefix('torch.')}"]
     return PublishedBrain(model.eval(), BrainProcessor.from_pretrained(folder, made.config), told)
-
-
-def attention_for(device: str, dtype: torch.dtype) -> str:
-    """flash-attention where it is installed and can run, else PyTorch's fused attention."""
-    half = dtype in (torch.float16, torch.bfloat16)
-    return "flash_attention_2" if half and str(device).startswith("cuda") and is_flash_attn_2_available() else "sdpa"

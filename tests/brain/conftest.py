@@ -1,44 +1,15 @@
-"""Brains of the reference fixtures, a tiny brain of our own, and a tokenizer that matches the longest known word."""
+"""Brains of the reference fixtures, a tiny brain of our own, and a tokenizer that matches the longest known
+word."""
 
 import numpy as np
 import pytest
 import torch
-from transformers import PreTrainedTokenizerFast, WhisperConfig
-from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
-from transformers.models.qwen2_audio.configuration_qwen2_audio import Qwen2AudioEncoderConfig
+from transformers import PreTrainedTokenizerFast
 
-from omnilib.brain.config import BrainConfig
+from omnilib.brain.config import smoke_config
 from omnilib.brain.inputs import BrainProcessor
 from omnilib.brain.mllm import Brain
 from tests.brain.reference import WORDS, longest_match
-
-
-def llm(vocab: int) -> dict:
-    return dict(
-        vocab_size=vocab,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-        max_position_embeddings=2048,
-        pad_token_id=0,
-        eos_token_id=2,
-        bos_token_id=None,
-    )
-
-
-def towers(seconds: float = 2.0) -> dict:
-    """Tower configs; windows of `seconds`, so that tests of long audio are short."""
-    audio = dict(num_mel_bins=16, max_source_positions=int(seconds * 50), encoder_layers=1, encoder_attention_heads=2)
-    return dict(
-        vision_tower_config=Qwen2_5_VLVisionConfig(
-            depth=2, hidden_size=16, num_heads=2, intermediate_size=24, fullatt_block_indexes=[1], out_hidden_size=32
-        ),
-        speech_tower_config=Qwen2AudioEncoderConfig(d_model=16, encoder_ffn_dim=24, **audio),
-        speech_tower_aux_config=WhisperConfig(d_model=12, encoder_ffn_dim=20, **audio),
-    )
 
 
 @pytest.fixture(scope="session")
@@ -50,10 +21,10 @@ def words() -> PreTrainedTokenizerFast:
 def tiny(words):
     """`tiny(**fields) -> Brain` with random weights in eval mode, the same at every call."""
 
-    def build(seconds: float = 2.0, **fields) -> Brain:
-        settings = llm(len(WORDS)) | towers(seconds) | dict(speech_projector_width=24, speech_encoder_ds_rate=5) | fields
+    def build(**fields) -> Brain:
+        config = smoke_config(len(WORDS), **(dict(pad_token_id=0, eos_token_id=2) | fields))
         torch.manual_seed(1)
-        model = Brain(BrainConfig(**settings)).eval()
+        model = Brain(config).eval()
         with torch.no_grad():  # louder: sharper choices, no near-ties between batch sizes
             for name, weight in model.named_parameters():
                 if weight.dim() > 1 and "positions" not in name:
@@ -69,7 +40,10 @@ def ready(tiny, words):
 
     def build(**fields) -> tuple[Brain, BrainProcessor]:
         model = tiny(**fields)
-        return model, BrainProcessor(words, model.config)
+        return (
+            model,
+            BrainProcessor(words, model.config),
+        )
 
     return build
 
@@ -81,7 +55,9 @@ def sound():
     def make(seconds: float, seed: int = 0) -> torch.Tensor:
         count = round(seconds * 16000)
         noise = np.random.default_rng(seed).standard_normal(count) * 0.05
-        return torch.from_numpy((noise + 0.3 * np.sin(np.arange(count) * 0.1 * (1 + seed))).astype(np.float32))
+        return torch.from_numpy(
+            (noise + 0.3 * np.sin(np.arange(count) * 0.1 * (1 + seed))).astype(np.float32),
+        )
 
     return make
 

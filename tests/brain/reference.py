@@ -11,17 +11,34 @@ from omnilib.brain.media import Video
 from omnilib.brain.mllm import Brain
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
-WORDS = [*SPECIAL, "\n", "system", "user", "assistant", *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,?!<>|_/'"]
+WORDS = [
+    *SPECIAL,
+    "\n",
+    "system",
+    "user",
+    "assistant",
+    *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,?!<>|_/'",
+]
 
 
 def longest_match(words: list[str], eos: str, pad: str) -> PreTrainedTokenizerFast:
     """A tokenizer that takes the longest known word at each place; decoding is concatenation."""
     vocabulary = {word: i for i, word in enumerate(words)}
-    model = models.WordPiece(vocabulary, unk_token=pad, max_input_chars_per_word=10**9, continuing_subword_prefix="")
+    model = models.WordPiece(
+        vocabulary,
+        unk_token=pad,
+        max_input_chars_per_word=10**9,
+        continuing_subword_prefix="",
+    )
     tokenizer = Tokenizer(model)
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([word for word in words if word.startswith("<|")])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, pad_token=pad, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=eos,
+        pad_token=pad,
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def wave(seconds: float, seed: int, rate: int = 16000) -> np.ndarray:
@@ -42,7 +59,14 @@ def rope(text: dict) -> dict:
 
 
 def text_fields(text: dict) -> dict:
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    )
     fields = {name: text[name] for name in (*names, "rms_norm_eps")}
     return fields | {
         "rope_parameters": rope(text),
@@ -109,6 +133,11 @@ def media_of(meta: dict, tensors: dict, case: dict) -> tuple[list, list]:
     pictures = []
     for name in case["media"]:
         still = tensors.get(f"in.media.{name}.rgb")
-        pictures.append(still.numpy() if still is not None else Video(tensors[f"in.media.{name}.frames"].numpy()))
+        pictures.append(
+            still.numpy() if still is not None else Video(tensors[f"in.media.{name}.frames"].numpy()),
+        )
     waves = [meta["waves"][name] for name in case["waves"]]
-    return pictures, [wave(w["seconds"], w["seed"], w["rate"]) for w in waves]
+    return (
+        pictures,
+        [wave(w["seconds"], w["seed"], w["rate"]) for w in waves],
+    )

@@ -1,4 +1,5 @@
-"""Audio encoders: windows, masks, bounded memory, what a short clip costs; equality with transformers' own forward."""
+"""Audio encoders: windows, masks, bounded memory, what a short clip costs; equality with transformers' own
+forward."""
 
 import pytest
 import torch
@@ -40,7 +41,10 @@ def test_an_exact_multiple_makes_no_silent_window(sound):
 
 
 def test_silence_after_a_window_does_not_change_the_windows_before(sound):
-    whole, longer = mel_windows(sound(4.0), 32_000, 16), mel_windows(torch.cat((sound(4.0), sound(0.5))), 32_000, 16)
+    whole, longer = (
+        mel_windows(sound(4.0), 32_000, 16),
+        mel_windows(torch.cat((sound(4.0), sound(0.5))), 32_000, 16),
+    )
     assert torch.equal(whole, longer[:2])
 
 
@@ -87,7 +91,11 @@ def spied(model, monkeypatch) -> list[tuple[int, int]]:
     """(windows, frames) of each run of the main encoder."""
     sizes, layer = [], model.model.speech_tower.speech_tower.layers[0]
     forward = layer.forward
-    monkeypatch.setattr(layer, "forward", lambda x, *a, **k: sizes.append(tuple(x.shape[:2])) or forward(x, *a, **k))
+    monkeypatch.setattr(
+        layer,
+        "forward",
+        lambda x, *a, **k: sizes.append(tuple(x.shape[:2])) or forward(x, *a, **k),
+    )
     return sizes
 
 
@@ -99,7 +107,12 @@ def test_encoders_see_a_bounded_number_of_windows_whatever_the_length(ready, sou
     features = model.model.hear(processor.windows(wave), torch.tensor(counts))
     assert [n for n, _ in sizes] == [3, 3, 3, 3] and len(features) == sum(counts) == 115
     model.config.speech_batch = 100
-    torch.testing.assert_close(model.model.hear(processor.windows(wave), torch.tensor(counts)), features, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        model.model.hear(processor.windows(wave), torch.tensor(counts)),
+        features,
+        atol=1e-4,
+        rtol=1e-4,
+    )
 
 
 def test_a_short_clip_is_computed_at_its_own_length(ready, sound, monkeypatch):
@@ -115,7 +128,10 @@ def test_frozen_towers_get_no_gradient_and_trainable_ones_do(ready, sound):
         model, processor = ready(unfreeze_mm_speech_tower=flag)
         model.train()
         wave = sound(1.0)
-        model.model.hear(processor.windows(wave), torch.tensor(processor.speech_positions(len(wave)))).square().sum().backward()
+        model.model.hear(
+            processor.windows(wave),
+            torch.tensor(processor.speech_positions(len(wave))),
+        ).square().sum().backward()
         tower = model.model.speech_tower
         for encoder in (tower.speech_tower, tower.speech_tower_aux):
             assert (encoder.conv1.weight.grad is not None) is flag

@@ -9,13 +9,22 @@ from omnilib.brain.config import BrainConfig
 from omnilib.brain.fusion import KINDS, Mining, make_projector, needs, projector_of
 from omnilib.errors import ConfigError
 
-W, N, D1, D2, OUT = 2, 7, 6, 5, 8
+W, N, D1, D2, OUT = (
+    2,
+    7,
+    6,
+    5,
+    8,
+)
 
 
 @pytest.fixture
 def frames():
     torch.manual_seed(0)
-    return torch.randn(W, N, D1), torch.randn(W, 2 * N, D2)
+    return (
+        torch.randn(W, N, D1),
+        torch.randn(W, 2 * N, D2),
+    )
 
 
 def made(kind: str, rate: int = 3) -> torch.nn.Module:
@@ -35,7 +44,10 @@ def eq_1(model: Mining, main, aux, own_only: bool):
     return model.linear2(torch.relu(model.linear1(groups)))
 
 
-@pytest.mark.parametrize(("kind", "own_only"), [("dual_mlp", True), ("dual_mlp_attn", True), ("dual_mlp_window", False)])
+@pytest.mark.parametrize(
+    ("kind", "own_only"),
+    [("dual_mlp", True), ("dual_mlp_attn", True), ("dual_mlp_window", False)],
+)
 def test_mining_is_equation_1_as_released_and_as_printed(frames, kind, own_only):
     model = made(kind)
     torch.testing.assert_close(model(*frames), eq_1(model, *frames, own_only))
@@ -105,7 +117,11 @@ def test_one_setting_of_the_config_chooses_the_kind():
     for kind in KINDS:
         config = BrainConfig(hidden_size=8, mm_speech_projector_type=kind, speech_projector_width=4)
         assert type(projector_of(config)) is type(made(kind))
-    assert needs("dual_mlp") == (True, True) and needs("simple_mlp") == (True, False) and needs("aux_mlp") == (False, True)
+    assert [needs(k) for k in ("dual_mlp", "simple_mlp", "aux_mlp")] == [
+        (True, True),
+        (True, False),
+        (False, True),
+    ]
 
 
 def test_an_unknown_kind_is_told():

@@ -22,8 +22,10 @@ def test_the_example_of_the_module_is_what_comes_out():
 
 piece = st.one_of(
     st.integers(0, 9),
-    # transformers goes on behind max(height, width) even where time is longer; the released code behind the largest of the three
-    st.tuples(st.integers(1, 3), st.sampled_from([2, 4, 6]), st.sampled_from([2, 4, 6])).filter(lambda g: g[0] <= max(g[1:]) // 2),
+    # transformers goes on behind max(height, width) even where time is longer: see the next test
+    st.tuples(st.integers(1, 3), st.sampled_from([2, 4, 6]), st.sampled_from([2, 4, 6])).filter(
+        lambda g: g[0] <= max(g[1:]) // 2,
+    ),
     st.integers(1, 5).map(lambda n: ("speech", n)),
 )
 
@@ -42,23 +44,31 @@ def test_positions_agree_with_transformers(pieces):
 
         class config:  # noqa: N801
             class vision_config:  # noqa: N801
-                spatial_merge_size, tokens_per_second = 2, 1
+                spatial_merge_size, tokens_per_second = (
+                    2,
+                    1,
+                )
 
         get_vision_position_ids = Qwen2_5_VLModel.get_vision_position_ids
 
     kinds = torch.where(row.ids == IMAGE, 1, 0)
     # two pictures in a row would be read as one by transformers' grouping
-    if any(isinstance(a, tuple) and isinstance(b, tuple) and "speech" not in (a[0], b[0]) for a, b in zip(pieces, pieces[1:])):
+    seen = [isinstance(p, tuple) and p[0] != "speech" for p in pieces]
+    if any(a and b for a, b in zip(seen, seen[1:])):
         return
     positions, deltas = Qwen2_5_VLModel.get_rope_index(
-        Shell(), row.ids[None], mm_token_type_ids=kinds[None], image_grid_thw=torch.tensor(grids) if grids else None
+        Shell(),
+        row.ids[None],
+        mm_token_type_ids=kinds[None],
+        image_grid_thw=torch.tensor(grids) if grids else None,
     )
     assert torch.equal(positions[:, 0].long(), row.positions)
     assert int(deltas[0]) == row.rope_delta
 
 
 @pytest.mark.parametrize(
-    ("ids", "grids", "speech"), [([IMAGE], [], []), ([1], [(1, 2, 2)], []), ([SPEECH, SPEECH], [], [2]), ([1], [], [2])]
+    ("ids", "grids", "speech"),
+    [([IMAGE], [], []), ([1], [(1, 2, 2)], []), ([SPEECH, SPEECH], [], [2]), ([1], [], [2])],
 )
 def test_placeholders_and_media_must_be_as_many(ids, grids, speech):
     with pytest.raises(MediaError, match=r"the text has \d <(image|speech)> but \d .* given: put one"):
@@ -72,12 +82,17 @@ def test_labels_at_media_are_ignored():
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_rows_of_a_batch_keep_their_own_positions_and_delta(side):
-    rows = [grow([1, IMAGE, 2], [(1, 4, 4)], [], [1, 1, 2]), grow([3, 4], [], [], [3, 4]), grow([1, SPEECH], [], [2], [0, 0])]
+    rows = [
+        grow([1, IMAGE, 2], [(1, 4, 4)], [], [1, 1, 2]),
+        grow([3, 4], [], [], [3, 4]),
+        grow([1, SPEECH], [], [2], [0, 0]),
+    ]
     batch = collate(rows, pad_id=9, side=side)
     assert batch["rope_deltas"].tolist() == [-2, 0, 0]  # also of the row of text only
     for b, row in enumerate(rows):
         live = batch["attention_mask"][b].bool()
         assert live[-1 if side == "left" else 0] and int(live.sum()) == len(row.ids)
         assert torch.equal(batch["input_ids"][b][live], row.ids) and (batch["input_ids"][b][~live] == 9).all()
-        assert torch.equal(batch["position_ids"][:, b][:, live], row.positions) and not batch["position_ids"][:, b][:, ~live].any()
-        assert torch.equal(batch["labels"][b][live], row.labels) and (batch["labels"][b][~live] == IGNORE).all()
+        positions, labels = batch["position_ids"][:, b], batch["labels"][b]
+        assert torch.equal(positions[:, live], row.positions) and not positions[:, ~live].any()
+        assert torch.equal(labels[live], row.labels) and (labels[~live] == IGNORE).all()

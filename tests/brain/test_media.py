@@ -14,7 +14,7 @@ from omnilib.brain import media
 from omnilib.brain.media import frames_to_size, load_audio, load_picture, load_video
 from omnilib.errors import AudioError, MediaError
 
-# ---- sound -----------------------------------------------------------------------------------------------------------
+# ---- sound -------------------------------------------------------------------------------------------------
 
 
 def test_all_channels_are_mixed(tmp_path):
@@ -70,13 +70,18 @@ def test_unusable_audio_files_are_one_line(tmp_path):
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
     soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan, 0]), 16000, subtype="FLOAT")
     (tmp_path / "cut.wav").write_bytes((tmp_path / "nan.wav").read_bytes()[:20])
-    for name, message in (("text", "not readable"), ("empty", "holds no sound"), ("nan", "NaN"), ("cut", "not readable")):
+    for name, message in (
+        ("text", "not readable"),
+        ("empty", "holds no sound"),
+        ("nan", "NaN"),
+        ("cut", "not readable"),
+    ):
         with pytest.raises(AudioError, match=message) as error:
             load_audio(tmp_path / f"{name}.wav")
         assert "\n" not in str(error.value)
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- pictures ----------------------------------------------------------------------------------------------
 
 
 def rgb(image) -> np.ndarray:
@@ -139,7 +144,8 @@ def png_of(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)) + chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IEND", b"")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -174,10 +180,17 @@ def test_unusable_pictures_are_one_line(tmp_path):
         assert "\n" not in str(error.value)
 
 
-# ---- videos ----------------------------------------------------------------------------------------------------------
+# ---- videos ------------------------------------------------------------------------------------------------
 
 
-def write_video(path, count: int, fps: int = 10, seconds_apart: float | None = None, size: int = 64, **options):
+def write_video(
+    path,
+    count: int,
+    fps: int = 10,
+    seconds_apart: float | None = None,
+    size: int = 64,
+    **options,
+):
     """Frame i is a grey of 10 i; `seconds_apart` spreads few frames over hours."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=fps)

@@ -1,4 +1,5 @@
-"""Published brains: sizes, names, where towers come from, what is refused. The folders written here are tiny and random."""
+"""Published brains: sizes, names, where towers come from, what is refused. The folders written here are tiny
+and random."""
 
 import json
 import shutil
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import WhisperModel
 
 from omnilib import weights
-from omnilib.brain import published
+from omnilib.brain import mllm, published
 from omnilib.brain.config import BrainConfig
 from omnilib.brain.fusion import make_projector
 from omnilib.brain.mllm import Brain
@@ -18,12 +19,16 @@ from omnilib.errors import CheckpointError, ConfigError, LimitError
 from tests.brain import reference
 
 VISION, MAIN, AUX = "qwen2.5-vl-vision", "Dual-qwen2-audio", "belle-whisper"
-NAMES = {"mm_vision_tower": f"model_zoo/{VISION}", "mm_speech_tower": f"/far/away/{MAIN}", "speech_tower_aux": f"{AUX}/"}
+NAMES = {
+    "mm_vision_tower": f"model_zoo/{VISION}",
+    "mm_speech_tower": f"/far/away/{MAIN}",
+    "speech_tower_aux": f"{AUX}/",
+}
 FLAGS = {"unfreeze_mm_vision_tower": True, "unfreeze_mm_speech_tower": True}
 OURS = ("vision_tower_config", "speech_tower_config", "speech_tower_aux_config")
 
 
-# ---- writing folders -------------------------------------------------------------------------------------------------
+# ---- writing folders ---------------------------------------------------------------------------------------
 
 
 def shifted(state: dict, by: float) -> dict:
@@ -32,7 +37,8 @@ def shifted(state: dict, by: float) -> dict:
 
 
 def write(folder: Path, model: Brain, tokenizer, keep_towers: bool, **fields) -> Path:
-    """A brain in the published layout, sharded, with the towers in folders beside it (their weights are other ones)."""
+    """A brain in the published layout, sharded, with the towers in folders beside it (their weights are other
+    ones)."""
     brain = folder / "MGM-Omni-tiny"
     model.save_pretrained(brain, max_shard_size="40KB")
     tokenizer.save_pretrained(brain)
@@ -58,7 +64,11 @@ def write_towers(folder: Path, model: Brain) -> None:
     save_to(folder / VISION, visual, config.vision_tower_config.to_dict())
     audio = shifted(towers.speech_tower.speech_tower.state_dict(), 1.0)
     audio = {f"audio_tower.{k}": v for k, v in audio.items()} | {"language_model.norm": torch.zeros(3)}
-    save_to(folder / MAIN.removeprefix("Dual-"), audio, {"audio_config": config.speech_tower_config.to_dict(), "model_type": "qwen2_audio"})
+    save_to(
+        folder / MAIN.removeprefix("Dual-"),
+        audio,
+        {"audio_config": config.speech_tower_config.to_dict(), "model_type": "qwen2_audio"},
+    )
     whisper = WhisperModel(config.speech_tower_aux_config)
     whisper.encoder.load_state_dict(shifted(towers.speech_tower.speech_tower_aux.state_dict(), 1.0))
     whisper.save_pretrained(folder / AUX)  # decoder included
@@ -76,7 +86,10 @@ def folder(tiny, words, tmp_path):
 
     def make(keep_towers: bool = True, **fields) -> tuple[Path, Brain]:
         model = tiny()
-        return write(tmp_path, model, words, keep_towers, **fields), model
+        return (
+            write(tmp_path, model, words, keep_towers, **fields),
+            model,
+        )
 
     return make
 
@@ -86,7 +99,7 @@ def same(ours: torch.nn.Module, theirs: torch.nn.Module, by: float = 0.0) -> boo
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k] + by if by else b[k]) for k in a)
 
 
-# ---- where weights come from ------------------------------------------------------------------------------------------
+# ---- where weights come from -------------------------------------------------------------------------------
 
 
 def test_with_the_flags_towers_come_from_the_checkpoint(folder, sound):
@@ -97,7 +110,8 @@ def test_with_the_flags_towers_come_from_the_checkpoint(folder, sound):
     talk = [{"role": "user", "content": [{"type": "audio", "audio": sound(1.0).numpy()}]}]
     batch = loaded.processor.chat(talk)
     assert torch.equal(
-        loaded.brain.generate(**batch, max_new_tokens=5, do_sample=False), model.generate(**batch, max_new_tokens=5, do_sample=False)
+        loaded.brain.generate(**batch, max_new_tokens=5, do_sample=False),
+        model.generate(**batch, max_new_tokens=5, do_sample=False),
     )
 
 
@@ -108,7 +122,8 @@ def test_without_the_flags_towers_come_from_their_folders_and_it_is_told(folder)
     assert same(loaded.brain.model.speech_tower, model.model.speech_tower, 1.0)
     assert same(loaded.brain.model.layers, model.model.layers)
     lines = " / ".join(loaded.report)
-    assert f"from the folder {VISION}; the checkpoint's own" in lines and "unfreeze_mm_vision_tower is not set" in lines
+    assert f"from the folder {VISION}; the checkpoint's own" in lines
+    assert "unfreeze_mm_vision_tower is not set" in lines
 
 
 def test_towers_that_the_checkpoint_lacks_come_from_their_folders(folder):
@@ -126,7 +141,11 @@ def test_towers_are_found_in_a_folder_of_towers(folder, tmp_path):
         shutil.move(tmp_path / name, elsewhere / name)
     with pytest.raises(CheckpointError, match=r"vision tower is neither in .* nor in a folder named"):
         published.load(path)
-    assert same(published.load(path, towers=elsewhere).brain.model.vision_tower, model.model.vision_tower, 1.0)
+    assert same(
+        published.load(path, towers=elsewhere).brain.model.vision_tower,
+        model.model.vision_tower,
+        1.0,
+    )
 
 
 def test_a_tower_in_a_pickle_of_tensors_loads_and_any_other_pickle_is_refused(folder, tmp_path):
@@ -161,7 +180,7 @@ def test_towers_of_published_size_are_known_by_their_shapes(size):
         assert published.published_config(tower, held) is None
 
 
-# ---- dtype, devices ----------------------------------------------------------------------------------------------------
+# ---- dtype, devices ----------------------------------------------------------------------------------------
 
 
 def test_dtype_and_device_map_are_kept(folder, sound):
@@ -170,7 +189,9 @@ def test_dtype_and_device_map_are_kept(folder, sound):
     assert {p.dtype for p in half.brain.parameters()} == {torch.bfloat16}
     spread = published.load(path, device_map={"": "cpu", "model.layers.1": "cpu"})
     assert same(spread.brain, model)
-    batch = spread.processor.chat([{"role": "user", "content": [{"type": "audio", "audio": sound(1.0)}, "hi"]}])
+    batch = spread.processor.chat(
+        [{"role": "user", "content": [{"type": "audio", "audio": sound(1.0)}, "hi"]}],
+    )
     assert torch.equal(spread.brain(**batch).logits, model(**batch).logits)
     half.brain.generate(**batch, max_new_tokens=2)
     with pytest.raises(ConfigError, match="device_map has no place for"):
@@ -185,15 +206,15 @@ def test_a_model_that_fits_no_device_is_told_before_it_is_read(folder, monkeypat
 
 
 def test_flash_attention_is_taken_where_it_can_run(monkeypatch):
-    monkeypatch.setattr(published, "is_flash_attn_2_available", lambda: True)
-    assert published.attention_for("cuda:1", torch.bfloat16) == "flash_attention_2"
-    assert published.attention_for("cuda", torch.float32) == "sdpa"
-    assert published.attention_for("cpu", torch.bfloat16) == "sdpa"
-    monkeypatch.setattr(published, "is_flash_attn_2_available", lambda: False)
-    assert published.attention_for("cuda", torch.bfloat16) == "sdpa"
+    monkeypatch.setattr(mllm, "is_flash_attn_2_available", lambda: True)
+    assert mllm.attention_for("cuda:1", torch.bfloat16) == "flash_attention_2"
+    assert mllm.attention_for("cuda", torch.float32) == "sdpa"
+    assert mllm.attention_for("cpu", torch.bfloat16) == "sdpa"
+    monkeypatch.setattr(mllm, "is_flash_attn_2_available", lambda: False)
+    assert mllm.attention_for("cuda", torch.bfloat16) == "sdpa"
 
 
-# ---- what is refused -----------------------------------------------------------------------------------------------------
+# ---- what is refused ---------------------------------------------------------------------------------------
 
 
 def drop(folder: Path, name: str) -> None:
@@ -210,7 +231,10 @@ def test_every_misfit_is_told_before_anything_is_read(folder):
     path, _ = folder(**FLAGS)
     drop(path, "model.norm.weight")
     drop(path, "model.speech_tower.speech_tower.conv1.bias")
-    with pytest.raises(CheckpointError, match=r"2 missing \(model.norm.weight, model.speech_tower.speech_tower.conv1.bias\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"2 missing \(model.norm.weight, model.speech_tower.speech_tower.conv1.bias\)",
+    ):
         published.load(path)
     fits = weights.check(path)
     assert "missing    model.norm.weight" in weights.report(fits)
@@ -218,7 +242,10 @@ def test_every_misfit_is_told_before_anything_is_read(folder):
 
 def test_an_unused_projector_and_old_buffers_are_left_out(folder):
     path, model = folder(**FLAGS)
-    extra = {"model.mm_projector.weight": torch.zeros(2, 2), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}
+    extra = {
+        "model.mm_projector.weight": torch.zeros(2, 2),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2),
+    }
     index = json.loads((path / "model.safetensors.index.json").read_text())
     save_file(extra, path / "model-extra.safetensors", {"format": "pt"})
     index["weight_map"] |= dict.fromkeys(extra, "model-extra.safetensors")
@@ -266,7 +293,7 @@ def test_a_tied_head_may_be_absent(tiny, words, tmp_path):
     assert same(loaded, model)
 
 
-# ---- names and sizes -----------------------------------------------------------------------------------------------------
+# ---- names and sizes ---------------------------------------------------------------------------------------
 
 
 def expanded(keys: dict) -> dict[str, tuple]:
@@ -290,7 +317,8 @@ def test_presets_have_the_published_names_shapes_and_counts(golden, size):
     told, m = meta["full"][size]["parameters"], model.model
     assert count(model) == told["total"] == {"7B": 9_591_484_160, "32B": 34_755_183_104}[size]
     assert count(m.embed_tokens) + count(m.layers) + count(m.norm) == told["llm_without_head"]
-    assert count(m.vision_tower) == told["vision"] and count(m.mm_speech_projector) == told["speech_projector"]
+    assert count(m.vision_tower) == told["vision"]
+    assert count(m.mm_speech_projector) == told["speech_projector"]
     assert count(m.speech_tower.speech_tower) == told["audio_main"]
     assert count(m.speech_tower.speech_tower_aux) == told["audio_aux"]
 
@@ -318,7 +346,7 @@ def test_projector_variants_have_the_published_names_and_shapes(golden):
     for kind, keys in meta["speech_projector_variants"]["keys"].items():
         first = keys.get("linear1.weight", keys.get("weight"))
         out = (keys.get("linear2.weight") or keys["weight"])[0]
-        ratio = 1 if kind == "dual_mlp_type2_norm" else 2  # the listing assumes equal widths there: 1280 + 1280 a frame
+        ratio = 1 if kind == "dual_mlp_type2_norm" else 2  # there the listing is of 1280 + 1280 a frame
         with torch.device("meta"):
             made = make_projector(kind, 1280, 1280, 5, out, ratio=ratio)
         assert {k: list(v.shape) for k, v in made.state_dict().items()} == keys, (kind, first)
