@@ -27,7 +27,7 @@ import torch
 from accelerate import dispatch_model, infer_auto_device_map, init_empty_weights
 from accelerate.utils import set_module_tensor_to_device
 from safetensors import safe_open
-from transformers import WhisperConfig
+from transformers import GenerationConfig, WhisperConfig
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_audio.configuration_qwen2_audio import Qwen2AudioEncoderConfig
 
@@ -425,5 +425,7 @@ def load(
         model.to(device)  # buffers
     else:
         dispatch_model(model, places)
+    if (Path(folder) / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(folder), local_files_only=True)
     told = [*made.told, f"attention: {attention}; weights: {str(dtype).removeprefix('torch.')}"]
     return PublishedBrain(model.eval(), BrainProcessor.from_pretrained(folder, made.config), told)

@@ -13,6 +13,7 @@ from transformers import WhisperModel
 from omnilib import weights
 from omnilib.brain import mllm, published
 from omnilib.brain.config import BrainConfig
+from omnilib.brain.decode import AnswerSettings, ends
 from omnilib.brain.fusion import make_projector
 from omnilib.brain.mllm import Brain
 from omnilib.errors import CheckpointError, ConfigError, LimitError
@@ -113,6 +114,14 @@ def test_with_the_flags_towers_come_from_the_checkpoint(folder, sound):
         loaded.brain.generate(**batch, max_new_tokens=5, do_sample=False),
         model.generate(**batch, max_new_tokens=5, do_sample=False),
     )
+
+
+def test_ids_that_end_an_answer_are_those_of_the_folder(folder):
+    path, _ = folder(**FLAGS)
+    made = json.loads((path / "generation_config.json").read_text()) | {"eos_token_id": [7, 9]}
+    (path / "generation_config.json").write_text(json.dumps(made))
+    loaded = published.load(path).brain
+    assert ends(loaded, AnswerSettings()) == [7, 9]
 
 
 def test_without_the_flags_towers_come_from_their_folders_and_it_is_told(folder):
