@@ -1,7 +1,7 @@
 """Text, pictures, videos and sound -> what `Brain` takes: the processor.
 
     processor = BrainProcessor(tokenizer, config)
-    batch = processor("<|im_start|>user\\n<image>\\nWhat is it?...", images=["cat.png"])     # or a conversation:
+    batch = processor("<|im_start|>user\\n<image>\\nWhat is it?...", images=["cat.png"])   # or a dialogue:
     batch = processor.chat([{"role": "user", "content": [{"type": "audio", "audio": "q.wav"}]}])
     ids = model.generate(**batch)
 
