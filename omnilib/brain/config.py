@@ -133,6 +133,7 @@ def smoke_config(vocab_size: int, window_seconds: float = 2.0, **fields) -> Brai
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]},
         max_position_embeddings=2048,
         bos_token_id=None,
+        eos_token_id=None,
         vision_tower_config=Qwen2_5_VLVisionConfig(
             depth=2,
             hidden_size=16,

@@ -25,6 +25,7 @@ from omnilib.audio import log_mel
 from omnilib.brain.config import AUX_PER_MAIN, MEL_FRAMES_PER_MAIN, MEL_HOP
 from omnilib.errors import AudioError
 
+MEL_BATCH = 8  # windows whose spectra are in memory at a time
 EDGE = 2 * MEL_FRAMES_PER_MAIN  # mel frames beyond the last one that the convolutions look at, and some
 
 
@@ -56,7 +57,8 @@ def mel_windows(wave: Tensor, window: int, bins: int, quirks: bool = False) -> T
         raise AudioError("audio of 0 samples: give a recording with sound")
     count = len(wave) // window + 1 if quirks else math.ceil(len(wave) / window)
     windows = pad(wave, (0, count * window - len(wave))).view(count, window)
-    return log_mel(windows, bins)  # levels are relative to each window's own maximum
+    # levels are relative to each window's own maximum; a few at a time, as complex spectra are large
+    return torch.cat([log_mel(some, bins) for some in windows.split(MEL_BATCH)])
 
 
 def encode(tower: nn.Module, mel: Tensor, frames: int, valid: Tensor | None) -> Tensor:

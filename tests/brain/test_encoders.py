@@ -4,6 +4,8 @@ forward."""
 import pytest
 import torch
 
+from omnilib.audio import log_mel
+from omnilib.brain import encoders
 from omnilib.brain.encoders import SpeechTower, mel_windows, window_positions
 from omnilib.errors import AudioError
 
@@ -46,6 +48,15 @@ def test_silence_after_a_window_does_not_change_the_windows_before(sound):
         mel_windows(torch.cat((sound(4.0), sound(0.5))), 32_000, 16),
     )
     assert torch.equal(whole, longer[:2])
+
+
+def test_spectra_of_a_bounded_number_of_windows_are_in_memory(sound, monkeypatch):
+    sizes = []
+    monkeypatch.setattr(encoders, "log_mel", lambda some, bins: sizes.append(len(some)) or log_mel(some, bins))
+    wave = sound(41.0)
+    together = mel_windows(wave, 32_000, 16)
+    assert sizes == [8, 8, 5]
+    torch.testing.assert_close(together[20:], mel_windows(wave[640_000:], 32_000, 16))
 
 
 def test_empty_audio_is_one_line():
