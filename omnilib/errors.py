@@ -23,3 +23,11 @@ class DataError(UserError):
 
 class MissingTool(UserError):
     """A speech engine, judge or optional package is not installed."""
+
+
+class MediaError(UserError):
+    """A picture or video is missing, unreadable or too large, or placeholders and media do not match."""
+
+
+class LimitError(UserError):
+    """A request is longer than the model's context or larger than the memory."""

@@ -376,13 +376,29 @@ def load_speechlm(folder: str | Path, dtype: torch.dtype = torch.float32, device
     return SpeechLM.load(folder, dtype, device)
 
 
+def is_brain(folder: str | Path) -> bool:
+    """Whether a published folder holds a brain (MGM-Omni-7B, 32B) and not a mouth."""
+    return str(read_json(Path(folder) / "config.json").get("model_type")).startswith(("MGMOmni", "MGMQwen"))
+
+
 def check(folder: str | Path, flow: FlowConfig | None = None, hift: HiFTConfig | None = None) -> list[Fit]:
     """Compare a whole published folder with our classes, without building them; print `report(...)` of it.
 
     Raises:
         CheckpointError: a file is missing, damaged or refused.
     """
+    if is_brain(folder):
+        from omnilib.brain import published
+
+        return published.check(folder)
     return [check_speechlm(folder), *check_voice(Path(folder) / "cosyvoice2", flow, hift)]
+
+
+def load_brain(folder: str | Path, **options):
+    """A published brain (MGM-Omni-7B, 32B): see `omnilib.brain.published.load`."""
+    from omnilib.brain import published
+
+    return published.load(folder, **options)
 
 
 @dataclass

@@ -1,0 +1,123 @@
+"""The two audio encoders: windows of log-mel in, frames out (paper section 3.1).
+
+    wave --30 s windows--> log-mel --main: Qwen2-Audio's encoder------> 25 frames a second
+                                   --auxiliary: Whisper's encoder-----> 50 frames a second
+
+Both are transformers' modules. What stands here is their common path written once, with two things that
+transformers' own `forward` lacks: a window may be shorter than 30 s, and the silence that fills a shorter
+window of a batch is masked. So a clip of one second costs one second, alone or beside longer ones.
+
+Shapes: W windows, F mel frames (100 a second), N main frames (F / 4), D1, D2 widths.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, pad
+from transformers import WhisperConfig
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.qwen2_audio.configuration_qwen2_audio import Qwen2AudioEncoderConfig
+from transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioEncoder
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from omnilib.audio import log_mel
+from omnilib.brain.config import AUX_PER_MAIN, MEL_FRAMES_PER_MAIN, MEL_HOP
+from omnilib.errors import AudioError
+
+MEL_BATCH = 8  # windows whose spectra are in memory at a time
+EDGE = 2 * MEL_FRAMES_PER_MAIN  # mel frames beyond the last one that the convolutions look at, and some
+
+
+def window_positions(samples: int, window: int, rate: int, quirks: bool = False) -> list[int]:
+    """Positions of the language model that each window of a clip takes.
+
+    Args:
+        samples: of the clip, 16 kHz.
+        window: samples of a whole window.
+        rate: main frames to a position.
+        quirks: as published: a whole window costs its full length whatever it holds, and there is one window
+            more where the clip ends with its last window.
+    """
+    whole = window // (MEL_HOP * MEL_FRAMES_PER_MAIN) // rate  # the remainder is dropped, as published
+    if quirks:
+        return [whole] * (samples // window + 1)
+    full, rest = divmod(samples, window)
+    last = min(whole, math.ceil(rest / (MEL_HOP * MEL_FRAMES_PER_MAIN * rate)))
+    return [whole] * full + [last] * (last > 0)
+
+
+def mel_windows(wave: Tensor, window: int, bins: int, quirks: bool = False) -> Tensor:
+    """Log-mel of each window, the last filled with silence: (T,) at 16 kHz -> (W, bins, window / 160).
+
+    Raises:
+        AudioError: no samples.
+    """
+    if wave.numel() == 0 and not quirks:
+        raise AudioError("audio of 0 samples: give a recording with sound")
+    count = len(wave) // window + 1 if quirks else math.ceil(len(wave) / window)
+    windows = pad(wave, (0, count * window - len(wave))).view(count, window)
+    # levels are relative to each window's own maximum; a few at a time, as complex spectra are large
+    return torch.cat([log_mel(some, bins) for some in windows.split(MEL_BATCH)])
+
+
+def encode(tower: nn.Module, mel: Tensor, frames: int, valid: Tensor | None) -> Tensor:
+    """A Whisper-like encoder without its final norm.
+
+    Args:
+        tower: Qwen2AudioEncoder or WhisperEncoder.
+        mel: (W, bins, F), F >= 2 frames.
+        frames: to compute, 50 a second.
+        valid: (W,) frames that are heard, None: all.
+
+    Returns:
+        (W, frames, D).
+    """
+    x = gelu(tower.conv1(mel.to(tower.conv1.weight)))  # (W, D, F)
+    x = gelu(tower.conv2(x)).mT[:, :frames]  # (W, frames, D)
+    x = x + tower.embed_positions.weight[:frames]
+    x = nn.functional.dropout(x, p=tower.dropout, training=tower.training)
+    mask = None
+    if valid is not None:
+        mask = torch.arange(frames, device=x.device) < valid[:, None]  # (W, frames)
+        mask = create_bidirectional_mask(config=tower.config, inputs_embeds=x, attention_mask=mask)
+    for layer in tower.layers:
+        x = layer(x, mask)
+    return x
+
+
+class SpeechTower(nn.Module):
+    """Main and auxiliary encoder, either of which may be absent. Names of parameters as published."""
+
+    def __init__(self, main: Qwen2AudioEncoderConfig | None, aux: WhisperConfig | None):
+        super().__init__()
+        self.speech_tower = Qwen2AudioEncoder(main) if main else None
+        self.speech_tower_aux = WhisperEncoder(aux) if aux else None
+
+    def forward(self, mel: Tensor, frames: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
+        """Encode some windows together.
+
+        Args:
+            mel: (W, bins, F) windows.
+            frames: (W,) main frames that are heard of each; the longest of them decides what is computed.
+                None: all.
+
+        Returns:
+            Main (W, N, D1) and auxiliary (W, 2 N, D2).
+        """
+        whole = mel.shape[-1] // MEL_FRAMES_PER_MAIN
+        count = whole if frames is None else int(frames.max())
+        mel = mel[..., : count * MEL_FRAMES_PER_MAIN + EDGE]
+        valid = None if frames is None or bool((frames == count).all()) else frames * AUX_PER_MAIN
+        main = aux = None
+        if self.speech_tower is not None:
+            main = encode(self.speech_tower, mel, count * AUX_PER_MAIN, valid)  # (W, 2 N, D1)
+            main = self.speech_tower.layer_norm(self.speech_tower.avg_pooler(main.mT).mT)  # (W, N, D1)
+        if self.speech_tower_aux is not None:
+            aux = self.speech_tower_aux.layer_norm(
+                encode(self.speech_tower_aux, mel, count * AUX_PER_MAIN, valid),
+            )
+        return (
+            main,
+            aux,
+        )
