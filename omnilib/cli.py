@@ -121,8 +121,10 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="rebuild reports/index.html, reports/README.md and README's results table")
     report.add_argument("--scale", default="nano")
     report.add_argument("--check", action="store_true", help="write nothing; fail when what stands behind a figure has changed since")
-    report.add_argument("--accept", metavar="RESULT", help="note that such a change does not move this result's figures (with --why)")
-    report.add_argument("--why", default="", help="what changed, and how you know")
+    report.add_argument(
+        "--accept", metavar="RESULT", help="keep this result's figures although something behind them has changed (with --why)"
+    )
+    report.add_argument("--why", default="", help="what changed, and why the figures are kept: printed on the front page")
     return parser
 
 
@@ -370,7 +372,8 @@ def check_sources(args: argparse.Namespace) -> int:
         print(f"{name}: {'; '.join(changes)}")
     if stale:
         print(
-            "measure these again (`make reproduce`, `make retrain`), or accept them: omni report --accept RESULT --why ...", file=sys.stderr
+            "measure these again (`make reproduce`, `make retrain`), or keep them and say why: omni report --accept RESULT --why ...",
+            file=sys.stderr,
         )
     return 1 if stale else 0
 

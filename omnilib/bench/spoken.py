@@ -33,6 +33,7 @@ from statistics import NormalDist
 
 from omnilib.errors import UserError
 from omnilib.paths import ROOT
+from omnilib.report import sources
 
 TABLES = {"table": "spoken_forms.jsonl", "fresh": "spoken_forms_fresh.jsonl"}
 PACKAGES = {
@@ -224,6 +225,7 @@ def main(arguments: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"command": "python -m omnilib.bench.spoken", "systems": figures}, ensure_ascii=False, indent=1)
     (args.out / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    sources.record(args.out, "spoken")
     with (args.out / "answers.jsonl").open("w", encoding="utf-8") as file:
         for name, rows in tables.items():
             for i, row in enumerate(rows):

@@ -29,6 +29,7 @@ from omnilib.mouth import decode
 from omnilib.mouth.decode import Request
 from omnilib.paths import REPORTS
 from omnilib.provenance import stamp, write_json
+from omnilib.report import sources
 from omnilib.speak import Speaker
 from omnilib.text import clean_text
 from omnilib.voice.ending import Levels, ends_loud
@@ -122,6 +123,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_json(folder / "metrics.json", {"name": "ends", "scale": args.scale, "settings": settings, "metrics": figures})
     parameters = {"english": args.english, "chinese": args.chinese}
     write_json(folder / "provenance.json", stamp(args.scale, parameters, settings, {"frozen": args.frozen / "manifest.jsonl"}))
+    sources.record(folder, "ends", args.scale)
     for name, entry in figures.items():
         low, high = entry["ci95"]
         print(f"{name:32} {100 * entry['value']:5.1f} % ({100 * low:.1f} to {100 * high:.1f})  n={entry['n']}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from omnilib.errors import UserError
 from omnilib.paths import REPORTS
 from omnilib.provenance import commit_of, read_stamp, scrub, write_text
+from omnilib.report import sources
 from omnilib.report.folders import restore
 from omnilib.report.headlines import (
     HEADLINES,
@@ -129,8 +130,8 @@ def front_pages(reports: Path, scale: str, readme: Path | None = None) -> dict[P
     rows = summary_rows(scale, reports)
     table = markdown_table(("measure", scale, *HEAD), rows)
     pages = {
-        reports / "index.html": index_page(scale, runs, summary, rows),
-        reports / "README.md": readme_page(scale, runs, summary, table),
+        reports / "index.html": index_page(scale, reports, runs, summary, rows),
+        reports / "README.md": readme_page(scale, reports, runs, summary, table),
     }
     if readme:
         pages[readme] = with_markers(readme, table)
@@ -139,7 +140,7 @@ def front_pages(reports: Path, scale: str, readme: Path | None = None) -> dict[P
     return pages
 
 
-def index_page(scale: str, runs: list[tuple[Path, dict, dict]], summary: dict[str, dict], rows: list[tuple]) -> str:
+def index_page(scale: str, reports: Path, runs: list[tuple[Path, dict, dict]], summary: dict[str, dict], rows: list[tuple]) -> str:
     """The front page: sounds, headline figures, claims, links."""
     sounds = [(folder, s) for folder, metrics, _ in runs for s in metrics.get("sounds", []) if s.get("demo")]
     players = "".join(
@@ -176,12 +177,28 @@ writes; judges and decoding settings stand in the file named as source.</p>
 <h2>What the paper says, what we measured</h2>{html_table(PAPER_HEAD, claims) if claims else '<p class="soft">none yet</p>'}
 <p class="soft">Trend holds: a smaller setting, and the rule in the last column is met. Differs: it is not. Another test set, another
 judge and a model of another size stand behind the two values of a row; only the direction is compared.</p>
-<h2>Reports</h2><ul>{links or '<li class="soft">none yet</li>'}</ul>
+{older_section(scale, reports)}<h2>Reports</h2><ul>{links or '<li class="soft">none yet</li>'}</ul>
 """
     return page("omnilib: a nano MGM-Omni mouth", body)
 
 
-def readme_page(scale: str, runs: list[tuple[Path, dict, dict]], summary: dict[str, dict], table: str) -> str:
+OLDER = "Figures older than their code"
+OLDER_HEAD = ("figures", "since", "why they are kept")
+
+
+def older_section(scale: str, reports: Path) -> str:
+    """Results that are kept although something behind them has changed, as HTML; "" when there are none."""
+    rows = sources.notes(reports, scale)
+    return f"<h2>{OLDER}</h2>{html_table(OLDER_HEAD, rows)}\n" if rows else ""
+
+
+def older_text(scale: str, reports: Path) -> str:
+    """The same as Markdown."""
+    rows = sources.notes(reports, scale)
+    return f"## {OLDER}\n\n{markdown_table(OLDER_HEAD, rows)}\n\n" if rows else ""
+
+
+def readme_page(scale: str, reports: Path, runs: list[tuple[Path, dict, dict]], summary: dict[str, dict], table: str) -> str:
     """reports/README.md: the table, the notebooks, and which lines another machine may change."""
     lines = [
         (
@@ -202,6 +219,7 @@ def readme_page(scale: str, runs: list[tuple[Path, dict, dict]], summary: dict[s
         f"training run or a bench measured is read from its file. Open `index.html` for sounds.\n\n{table}\n\n"
         "Brackets: 95 % interval. Shares are in percent; a similarity is a cosine between 0 and 1.\n\n"
         f"## Notebooks\n\n{markdown_table(('report', 'status', 'metrics', 'wall time', 'command', 'commit'), lines)}\n\n"
+        f"{older_text(scale, reports)}"
         f"## What may change\n\n{MAY_CHANGE.format(speed=', '.join(speed + drawn) or 'nothing')}\n"
         "Tried, expected, happened, kept or dropped: `LOG.md`.\n"
     )

@@ -4,8 +4,8 @@
 
 Behind a result stand the modules that its program imports (all of ours, however deep, presentation left out), the frozen data,
 the configs and checkpoints it reads, and the locked versions of the packages those modules import. Comments, docstrings and blank
-lines do not count. `omni report --check` names what has changed since; a change that cannot move the figure (a new error message,
-say) is accepted by name with a reason, which stays in the file beside the figure:
+lines do not count. `omni report --check` names what has changed since. A figure that is kept nevertheless, because the change cannot move
+it or because measuring it again takes hours, is accepted by name with a reason, which is printed on the front page:
 
     omni report --check
     omni report --accept eval_all --why "only error messages changed; omni verify is exact"
@@ -28,7 +28,7 @@ from omnilib.paths import REPORTS, ROOT
 
 PRESENTATION = ("omnilib.report", "omnilib.plots", "omnilib.provenance", "omnilib.environment", "omnilib.cli", "omnilib.errors",
                 "omnilib.paths", "omnilib.eval.results", "omnilib.output", "omnilib.diagrams")  # fmt: skip
-LAZY = ("omnilib.scales",)  # its functions import the training scripts at smoke, where numbers mean nothing
+LAZY = ("omnilib.scales", "omnilib.weights")  # their functions import what a nano result does not use: smoke training, the brain
 SPOKEN = ("text", "tokenizer", "speaker", "flow", "hift", "speechlm", "voices", "decode.yaml", "codec.yaml")
 CHECKPOINT_FILES = ("model.safetensors", "config.yaml", "config.json", "tokenizer.json", "voices.json")
 FROZEN = ("data_prep/frozen",)  # manifest, texts and every recording
@@ -38,6 +38,8 @@ PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = 
     "eval_all": (("omnilib.eval.nano", "omnilib.eval.all_lines"), (), SPOKEN),
     "curation": (("data_prep.wild", "data_prep.curate", "data_prep.score", *STEPS), ("data_prep/recipes/wild.yaml",), ()),
     "curation_gain": (("omnilib.eval.curation_gain",), ("omnilib/configs/speechlm_grid_nano.yaml",), ("text", "tokenizer")),
+    "ends": (("omnilib.eval.ends",), (), SPOKEN),
+    "spoken": (("omnilib.bench.spoken",), ("omnilib/eval/spoken_forms.jsonl", "omnilib/eval/spoken_forms_fresh.jsonl"), ()),
     "stage2_grid": (("omnilib.eval.stage2_grid",), ("omnilib/configs/speechlm_grid_nano.yaml",), ("text", "tokenizer")),
 }
 
@@ -190,13 +192,22 @@ def check(reports: Path = REPORTS, scale: str = "nano") -> dict[str, list[str]]:
     return stale
 
 
+def notes(reports: Path = REPORTS, scale: str = "nano") -> list[tuple[str, str, str]]:
+    """(result, date, reason) of every result that is kept although something behind it has changed."""
+    found = []
+    for path in sorted((reports / scale).glob("*/sources.json")):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        found += [(path.parent.name, entry["date"], entry["why"]) for entry in stored.get("accepted", [])]
+    return found
+
+
 def strip(state: dict) -> dict:
     """Without what a later acceptance says is gone."""
     return {kind: {k: v for k, v in entries.items() if v is not None} for kind, entries in state.items()}
 
 
 def accept(name: str, why: str, reports: Path = REPORTS, scale: str = "nano") -> list[str]:
-    """Note that the changes behind a result do not move it, and why; returns the changes.
+    """Keep a result although something behind it has changed, and say why; returns the changes.
 
     Raises:
         UserError: no such result, nothing has changed, or no reason given.
