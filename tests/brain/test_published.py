@@ -352,10 +352,18 @@ def test_the_tiny_brain_has_the_published_names_and_shapes(golden):
 
 def test_projector_variants_have_the_published_names_and_shapes(golden):
     meta, _ = golden("state_dict_keys_brain")
+    frames = {
+        "simple_mlp": 1,
+        "dual_mlp": 1,
+        "dual_mlp_attn": 1,
+        "dual_mlp_type2": 3,
+        "dual_mlp_type2_norm": 2,
+        "linear": 1,
+    }
     for kind, keys in meta["speech_projector_variants"]["keys"].items():
         first = keys.get("linear1.weight", keys.get("weight"))
-        out = (keys.get("linear2.weight") or keys["weight"])[0]
+        rate, out = first[1] // (1280 * frames.get(kind, 1)), keys.get("linear2.weight", keys.get("weight"))[0]
         ratio = 1 if kind == "dual_mlp_type2_norm" else 2  # there the listing is of 1280 + 1280 a frame
         with torch.device("meta"):
-            made = make_projector(kind, 1280, 1280, 5, out, ratio=ratio)
-        assert {k: list(v.shape) for k, v in made.state_dict().items()} == keys, (kind, first)
+            made = make_projector(kind, 1280, 1280, rate, out, ratio=ratio)
+        assert {k: list(v.shape) for k, v in made.state_dict().items()} == keys, kind
