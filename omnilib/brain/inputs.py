@@ -224,12 +224,15 @@ class BrainProcessor:
             labels: also give labels, which ask for the assistant's words.
             padding_side: by default "right" with labels, else "left".
         """
-        conversations = [messages] if messages and isinstance(messages[0], dict) else messages
+        single = not messages or isinstance(messages[0], dict)
+        conversations = [messages] if single else messages
         prompts = [conversation(m, answer, **options) for m in conversations]
         return self.batch(prompts, padding_side or ("right" if labels else "left"), labels)
 
     def batch(self, prompts: Sequence[Prompt], padding_side: str, with_labels: bool) -> BatchFeature:
         """Lengths and limits first, then pixels and spectra."""
+        if not prompts:
+            raise MediaError("nothing to prepare: give at least one prompt")
         encoded = [prompt.ids(self.tokenizer) for prompt in prompts]
         for prompt, (ids, _) in zip(prompts, encoded, strict=True):
             check_counts(ids.count(IMAGE), len(prompt.pictures), "<image>", "pictures or videos are")

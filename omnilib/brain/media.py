@@ -174,13 +174,9 @@ def load_picture(source):
         raise MediaError(
             f"{name} is not readable as a picture ({reason}): give a png, jpeg, webp or gif file",
         ) from None
-    least = max(SIDE, *(math.ceil(side / MAX_RATIO) for side in image.size))
     if min(image.size) < SIDE:  # a speck becomes one position
-        scale = least / min(image.size)
-        image = image.resize(
-            [max(least, round(side * scale)) for side in image.size],
-            image_module.Resampling.BICUBIC,
-        )
+        sides = [max(SIDE, round(side * SIDE / min(image.size))) for side in image.size]
+        image = image.resize(sides, image_module.Resampling.BICUBIC)
     return image
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import WhisperModel
 
-from omnilib import weights
+from omnilib import cli, weights
 from omnilib.brain import mllm, published
 from omnilib.brain.config import BrainConfig
 from omnilib.brain.decode import AnswerSettings, ends
@@ -203,6 +203,7 @@ def test_dtype_and_device_map_are_kept(folder, sound):
     )
     assert torch.equal(spread.brain(**batch).logits, model(**batch).logits)
     half.brain.generate(**batch, max_new_tokens=2)
+    assert same(published.load(path, device_map="auto").brain, model)
     with pytest.raises(ConfigError, match="device_map has no place for"):
         published.load(path, device_map={"model.layers": "cpu"})
 
@@ -221,6 +222,14 @@ def test_flash_attention_is_taken_where_it_can_run(monkeypatch):
     assert mllm.attention_for("cpu", torch.bfloat16) == "sdpa"
     monkeypatch.setattr(mllm, "is_flash_attn_2_available", lambda: False)
     assert mllm.attention_for("cuda", torch.bfloat16) == "sdpa"
+
+
+def test_a_fetched_brain_is_compared_and_told_how_to_load(folder, monkeypatch, capsys):
+    path, _ = folder(**FLAGS)
+    monkeypatch.setattr(weights, "download", lambda pin, place: None)
+    assert cli.main(["fetch", f"a/b@{'0' * 40}", "--out", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert "tensors fit" in told and "omnilib.weights.load_brain" in told
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------
