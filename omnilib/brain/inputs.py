@@ -143,10 +143,7 @@ class BrainProcessor:
                 4,
             )  # (T / depth, h w, 3, depth, side^2)
             pixels = pairs.reshape(-1, 3 * depth * side * side)
-        return (
-            pixels,
-            (len(frames) // depth or 1, int(height), int(width)),
-        )
+        return pixels, (len(frames) // depth or 1, int(height), int(width))
 
     def picture(self, source) -> tuple[Tensor, tuple[int, int, int]]:
         """Patches and grid of a picture, or of a `Video`.

@@ -254,10 +254,7 @@ def test_audio_of_eight_hours_is_refused_by_its_header_before_it_is_read(ready, 
     header = soundfile.info(str(path))
 
     class Long:
-        frames, samplerate = (
-            8 * 3600 * 16000,
-            header.samplerate,
-        )
+        frames, samplerate = 8 * 3600 * 16000, header.samplerate
 
     monkeypatch.setattr(inputs.media.soundfile, "info", lambda _: Long)
     with pytest.raises(

@@ -26,7 +26,7 @@ NAMES = {
     "speech_tower_aux": f"{AUX}/",
 }
 FLAGS = {"unfreeze_mm_vision_tower": True, "unfreeze_mm_speech_tower": True}
-OURS = ("vision_tower_config", "speech_tower_config", "speech_tower_aux_config")
+OURS = "vision_tower_config", "speech_tower_config", "speech_tower_aux_config"
 
 
 # ---- writing folders ---------------------------------------------------------------------------------------
@@ -87,10 +87,7 @@ def folder(tiny, words, tmp_path):
 
     def make(keep_towers: bool = True, **fields) -> tuple[Path, Brain]:
         model = tiny()
-        return (
-            write(tmp_path, model, words, keep_towers, **fields),
-            model,
-        )
+        return write(tmp_path, model, words, keep_towers, **fields), model
 
     return make
 
@@ -371,7 +368,10 @@ def test_projector_variants_have_the_published_names_and_shapes(golden):
     }
     for kind, keys in meta["speech_projector_variants"]["keys"].items():
         first = keys.get("linear1.weight", keys.get("weight"))
-        rate, out = first[1] // (1280 * frames.get(kind, 1)), keys.get("linear2.weight", keys.get("weight"))[0]
+        rate, out = (
+            first[1] // (1280 * frames.get(kind, 1)),
+            keys.get("linear2.weight", keys.get("weight"))[0],
+        )
         ratio = 1 if kind == "dual_mlp_type2_norm" else 2  # there the listing is of 1280 + 1280 a frame
         with torch.device("meta"):
             made = make_projector(kind, 1280, 1280, rate, out, ratio=ratio)
