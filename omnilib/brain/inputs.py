@@ -129,19 +129,9 @@ class BrainProcessor:
         pixels = torch.from_numpy(np.ascontiguousarray(made["pixel_values"]))
         if len(frames) > 1:  # transformers repeats each frame; a video has neighbours side by side instead
             side = self.image_processor.patch_size
-            single = pixels.view(len(frames), height * width, 3, depth, side * side)[
-                :,
-                :,
-                :,
-                0,
-            ]  # (T, h w, 3, side^2)
-            pairs = single.unflatten(0, (-1, depth)).permute(
-                0,
-                2,
-                3,
-                1,
-                4,
-            )  # (T / depth, h w, 3, depth, side^2)
+            repeated = pixels.view(len(frames), height * width, 3, depth, side * side)
+            single = repeated[:, :, :, 0]  # (T, h w, 3, side^2)
+            pairs = single.unflatten(0, (-1, depth)).permute(0, 2, 3, 1, 4)  # (T / depth, h w, 3, depth, side^2)
             pixels = pairs.reshape(-1, 3 * depth * side * side)
         return pixels, (len(frames) // depth or 1, int(height), int(width))
 
