@@ -131,7 +131,7 @@ class BrainProcessor:
             side = self.image_processor.patch_size
             repeated = pixels.view(len(frames), height * width, 3, depth, side * side)
             single = repeated[:, :, :, 0]  # (T, h w, 3, side^2)
-            pairs = single.unflatten(0, (-1, depth)).permute(0, 2, 3, 1, 4)  # (T / depth, h w, 3, depth, side^2)
+            pairs = single.unflatten(0, (-1, depth)).permute(0, 2, 3, 1, 4)  # (T / 2, h w, 3, 2, side^2)
             pixels = pairs.reshape(-1, 3 * depth * side * side)
         return pixels, (len(frames) // depth or 1, int(height), int(width))
 
