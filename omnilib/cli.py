@@ -159,6 +159,8 @@ def read_text(given: str) -> str:
 def speak(args: argparse.Namespace) -> int:
     """Write what the model says; 1 when not all of the text was spoken."""
     check_output(args.out, args.voice)
+    if args.voice_text and not args.voice:
+        raise UserError("--voice-text is what is said in a recording: give the recording with --voice")
     text = read_text(args.text)
     from transformers.utils import logging
 
@@ -180,6 +182,8 @@ def speak(args: argparse.Namespace) -> int:
         shares = ", ".join(f"{name} {seconds:.2f}" for name, seconds in result.timings.items())
         told = f"{result.seconds:.1f} s of speech, real-time factor {result.rtf:.2f} (seconds: {shares})"
     tell(f"{shown(args.out)}: {told}", to_errors=str(args.out) in STANDARD_OUTPUT)
+    if args.voice_text and args.voice in speaker.voices:
+        print(f"warning: --voice-text was not used: what voice {args.voice} says is known", file=sys.stderr)
     for message in result.messages:
         print(f"warning: {message}", file=sys.stderr)
     return 0 if result.complete else 1

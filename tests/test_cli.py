@@ -96,9 +96,10 @@ def test_speak_clones_a_recording(checkpoints, tmp_path):
         ([TEXT, "--temperature", "nan", "-o", "{tmp}/a.wav"], "no temperature"),
         ([TEXT, "--temperature", "inf", "-o", "{tmp}/a.wav"], "no temperature"),
         ([TEXT, "-o", "{tmp}/a.wav", "--voise", "slt"], "--voise"),
+        ([TEXT, "-o", "{tmp}/a.wav", "--voice-text", "t"], "give the recording"),
     ],
     ids=["empty", "emoji", "long", "language", "voice", "scale", "temperature", "mp3", "no folder", "a folder",
-         "device", "cuda", "seed", "negative", "word", "nan", "inf", "option"],
+         "device", "cuda", "seed", "negative", "word", "nan", "inf", "option", "text alone"],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_exit_code_2(checkpoints, tmp_path, capsys, arguments, told):
     arguments = [a.replace("{tmp}", str(tmp_path)) for a in arguments]

@@ -33,7 +33,6 @@ from statistics import NormalDist
 
 from omnilib.errors import UserError
 from omnilib.paths import ROOT
-from omnilib.report import sources
 
 TABLES = {"table": "spoken_forms.jsonl", "fresh": "spoken_forms_fresh.jsonl"}
 PACKAGES = {
@@ -225,6 +224,8 @@ def main(arguments: list[str] | None = None) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"command": "python -m omnilib.bench.spoken", "systems": figures}, ensure_ascii=False, indent=1)
     (args.out / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    from omnilib.report import sources  # not at the top: a system's own environment has none of what it imports
+
     sources.record(args.out, "spoken")
     with (args.out / "answers.jsonl").open("w", encoding="utf-8") as file:
         for name, rows in tables.items():
@@ -235,4 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
