@@ -294,6 +294,8 @@ def data(args: argparse.Namespace) -> int:
         return 0
     if args.task not in DATA_TASKS:
         raise UserError(f"no data task '{args.task}': choose one of {', '.join(DATA_TASKS)}")
+    if args.task == "wild" and not {"-h", "--help"} & set(args.rest):
+        need_workspace()  # it speaks between recordings of data_prep/frozen
     return run_module(DATA_TASKS[args.task][0], args.rest)
 
 

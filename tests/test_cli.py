@@ -205,9 +205,12 @@ def test_the_workspace_is_the_checkout_or_what_the_environment_says(tmp_path):
 def test_an_installed_copy_says_where_to_get_the_rest_and_writes_nothing_beside_itself(tmp_path):
     site = tmp_path / "site"
     shutil.copytree(paths.PACKAGE, site / "omnilib", ignore=shutil.ignore_patterns("__pycache__"))
-    before = sorted(p for p in site.rglob("*") if "__pycache__" not in p.parts)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OMNILIB_")} | {"PYTHONPATH": str(site)}
-    for command in (["speak", TEXT, "-o", "a.wav"], ["report"], ["verify"], ["reproduce", "--only", "00"]):
+    ignored = shutil.ignore_patterns("__pycache__", "frozen")
+    shutil.copytree(paths.PACKAGE.parent / "data_prep", site / "data_prep", ignore=ignored)
+    before = sorted(p for p in site.rglob("*") if "__pycache__" not in p.parts)
+    wild = ["data", "wild", "--minutes", "3", "--out", "w"]
+    for command in (["speak", TEXT, "-o", "a.wav"], ["report"], ["verify"], ["reproduce", "--only", "00"], wild):
         answer = subprocess.run(
             [sys.executable, "-m", "omnilib.cli", *command], env=environment, capture_output=True, text=True, cwd=tmp_path
         )
