@@ -32,7 +32,7 @@ from data_prep.nano import SPEAKERS, key_of
 from omnilib.audio import TOKENIZER_RATE, resample
 from omnilib.data import load_segment, read_manifest, write_manifest
 from omnilib.errors import DataError, MissingTool, UserError
-from omnilib.paths import DATA
+from omnilib.paths import DATA, ROOT
 
 OPUS_LEVEL = 0.9  # libsndfile's scale from 0 (260 kbit/s) to 1 (6 kbit/s)
 LOSSLESS = {"zh": ("eval", "reference", "pair")}  # language -> roles
@@ -208,7 +208,7 @@ def freeze(corpus: Path, out: Path, every: bool = False) -> str:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, default=DATA / "nano")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "frozen")
+    parser.add_argument("--out", type=Path, default=ROOT / "data_prep" / "frozen")
     parser.add_argument("--all", action="store_true", help="every test sentence of in-lexicon words and the references, nothing else")
     args = parser.parse_args(argv)
     try:

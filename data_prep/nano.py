@@ -27,6 +27,7 @@ from tqdm import tqdm
 from data_prep import texts
 from data_prep.engines import ENGINES, RATE, STEP, Unspoken, render
 from data_prep.ops.longform import LongForm
+from omnilib import options
 from omnilib.data import write_manifest
 from omnilib.errors import DataError, UserError
 from omnilib.paths import DATA
@@ -316,8 +317,8 @@ def build(out: Path, scale: float = 1.0, workers: int | None = None, only_collec
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=DATA / "nano")
-    parser.add_argument("--hours", type=float, default=None, help="about so many hours of training speech (default: all, about 45)")
-    parser.add_argument("--workers", type=int, default=None)
+    parser.add_argument("--hours", type=options.positive, help="about so many hours of training speech (default: all, about 45)")
+    parser.add_argument("--workers", type=options.count)
     parser.add_argument("--collect", action="store_true", help="write the manifest of what is finished so far and stop")
     parser.add_argument("--plan", choices=("lexicon", "open"), default="lexicon", help="open: natural voices, any words")
     parser.add_argument("--dry-run", action="store_true", help="with --plan open: say what it costs and stop")

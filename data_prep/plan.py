@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep.corpora import emilia, load
+from omnilib import options
 from omnilib.errors import ConfigError, DataError, UserError
 from omnilib.paths import REPORTS
 
@@ -347,12 +348,12 @@ def assumption(text: str) -> tuple[str, Guess]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hours", type=float, default=PAPER_RAW + PAPER_SYNTHETIC, help="hours of speech to end with")
-    parser.add_argument("--synthetic-share", type=float, default=PAPER_SYNTHETIC / (PAPER_RAW + PAPER_SYNTHETIC))
-    parser.add_argument("--gpu-price", type=float, default=Prices.gpu_hour, help="of a GPU-hour")
-    parser.add_argument("--core-price", type=float, default=Prices.core_hour, help="of a core-hour")
-    parser.add_argument("--tb-month-price", type=float, default=Prices.tb_month, help="of a TB kept for a month")
-    parser.add_argument("--days", type=float, default=Cluster.days, help="the nodes are counted for this time")
+    parser.add_argument("--hours", type=options.number, default=PAPER_RAW + PAPER_SYNTHETIC, help="hours of speech to end with")
+    parser.add_argument("--synthetic-share", type=options.number, default=PAPER_SYNTHETIC / (PAPER_RAW + PAPER_SYNTHETIC))
+    parser.add_argument("--gpu-price", type=options.number, default=Prices.gpu_hour, help="of a GPU-hour")
+    parser.add_argument("--core-price", type=options.number, default=Prices.core_hour, help="of a core-hour")
+    parser.add_argument("--tb-month-price", type=options.number, default=Prices.tb_month, help="of a TB kept for a month")
+    parser.add_argument("--days", type=options.number, default=Cluster.days, help="the nodes are counted for this time")
     parser.add_argument("--cores-per-node", type=int, default=Cluster.cores_per_node)
     parser.add_argument("--gpus-per-node", type=int, default=Cluster.gpus_per_node)
     parser.add_argument("--assume", action="append", default=[], metavar="NAME=LOW,LIKELY,HIGH")

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 from data_prep.corpora import MAX_BAD, BadRows
 from data_prep.pipeline import Audio, BadRow, digest, file_digest, file_name, read_json, rows, temporary, write_json
+from omnilib import options
 from omnilib.data import FIELDS, bucket_batches, padding_waste
 from omnilib.errors import AudioError, ConfigError, DataError, UserError
 from omnilib.eval.results import add_to_summary
@@ -279,8 +280,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="audio a shard holds")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seconds", type=options.positive, default=SECONDS, help="audio a shard holds")
+    parser.add_argument("--workers", type=options.count, default=1)
     parser.add_argument(
         "--max-bad", type=float, default=MAX_BAD, help="share of bad rows above which nothing is written (default: %(default)s)"
     )

@@ -42,6 +42,7 @@ from tqdm import tqdm
 from data_prep import nano
 from data_prep.corpora import lines, parse
 from data_prep.engines import ENGINES, RATE, render
+from omnilib import options
 from omnilib.data import read_manifest, sha256, write_manifest
 from omnilib.errors import ConfigError, DataError, UserError
 from omnilib.spoken import clean_text, detect_language
@@ -428,9 +429,11 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conversations", type=Path, nargs="+", required=True, help="JSONL files")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--hours", type=float, required=True, help="about so much speech")
-    parser.add_argument("--seconds", type=float, nargs=2, default=(20.0, 600.0), metavar=("FROM", "TO"), help="lengths to sample over")
-    parser.add_argument("--bins", type=int, default=20)
+    parser.add_argument("--hours", type=options.positive, required=True, help="about so much speech")
+    parser.add_argument(
+        "--seconds", type=options.positive, nargs=2, default=(20.0, 600.0), metavar=("FROM", "TO"), help="lengths to sample"
+    )
+    parser.add_argument("--bins", type=options.count, default=20)
     parser.add_argument("--rewrite", metavar="URL", help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1 (default: off)")
     parser.add_argument("--model", default="Qwen2.5-72B-Instruct", help="model of --rewrite")
     parser.add_argument("--references", type=Path, help="manifest to take voices from, for --command and --http")
@@ -438,14 +441,14 @@ def main(argv: list[str] | None = None) -> None:
     speaker.add_argument("--command", help="program that speaks; see above")
     speaker.add_argument("--http", metavar="URL", help="server that speaks; see above")
     parser.add_argument("--licence", default="unknown: state it in the data card")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--seed", type=options.seed, default=0)
+    parser.add_argument("--workers", type=options.count, default=1)
     args = parser.parse_args(argv)
     try:
         synthesiser = Command(args.command) if args.command else Http(args.http) if args.http else None
         rewriter = Rewriter(args.rewrite, args.model) if args.rewrite else None
-        options = {"span": tuple(args.seconds), "bins": args.bins, "seed": args.seed, "workers": args.workers, "licence": args.licence}
-        print("manifest sha256", build(args.conversations, args.out, args.hours, synthesiser, args.references, rewriter, **options))
+        settings = {"span": tuple(args.seconds), "bins": args.bins, "seed": args.seed, "workers": args.workers, "licence": args.licence}
+        print("manifest sha256", build(args.conversations, args.out, args.hours, synthesiser, args.references, rewriter, **settings))
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     except (OSError, soundfile.SoundFileError) as error:

@@ -43,8 +43,9 @@ from data_prep.pipeline import dump
 from omnilib.data import read_manifest
 from omnilib.errors import ConfigError, DataError, UserError
 from omnilib.eval.wer import line_rates
+from omnilib.paths import ROOT
 
-FROZEN = Path(__file__).parent / "frozen"
+FROZEN = ROOT / "data_prep" / "frozen"
 RATE = 24_000
 FACTORS = (1.0, 0.93, 1.08, 0.87, 1.16)  # speeds of the worlds
 WORLD_MINUTES = 41.0  # raw audio that the frozen subset makes in one world

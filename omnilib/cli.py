@@ -6,9 +6,9 @@ A mistake of the user's is one line on stderr and exit code 2; heavy imports wai
 import argparse
 import contextlib
 import errno
-import math
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from omnilib import options
 from omnilib.errors import UserError
 from omnilib.output import STANDARD_OUTPUT, WaveOutput, check_output, shown
 from omnilib.paths import CHECKPOINTS, REPORTS, ROOT, RUNS, need_workspace
@@ -35,43 +36,23 @@ DATA_TASKS = {  # name -> (module, what it does)
     "score": ("data_prep.score", "what curation made of that set"),
     "plan": ("data_prep.plan", "cost of curating many hours"),
 }
+SPEAK_NOTES = """\
+examples:
+  omni speak "the light of the morning" -o hello.wav
+  omni speak - -o - --stream < story.txt | ffplay -nodisp -autoexit -     a wave as it is made; words go to standard error
+
+A file that stands there stays until the new one is complete. Exit codes: 0, 1 (not all was spoken, or the system refused), 2 (a mistake).
+Checkpoints are those of the clone that this program stands in; an installed copy finds them by OMNILIB_HOME=<clone>."""
 TRAIN = Path(__file__).resolve().parent / "train"
 NEED_WORKSPACE = ("reproduce", "compare", "verify", "report")  # they read or write reports/
 
 
-class Parser(argparse.ArgumentParser):
-    """Mistakes are one line."""
-
-    def error(self, message: str) -> None:
-        print(f"omni: {message} (see `{self.prog} --help`)", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def seed_value(text: str) -> int:
-    """A seed: what torch's generators take."""
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"{text} is no seed: give a whole number from 0 to 2**63 - 1")
-    return value
-
-
-def temperature_value(text: str) -> float:
-    """A sampling temperature: finite, from 0 on."""
-    value = float(text)
-    if not math.isfinite(value) or value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is no temperature: give 0 (greedy) or a little more, 0.3 say")
-    return value
-
-
-seed_value.__name__, temperature_value.__name__ = "whole number", "number"  # argparse: "invalid whole number value: 'x'"
-
-
 def build_parser() -> argparse.ArgumentParser:
     """Every command and flag."""
-    parser = Parser(prog="omni", description="MGM-Omni to read, train, re-run and trust.")
+    parser = options.Parser(prog="omni", description="MGM-Omni to read, train, re-run and trust.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    speak = commands.add_parser("speak", help="text in, wave out")
+    speak = commands.add_parser("speak", help="text in, wave out", epilog=SPEAK_NOTES, formatter_class=argparse.RawDescriptionHelpFormatter)
     speak.add_argument("text", help="what to say, or - to read it (UTF-8) from standard input")
     speak.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.wav", help="the wave; - for standard output")
     speak.add_argument("--voice", metavar="NAME|REF.wav", help="a committed voice (default: the first), or a recording of 1-30 s to clone")
@@ -79,8 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     speak.add_argument("--language", help="en or zh (default: told from the text)")
     speak.add_argument("--scale", default="nano", help="checkpoints/<scale>, or a folder of checkpoints: ours, or a published MGM-Omni-TTS")
     speak.add_argument("--device", default="cpu", help="cpu or cuda")
-    speak.add_argument("--seed", type=seed_value, default=0)
-    speak.add_argument("--temperature", type=temperature_value, help="0 is greedy (default: the checkpoint's)")
+    speak.add_argument("--seed", type=options.seed, default=0)
+    speak.add_argument("--temperature", type=options.temperature, help="0 is greedy (default: the checkpoint's)")
     speak.add_argument("--stream", action="store_true", help="make sound while the text is decoded: with -o - it leaves as it is made")
 
     reproduce = commands.add_parser("reproduce", help="re-evaluate the checkpoints, run every notebook, rebuild reports/")
@@ -171,13 +152,15 @@ def speak(args: argparse.Namespace) -> int:
     check_text(text, args.language)  # before the seconds of loading
     check_device(args.device)
     speaker = Speaker.load(args.scale, args.device)
+    for entry in speaker.voices.values():
+        check_output(args.out, speaker.folder / entry["file"])
     request = {"voice": args.voice, "voice_text": args.voice_text, "language": args.language, "seed": args.seed}
     request |= {"temperature": args.temperature, "progress": sys.stderr is not None and sys.stderr.isatty()}
     if args.stream:
         result, told = stream_speech(speaker, text, args.out, request)
     else:
         result = speaker.speak(text, **request)
-        with WaveOutput(args.out, result.rate) as output:
+        with WaveOutput(args.out, result.rate, expected=len(result.wave)) as output:
             output.write(result.wave)
         shares = ", ".join(f"{name} {seconds:.2f}" for name, seconds in result.timings.items())
         told = f"{result.seconds:.1f} s of speech, real-time factor {result.rtf:.2f} (seconds: {shares})"
@@ -285,8 +268,16 @@ def compare(args: argparse.Namespace) -> int:
 
 def run_module(name: str, arguments: list[str]) -> int:
     """Run a script of ours in this process, so that its UserErrors stay one line."""
-    sys.argv = [name, *arguments]
-    runpy.run_module(name, run_name="__main__", alter_sys=True)
+    sys.argv, several_lines = [name, *arguments], argparse.ArgumentParser.error
+    argparse.ArgumentParser.error = options.Parser.error  # the script's own parser is a plain one
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        if isinstance(stop.code, str):  # how a script of its own ends after a UserError
+            raise UserError(stop.code.removeprefix("error: ")) from None
+        raise
+    finally:
+        argparse.ArgumentParser.error = several_lines
     return 0
 
 
@@ -307,6 +298,8 @@ def data(args: argparse.Namespace) -> int:
         return 0
     if args.task not in DATA_TASKS:
         raise UserError(f"no data task '{args.task}': choose one of {', '.join(DATA_TASKS)}")
+    if args.task == "wild" and not {"-h", "--help"} & set(args.rest):
+        need_workspace()  # it speaks between recordings of data_prep/frozen
     return run_module(DATA_TASKS[args.task][0], args.rest)
 
 
@@ -397,6 +390,7 @@ COMMANDS = {
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, 1 (a failure), 2 (a mistake of the user's), 130 and 143 (stopped)."""
+    reserve_descriptors()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the locale cannot write is no reason to stop
             stream.reconfigure(errors="backslashreplace")
@@ -413,10 +407,10 @@ def main(argv: list[str] | None = None) -> int:
         drop_output()
         return 141
     except UserError as error:
-        print(f"omni: {error}", file=sys.stderr)
+        print(f"omni: {' '.join(str(error).splitlines())}", file=sys.stderr)
         return 2
     except OSError as error:
-        if type(error) is not OSError and not isinstance(error, PermissionError | FileNotFoundError | FileExistsError):
+        if type(error) is not OSError and not isinstance(error, REFUSALS):
             raise  # a library's own kind of error: no user's doing
         drop_output()
         print(f"omni: {one_line(error)}", file=sys.stderr)
@@ -438,7 +432,19 @@ def stop_on_signals() -> dict:
         raise SystemExit(128 + number)
 
     numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    return {number: signal.signal(number, stop) for number in numbers}
+    wanted = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # `nohup` goes on ignoring
+    return {number: signal.signal(number, stop) for number in wanted}
+
+
+def reserve_descriptors() -> None:
+    """Where a standard stream was closed, open /dev/null: the next file would get its number, and a library's words with it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+    if sys.stderr is None:  # print() would take standard output instead
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
 
 
 def drop_output() -> None:
@@ -448,6 +454,10 @@ def drop_output() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+REFUSALS = (  # what the system says no to, whatever file, folder or network a user named
+    *(PermissionError, FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError),
+    *(ConnectionError, TimeoutError, shutil.Error),
+)
 HINTS = {
     errno.ENOSPC: "free some space, or write elsewhere",
     errno.EROFS: "set OMNILIB_RUNS and OMNILIB_REPORTS to folders that can be written",
@@ -458,7 +468,7 @@ HINTS = {
 
 def one_line(error: OSError) -> str:
     """What the system refused, to which file, and what to do."""
-    words = error.strerror or str(error).splitlines()[0]
+    words = error.strerror or " ".join(str(error).splitlines()) or type(error).__name__
     name = f": {shown(Path(os.fsdecode(error.filename)))}" if isinstance(error.filename, str | bytes) else ""
     return f"{words}{name}" + (f"; {HINTS[error.errno]}" if error.errno in HINTS else "")
 

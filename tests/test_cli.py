@@ -1,10 +1,12 @@
 """`omni`: quick help, one-line errors with exit code 2, and each command does what it says."""
 
+import argparse
 import errno
 import io
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -204,9 +206,12 @@ def test_the_workspace_is_the_checkout_or_what_the_environment_says(tmp_path):
 def test_an_installed_copy_says_where_to_get_the_rest_and_writes_nothing_beside_itself(tmp_path):
     site = tmp_path / "site"
     shutil.copytree(paths.PACKAGE, site / "omnilib", ignore=shutil.ignore_patterns("__pycache__"))
-    before = sorted(p for p in site.rglob("*") if "__pycache__" not in p.parts)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("OMNILIB_")} | {"PYTHONPATH": str(site)}
-    for command in (["speak", TEXT, "-o", "a.wav"], ["report"], ["verify"], ["reproduce", "--only", "00"]):
+    ignored = shutil.ignore_patterns("__pycache__", "frozen")
+    shutil.copytree(paths.PACKAGE.parent / "data_prep", site / "data_prep", ignore=ignored)
+    before = sorted(p for p in site.rglob("*") if "__pycache__" not in p.parts)
+    wild = ["data", "wild", "--minutes", "3", "--out", "w"]
+    for command in (["speak", TEXT, "-o", "a.wav"], ["report"], ["verify"], ["reproduce", "--only", "00"], wild):
         answer = subprocess.run(
             [sys.executable, "-m", "omnilib.cli", *command], env=environment, capture_output=True, text=True, cwd=tmp_path
         )
@@ -214,6 +219,137 @@ def test_an_installed_copy_says_where_to_get_the_rest_and_writes_nothing_beside_
         assert answer.returncode == 2 and len(told) == 1 and "clone" in told[0], (command, answer.stderr)
     assert sorted(p for p in site.rglob("*") if "__pycache__" not in p.parts) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["site"]
+
+
+@pytest.mark.parametrize("variable", ["OMNILIB_REPORTS", "OMNILIB_RUNS", "OMNILIB_DATA", "OMNILIB_CHECKPOINTS"])
+def test_a_folder_named_from_here_is_the_same_from_elsewhere(tmp_path, variable):
+    code = f"import os\nfrom omnilib import paths\nos.chdir('/')\nprint(paths.{variable.removeprefix('OMNILIB_')})"
+    environment = os.environ | {variable: "mine", "PYTHONPATH": str(paths.PACKAGE.parent)}
+    answer = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == str(tmp_path / "mine")
+
+
+CLOSED = """
+import os, sys
+from omnilib import cli
+def speak(args):
+    numbers = sorted(os.open(os.devnull, os.O_RDONLY) for _ in range(2))
+    os.write(int(sys.argv[1]), repr((numbers[0] > 2, sys.stderr is not None)).encode())
+    print("a warning", file=sys.stderr)
+    return 0
+cli.COMMANDS["speak"] = speak
+raise SystemExit(cli.main(["speak", "text", "-o", "a.wav"]))
+"""
+
+
+@pytest.mark.parametrize("shell", ["2>&-", "<&- 2>&-", "<&- >&- 2>&-"])
+def test_a_file_opened_later_never_stands_in_for_a_closed_stream(tmp_path, shell):
+    answer = subprocess.run(
+        ["bash", "-c", f'exec 9> "$2"; exec "$0" -c "$1" 9 {shell}', sys.executable, CLOSED, tmp_path / "told"],
+        cwd=paths.ROOT, capture_output=True,
+    )  # fmt: skip
+    assert (answer.returncode, (tmp_path / "told").read_text()) == (0, "(True, True)")
+    assert answer.stdout == answer.stderr == b"", "a warning is no part of a wave on standard output"
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        handlers = cli.stop_on_signals()
+        now = signal.getsignal(signal.SIGHUP)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert now == signal.SIG_IGN and signal.SIGTERM in handlers
+
+
+@pytest.mark.parametrize(
+    "error",
+    [IsADirectoryError(21, "Is a directory", "/x"), NotADirectoryError(20, "Not a directory"), ConnectionRefusedError(111, "refused"),
+     TimeoutError("too slow"), OSError(errno.EIO, "Input/output error"), OSError(), shutil.Error([("a", "b", "no space")])],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_what_the_system_refuses_is_one_line(monkeypatch, capsys, error):
+    def refused(args):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", refused)
+    monkeypatch.setattr(cli, "drop_output", lambda: None)
+    assert omni("doctor") == 1
+    line = capsys.readouterr().err
+    assert line.startswith("omni: ") and line.count("\n") == 1 and len(line) > len("omni: \n")
+
+
+@pytest.mark.parametrize("error", [TypeError("a fault of ours"), ChildProcessError(10, "No child processes")])
+def test_a_programming_error_keeps_its_traceback(monkeypatch, error):
+    def wrong(args):
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "doctor", wrong)
+    with pytest.raises(type(error)):
+        omni("doctor")
+
+
+def test_a_message_about_a_name_with_a_line_end_is_one_line(tmp_path, capsys):
+    for place in ("a\nb/c.wav", "a\nb.mp3"):
+        assert omni("speak", TEXT, "-o", tmp_path / place) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+    assert omni("speak", TEXT, "--scale", "no\nsuch", "-o", tmp_path / "a.wav") == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_committed_voice_is_not_written_over(checkpoints, tmp_path, capsys):
+    own = shutil.copytree(checkpoints, tmp_path / "own")
+    before = (own / "voices" / "ann.wav").read_bytes()
+    assert omni("speak", TEXT, "--scale", own, "-o", own / "voices" / "ann.wav") == 2
+    assert "the same file" in capsys.readouterr().err and (own / "voices" / "ann.wav").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data", "plan", "--hours", "inf"],
+        ["data", "plan", "--hours", "-1"],
+        ["data", "plan", "--days", "many"],
+        ["data", "plan", "--cores-per-node", "0.5"],
+        ["data", "plan", "--json"],
+        ["data", "shards", "--manifest", "{tmp}", "--out", "{tmp}/s"],
+        ["data", "shards", "--manifest", "m", "--out", "{tmp}/s", "--seconds", "nan"],
+        ["data", "shards", "--manifest", "m", "--out", "{tmp}/s", "--workers", "0"],
+        ["data", "build-nano", "--out", "{tmp}/n", "--hours", "nan"],
+        ["data", "build-nano", "--out", "{tmp}/n", "--workers", "-1"],
+        ["data", "synthesise", "--conversations", "c", "--out", "{tmp}/y", "--hours", "inf"],
+        ["data", "synthesise", "--conversations", "c", "--out", "{tmp}/y", "--hours", "1", "--seed", "-1"],
+        ["data", "corpus", "folder", "--root", "{tmp}", "--limit", "-3"],
+        ["data", "corpus", "no-such"],
+        ["data", "wild", "--out", "{tmp}/w", "--minutes", "nan"],
+        ["data", "score", "--wild", "{tmp}", "--curated", "{tmp}"],
+        ["data", "curate", "--recipe", "no-such", "--manifest", "m", "--out", "{tmp}/c", "--workers", "x"],
+        ["train", "hift"],
+        ["train", "hift", "--config", "hift_smoke", "--out", "{tmp}/h", "--bogus"],
+        ["fetch", "x", "--bogus"],
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_in_the_options_of_a_script_is_one_line_too(tmp_path, capsys, arguments):
+    code = omni(*(a.replace("{tmp}", str(tmp_path)) for a in arguments))
+    line = capsys.readouterr().err
+    assert code == (1 if arguments[:3] == ["data", "shards", "--manifest"] and len(arguments) == 6 else 2)
+    assert line.count("\n") == 1 and "Traceback" not in line
+    assert not list(tmp_path.iterdir()), "nothing was begun"
+
+
+def test_the_parser_of_a_script_is_left_as_it_was(capsys):
+    before = argparse.ArgumentParser.error
+    assert omni("data", "plan", "--bogus") == 2
+    assert argparse.ArgumentParser.error is before
+
+
+def test_help_of_speak_names_standard_output_and_the_workspace(capsys):
+    assert omni("speak", "--help") == 0
+    told = capsys.readouterr().out
+    assert "-o -" in told and "OMNILIB_HOME" in told
 
 
 def test_training_scripts_are_the_stages_and_a_wrong_one_is_named(capsys):

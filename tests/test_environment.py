@@ -120,6 +120,14 @@ def test_doctor_names_what_is_missing_and_fails(monkeypatch, capsys, tmp_path):
     assert "torch " in text and "attention" in text and "Resemblyzer" in text
 
 
+def test_doctor_names_the_workspace_or_how_to_get_one(monkeypatch, capsys, tmp_path):
+    environment.doctor()
+    assert re.search(rf"ok +workspace +{re.escape(str(ROOT))}", capsys.readouterr().out)
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    assert environment.doctor() == 1
+    assert re.search(r"MISSING +workspace +clone .*OMNILIB_HOME", capsys.readouterr().out)
+
+
 def test_doctor_says_how_to_fetch_the_natural_voices(monkeypatch, capsys, tmp_path):
     from omnilib import paths
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 import soundfile
 
 from omnilib.errors import UserError
-from omnilib.output import WaveOutput, check_output, wav_header
+from omnilib.output import WaveOutput, check_output, shown, wav_header
 from omnilib.paths import ROOT
 
 RATE = 24_000
@@ -213,3 +214,48 @@ def test_sound_beyond_full_scale_is_clipped_not_wrapped(tmp_path):
     with WaveOutput(tmp_path / "a.wav", RATE) as output:
         output.write(np.array([1.5, -1.5, 0.0]))
     assert soundfile.read(tmp_path / "a.wav", dtype="int16")[0].tolist() == [32767, -32767, 0]
+
+
+SPEAKER = """
+import sys
+from pathlib import Path
+from omnilib.output import WaveOutput
+with WaveOutput(Path("-"), 24000, expected=int(sys.argv[1]) or None) as output:
+    for _ in range(2):
+        output.write([0.5] * 500)
+"""
+
+
+@pytest.mark.parametrize(("expected", "mode"), [(0, "wb"), (1000, "wb"), (1000, "ab")], ids=["stream", "whole", "appended"])
+def test_standard_output_that_is_a_file_gets_a_header_with_its_length(tmp_path, expected, mode):
+    with (tmp_path / "a.wav").open(mode) as file:
+        subprocess.run([sys.executable, "-c", SPEAKER, str(expected)], cwd=ROOT, stdout=file, check=True)
+    with wave.open(str(tmp_path / "a.wav")) as heard:  # reads the header strictly
+        assert (heard.getnframes(), heard.getframerate()) == (1000, RATE)
+    assert (tmp_path / "a.wav").stat().st_size == 44 + 2000
+
+
+def test_a_stream_behind_other_bytes_of_a_file_leaves_them_alone(tmp_path):
+    path = tmp_path / "a"
+    with path.open("wb") as file:
+        file.write(b"before")
+        file.flush()
+        subprocess.run([sys.executable, "-c", SPEAKER, "0"], cwd=ROOT, stdout=file, check=True)
+        file.write(b"after")
+    data = path.read_bytes()
+    assert data[:6] == b"before" and data[6:10] == b"RIFF" and data.endswith(b"after") and len(data) == 6 + 2044 + 5
+
+
+def test_a_whole_wave_in_a_pipe_names_its_length():
+    answer = subprocess.run([sys.executable, "-c", SPEAKER, "1000"], cwd=ROOT, capture_output=True, check=True)
+    with wave.open(io.BytesIO(answer.stdout)) as heard:
+        assert heard.getnframes() == 1000
+
+
+@pytest.mark.parametrize("name", ["a\nb.wav", "a\r\tb.wav", "a\x1b[2Jb.wav", os.fsdecode(b"\xff\n.wav")])
+def test_a_name_is_shown_on_one_line_and_moves_no_cursor(name):
+    assert all(c.isprintable() for c in shown(Path(name)))
+
+
+def test_a_readable_name_is_shown_as_it_is():
+    assert shown(Path("声 ü.wav")) == "声 ü.wav"

@@ -5,6 +5,7 @@ from itertools import islice
 from pathlib import Path
 
 from data_prep.corpora import CORPORA, MAX_BAD, load, save
+from omnilib import options
 from omnilib.errors import DataError, UserError
 
 
@@ -24,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--root", type=Path, help="folder of the downloaded corpus")
     parser.add_argument("--out", type=Path, help="folder of the manifest (default: the root)")
     parser.add_argument("--language", help="only this language, e.g. en or zh; for a plain folder: the language it is in")
-    parser.add_argument("--limit", type=int, help="stop after so many records")
+    parser.add_argument("--limit", type=options.count, help="stop after so many records")
     parser.add_argument("--allow-missing", action="store_true", help="listed files that are absent are no bad rows")
     parser.add_argument(
         "--max-bad", type=float, default=MAX_BAD, help="share of bad rows above which nothing is written (default: %(default)s)"
