@@ -90,7 +90,7 @@ class Run:
             unit: "rate" or "%": a share, kept as a fraction and shown in percent; "" tells a share by its name.
             timing: it measures speed and goes to timings.json; None tells it by unit ("s/s", "x") or name (rtf, ttfs...).
         """
-        interval = [significant(c) for c in ci95] if ci95 else None
+        interval = [significant(c) for c in ci95] if ci95 is not None else None
         self.metrics[name] = {"value": significant(value), "n": int(n), "ci95": interval, "unit": unit}
         if source:
             self.metrics[name]["source"] = source
