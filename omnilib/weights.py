@@ -434,7 +434,10 @@ def load(
 # ---------------------------------------------------------------- download
 
 WANTED = ["*.json", "merges.txt", "*.safetensors", "*flow.pt", "*hift.pt", "*campplus.onnx", "*speech_tokenizer_v2.onnx"]  # no code
-REPOSITORIES = {"2B": "wcy1122/MGM-Omni-TTS-2B-0927"}  # named by the authors' README; other sizes: see their collection
+REPOSITORIES = {  # named by the authors' README; other sizes: see their collection
+    "2B": "wcy1122/MGM-Omni-TTS-2B-0927",
+    "7B": "wcy1122/MGM-Omni-7B",  # a brain
+}
 
 
 def split_pin(pin: str) -> tuple[str, str]:

@@ -131,18 +131,10 @@ def stream(model: Brain, batch: dict, settings: AnswerSettings = GREEDY) -> Iter
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        logits, place = (
-            model.lm_head(hidden[:, -1]).float(),
-            place + 1,
-        )
+        logits, place = model.lm_head(hidden[:, -1]).float(), place + 1
 
 
-def stream_text(
-    model: Brain,
-    processor,
-    batch: dict,
-    settings: AnswerSettings = GREEDY,
-) -> Iterator[str]:  # noqa: B008
+def stream_text(model: Brain, processor, batch: dict, settings: AnswerSettings = GREEDY) -> Iterator[str]:
     """Words of the answer to a single prompt as they come; a character comes when it is whole."""
     ids, told = [], ""
     for step in stream(model, batch, settings):

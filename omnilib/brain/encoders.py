@@ -117,7 +117,4 @@ class SpeechTower(nn.Module):
             aux = self.speech_tower_aux.layer_norm(
                 encode(self.speech_tower_aux, mel, count * AUX_PER_MAIN, valid),
             )
-        return (
-            main,
-            aux,
-        )
+        return main, aux

@@ -58,11 +58,7 @@ class Mining(Projector):
     def __init__(self, main: int, aux: int, rate: int, width: int, out: int, whole_window: bool = False):
         super().__init__(main, rate, width, out)
         self.whole_window = whole_window
-        self.dual_query, self.dual_aux, self.dual_val = (
-            phi(main, main),
-            phi(aux, main),
-            phi(aux, main),
-        )
+        self.dual_query, self.dual_aux, self.dual_val = (phi(main, main), phi(aux, main), phi(aux, main))
 
     def attention(self, main: Tensor, aux: Tensor, valid: Tensor | None = None) -> Tensor:
         """Softmax(phi(Q) phi(K)^T / sqrt(D1)): (W, N, r), or (W, N, N r) over a whole window.
@@ -73,11 +69,8 @@ class Mining(Projector):
         query, key = self.dual_query(main), self.dual_aux(aux)  # (W, N, D1), (W, N r, D1)
         scale = query.shape[-1] ** -0.5
         if not self.whole_window:
-            return ((query[:, :, None] * scale) @ pair(key, query.shape[1]).mT).softmax(-1)[
-                :,
-                :,
-                0,
-            ]  # (W, N, r)
+            scores = (query[:, :, None] * scale) @ pair(key, query.shape[1]).mT  # (W, N, 1, r)
+            return scores[:, :, 0].softmax(-1)
         scores = query * scale @ key.mT  # (W, N, N r)
         if valid is not None:
             ratio = aux.shape[1] // main.shape[1]
@@ -148,8 +141,8 @@ class Untouched(nn.Identity):
         return main
 
 
-DUAL = ("dual_mlp", "dual_mlp_attn", "dual_mlp_window", "dual_mlp_type2", "dual_mlp_type2_norm")
-KINDS = (*DUAL, "simple_mlp", "aux_mlp", "linear", "identity")
+DUAL = "dual_mlp", "dual_mlp_attn", "dual_mlp_window", "dual_mlp_type2", "dual_mlp_type2_norm"
+KINDS = *DUAL, "simple_mlp", "aux_mlp", "linear", "identity"
 
 
 def positions_rate(config: BrainConfig) -> int:
@@ -159,10 +152,7 @@ def positions_rate(config: BrainConfig) -> int:
 
 def needs(kind: str) -> tuple[bool, bool]:
     """Whether a kind listens to the main and to the auxiliary encoder."""
-    return (
-        kind != "aux_mlp",
-        kind in DUAL or kind == "aux_mlp",
-    )
+    return kind != "aux_mlp", kind in DUAL or kind == "aux_mlp"
 
 
 def make_projector(

@@ -129,24 +129,11 @@ class BrainProcessor:
         pixels = torch.from_numpy(np.ascontiguousarray(made["pixel_values"]))
         if len(frames) > 1:  # transformers repeats each frame; a video has neighbours side by side instead
             side = self.image_processor.patch_size
-            single = pixels.view(len(frames), height * width, 3, depth, side * side)[
-                :,
-                :,
-                :,
-                0,
-            ]  # (T, h w, 3, side^2)
-            pairs = single.unflatten(0, (-1, depth)).permute(
-                0,
-                2,
-                3,
-                1,
-                4,
-            )  # (T / depth, h w, 3, depth, side^2)
+            repeated = pixels.view(len(frames), height * width, 3, depth, side * side)
+            single = repeated[:, :, :, 0]  # (T, h w, 3, side^2)
+            pairs = single.unflatten(0, (-1, depth)).permute(0, 2, 3, 1, 4)  # (T / 2, h w, 3, 2, side^2)
             pixels = pairs.reshape(-1, 3 * depth * side * side)
-        return (
-            pixels,
-            (len(frames) // depth or 1, int(height), int(width)),
-        )
+        return pixels, (len(frames) // depth or 1, int(height), int(width))
 
     def picture(self, source) -> tuple[Tensor, tuple[int, int, int]]:
         """Patches and grid of a picture, or of a `Video`.
@@ -224,12 +211,15 @@ class BrainProcessor:
             labels: also give labels, which ask for the assistant's words.
             padding_side: by default "right" with labels, else "left".
         """
-        conversations = [messages] if messages and isinstance(messages[0], dict) else messages
+        single = not messages or isinstance(messages[0], dict)
+        conversations = [messages] if single else messages
         prompts = [conversation(m, answer, **options) for m in conversations]
         return self.batch(prompts, padding_side or ("right" if labels else "left"), labels)
 
     def batch(self, prompts: Sequence[Prompt], padding_side: str, with_labels: bool) -> BatchFeature:
         """Lengths and limits first, then pixels and spectra."""
+        if not prompts:
+            raise MediaError("nothing to prepare: give at least one prompt")
         encoded = [prompt.ids(self.tokenizer) for prompt in prompts]
         for prompt, (ids, _) in zip(prompts, encoded, strict=True):
             check_counts(ids.count(IMAGE), len(prompt.pictures), "<image>", "pictures or videos are")

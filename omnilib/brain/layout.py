@@ -31,11 +31,7 @@ Grid = tuple[int, int, int]  # patches of a picture: frame pairs, height, width
 def grid_size(grid: Grid, merge: int) -> Grid:
     """Positions along time, height and width."""
     t, h, w = (int(n) for n in grid)
-    return (
-        t,
-        h // merge,
-        w // merge,
-    )
+    return t, h // merge, w // merge
 
 
 @dataclass

@@ -125,10 +125,7 @@ def pillow():
         raise MissingTool(
             "Pillow is not installed: `pip install pillow`, or `pip install .[brain]`",
         ) from None
-    return (
-        Image,
-        ImageOps,
-    )
+    return Image, ImageOps
 
 
 def load_picture(source):
@@ -174,13 +171,9 @@ def load_picture(source):
         raise MediaError(
             f"{name} is not readable as a picture ({reason}): give a png, jpeg, webp or gif file",
         ) from None
-    least = max(SIDE, *(math.ceil(side / MAX_RATIO) for side in image.size))
     if min(image.size) < SIDE:  # a speck becomes one position
-        scale = least / min(image.size)
-        image = image.resize(
-            [max(least, round(side * scale)) for side in image.size],
-            image_module.Resampling.BICUBIC,
-        )
+        sides = [max(SIDE, round(side * SIDE / min(image.size))) for side in image.size]
+        image = image.resize(sides, image_module.Resampling.BICUBIC)
     return image
 
 
@@ -244,15 +237,16 @@ def load_video(source, fps: float = 2.0, max_frames: int = 16) -> list:
     """
     if isinstance(source, str | Path):
         return read_video(Path(source), fps, max_frames)
-    frames = [load_picture(frame) for frame in source]
-    if not frames:
+    given = list(source)
+    if not given:
         raise MediaError("a video without frames: give at least one picture")
+    if len(given) > max_frames:
+        given = [given[round(i)] for i in evenly(len(given) - 1, max(max_frames // 2 * 2, 1))]
+    frames = [load_picture(frame) for frame in given]
     if len({frame.size for frame in frames}) > 1:
         raise MediaError(
             f"frames of different sizes ({frames[0].size} and others): give a video's frames at one size",
         )
-    if len(frames) > max_frames:
-        frames = [frames[round(i)] for i in evenly(len(frames) - 1, max(max_frames // 2 * 2, 1))]
     return frames
 
 
@@ -302,9 +296,11 @@ def sought(container, stream, first: float, length: float, fps: float, max_frame
             container.seek(max(0, int(target / stream.time_base)), stream=stream, backward=True)
             decoder = container.decode(stream)
             held = next(decoder, None)
-        while held is not None and held.time is not None and held.time + step / 2 < target:
+        if held is not None and held.time is None:
+            return []  # no times are written down: they are counted
+        while held is not None and held.time + step / 2 < target:
             following = next(decoder, None)
-            if following is None:
+            if following is None or following.time is None:
                 break
             held = following
         if held is None:

@@ -164,7 +164,7 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
 
     config_class = BrainConfig
     config: BrainConfig
-    input_modalities = ("text", "image", "video", "audio")
+    input_modalities = "text", "image", "video", "audio"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _no_split_modules = [
         "Qwen2_5_VLDecoderLayer",
@@ -422,12 +422,7 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
             media.get("pixel_values"),
         )
         embeds = self.embed_inputs(input_ids, **media)
-        return (
-            embeds,
-            mask,
-            position_ids,
-            last + 1 - mask.sum(1),
-        )
+        return embeds, mask, position_ids, last + 1 - mask.sum(1)
 
     def prepare_inputs_for_generation(
         self,

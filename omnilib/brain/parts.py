@@ -70,10 +70,7 @@ def smollm2() -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     path = smollm2_file()
     options = dict(gguf_file=path.name, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(str(path.parent), **options)
-    return (
-        model.eval(),
-        AutoTokenizer.from_pretrained(str(path.parent), **options),
-    )
+    return model.eval(), AutoTokenizer.from_pretrained(str(path.parent), **options)
 
 
 def mrope_section(half_head: int) -> list[int]:
@@ -94,7 +91,7 @@ def text_from_llama(llama: LlamaForCausalLM) -> tuple[dict, dict[str, Tensor]]:
         raise ConfigError(
             "a Llama with biases, another head size or scaled positions: no Qwen2.5-VL text model equals it",
         )
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    names = "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"
     names += (
         "num_key_value_heads",
         "hidden_act",
@@ -110,10 +107,7 @@ def text_from_llama(llama: LlamaForCausalLM) -> tuple[dict, dict[str, Tensor]]:
         for part in ("q", "k", "v"):
             name = f"model.layers.{i}.self_attn.{part}_proj"
             weights[f"{name}.bias"] = torch.zeros(len(weights[f"{name}.weight"]))
-    return (
-        fields,
-        weights,
-    )
+    return fields, weights
 
 
 # ---------------------------------------------------------------- the audio encoders
@@ -188,10 +182,7 @@ def whisper_encoder(path: Path) -> tuple[dict, dict[str, Tensor]]:
         encoder_attention_heads=heads,
         encoder_ffn_dim=len(state["layers.0.fc1.weight"]),
     )
-    return (
-        sizes,
-        state,
-    )
+    return sizes, state
 
 
 def whisper_base() -> tuple[dict, dict[str, Tensor]]:
@@ -221,7 +212,7 @@ def assemble(llama: LlamaForCausalLM, sizes: dict, encoder: dict[str, Tensor], *
     )
     brain = Brain(BrainConfig(**(text | towers | fields)))
     result = brain.load_state_dict(weights, strict=False)
-    fresh = ("model.vision_tower.", "model.speech_tower.", "model.mm_speech_projector.")
+    fresh = "model.vision_tower.", "model.speech_tower.", "model.mm_speech_projector."
     if result.unexpected_keys or not all(name.startswith(fresh) for name in result.missing_keys):
         raise ConfigError("the language model's weights do not fit the brain: give no fields of its sizes")
     for tower in (brain.model.speech_tower.speech_tower, brain.model.speech_tower.speech_tower_aux):

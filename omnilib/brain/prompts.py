@@ -26,9 +26,9 @@ from omnilib.errors import MediaError
 
 SYSTEM = "You are a helpful assistant."
 START, END = "<|im_start|>", "<|im_end|>"
-VISION = ("<|vision_start|>", "<|vision_end|>\n")
+VISION = "<|vision_start|>", "<|vision_end|>\n"
 MARKERS = {"<image>": IMAGE, "<video>": IMAGE, "<speech>": SPEECH}
-ROLES = ("system", "user", "assistant")
+ROLES = "system", "user", "assistant"
 
 
 @dataclass
@@ -57,10 +57,7 @@ class Prompt:
             new = [piece.marker] if piece.marker is not None else tokens(tokenizer, piece.text, piece.typed)
             ids += new
             labels += new if piece.learn else [IGNORE] * len(new)
-        return (
-            ids,
-            labels,
-        )
+        return ids, labels
 
 
 def tokens(tokenizer, text: str, typed: bool = False) -> list[int]:

@@ -37,7 +37,7 @@ from omnilib.brain.mllm import Brain, attention_for
 from omnilib.errors import CheckpointError, ConfigError, LimitError, UserError
 from omnilib.weights import Fit, compare, demand, read_json, read_pt, shard_shapes
 
-MODEL_TYPES = ("MGMOmni", "MGMQwen25VL")
+MODEL_TYPES = "MGMOmni", "MGMQwen25VL"
 NOT_OURS = ("model.mm_projector.",)  # built by the released code, never applied
 BUFFERS = (".rotary_emb.inv_freq", ".rotary_pos_emb.inv_freq")  # older files hold them
 
@@ -72,10 +72,7 @@ def vision_preset(name: str) -> Qwen2_5_VLVisionConfig:
 
 def audio_presets() -> tuple[Qwen2AudioEncoderConfig, WhisperConfig]:
     """Qwen2-Audio's encoder and Whisper-large-v3, whose encoder is the auxiliary one."""
-    return (
-        Qwen2AudioEncoderConfig(d_model=1280, **LARGE),
-        WhisperConfig(d_model=1280, **LARGE),
-    )
+    return Qwen2AudioEncoderConfig(d_model=1280, **LARGE), WhisperConfig(d_model=1280, **LARGE)
 
 
 def brain_preset(name: str) -> BrainConfig:
@@ -189,9 +186,7 @@ def own_config(tower: Tower, folder: Path):
     for key in tower.nested:
         raw = raw.get(key) or raw
     try:
-        return tower.kind(
-            **{k: v for k, v in raw.items() if k not in ("model_type", "architectures")},
-        )
+        return tower.kind(**{k: v for k, v in raw.items() if k not in ("model_type", "architectures")})
     except Exception as error:  # transformers checks values in its own ways
         raise CheckpointError(
             f"{folder}/config.json cannot be used ({str(error).splitlines()[0]}): get it again",

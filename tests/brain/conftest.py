@@ -40,10 +40,7 @@ def ready(tiny, words):
 
     def build(**fields) -> tuple[Brain, BrainProcessor]:
         model = tiny(**fields)
-        return (
-            model,
-            BrainProcessor(words, model.config),
-        )
+        return model, BrainProcessor(words, model.config)
 
     return build
 

@@ -10,7 +10,7 @@ from omnilib.brain.config import BrainConfig
 from omnilib.brain.media import Video
 from omnilib.brain.mllm import Brain
 
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+SPECIAL = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"
 WORDS = [
     *SPECIAL,
     "\n",
@@ -137,7 +137,4 @@ def media_of(meta: dict, tensors: dict, case: dict) -> tuple[list, list]:
             still.numpy() if still is not None else Video(tensors[f"in.media.{name}.frames"].numpy()),
         )
     waves = [meta["waves"][name] for name in case["waves"]]
-    return (
-        pictures,
-        [wave(w["seconds"], w["seed"], w["rate"]) for w in waves],
-    )
+    return pictures, [wave(w["seconds"], w["seed"], w["rate"]) for w in waves]

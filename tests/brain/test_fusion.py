@@ -9,22 +9,13 @@ from omnilib.brain.config import BrainConfig
 from omnilib.brain.fusion import KINDS, Mining, make_projector, needs, projector_of
 from omnilib.errors import ConfigError
 
-W, N, D1, D2, OUT = (
-    2,
-    7,
-    6,
-    5,
-    8,
-)
+W, N, D1, D2, OUT = 2, 7, 6, 5, 8
 
 
 @pytest.fixture
 def frames():
     torch.manual_seed(0)
-    return (
-        torch.randn(W, N, D1),
-        torch.randn(W, 2 * N, D2),
-    )
+    return torch.randn(W, N, D1), torch.randn(W, 2 * N, D2)
 
 
 def made(kind: str, rate: int = 3) -> torch.nn.Module:

@@ -132,8 +132,14 @@ def test_a_system_turn_replaces_the_standard_one(ready, words):
 def test_bad_conversations_are_one_line(ready, messages, message):
     _, processor = ready()
     with pytest.raises(MediaError, match=message) as error:
-        processor.chat(messages) if messages else conversation(messages)
+        processor.chat(messages)
     assert "\n" not in str(error.value)
+
+
+def test_no_prompts_at_all_is_one_line(ready):
+    _, processor = ready()
+    with pytest.raises(MediaError, match="nothing to prepare"):
+        processor([])
 
 
 # ---- placeholders and media --------------------------------------------------------------------------------
@@ -248,10 +254,7 @@ def test_audio_of_eight_hours_is_refused_by_its_header_before_it_is_read(ready, 
     header = soundfile.info(str(path))
 
     class Long:
-        frames, samplerate = (
-            8 * 3600 * 16000,
-            header.samplerate,
-        )
+        frames, samplerate = 8 * 3600 * 16000, header.samplerate
 
     monkeypatch.setattr(inputs.media.soundfile, "info", lambda _: Long)
     with pytest.raises(

@@ -44,10 +44,7 @@ def test_positions_agree_with_transformers(pieces):
 
         class config:  # noqa: N801
             class vision_config:  # noqa: N801
-                spatial_merge_size, tokens_per_second = (
-                    2,
-                    1,
-                )
+                spatial_merge_size, tokens_per_second = 2, 1
 
         get_vision_position_ids = Qwen2_5_VLModel.get_vision_position_ids
 

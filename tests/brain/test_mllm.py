@@ -67,18 +67,43 @@ def test_a_mixed_batch_decodes_as_its_rows_alone(ready, requests):
 
 
 def test_cached_decoding_equals_the_whole_sequence_computed_again(ready, requests):
-    """The ids that follow must be the best after prompt and answer so far, without cache, at the positions of
-    the layout."""
+    """Logits of a step are those of prompt and answer so far without cache, at the layout's positions."""
     model, processor = ready()
     batch = processor(**single(requests, 4))
-    ids = torch.cat(list(stream(model, batch, AnswerSettings(max_new_tokens=6, eos=()))))
-    grown = dict(batch)
-    for step in range(6):
-        assert int(model(**grown).logits[0, -1].argmax()) == int(ids[step])
+    options = dict(max_new_tokens=6, do_sample=False, eos_token_id=-1, output_logits=True)
+    made = model.generate(**batch, **options, return_dict_in_generate=True)
+    ids, grown = made.sequences[0], dict(batch)
+    for step, logits in enumerate(made.logits):
+        torch.testing.assert_close(model(**grown).logits[:, -1], logits, atol=1e-3, rtol=1e-3)
         place = int(batch["position_ids"].max()) + 1 + step
         grown["input_ids"] = torch.cat((grown["input_ids"], ids[None, step : step + 1]), 1)
         grown["attention_mask"] = torch.ones_like(grown["input_ids"])
         grown["position_ids"] = torch.cat((grown["position_ids"], torch.full((3, 1, 1), place)), -1)
+    assert torch.equal(torch.cat(list(stream(model, batch, AnswerSettings(max_new_tokens=6, eos=())))), ids)
+
+
+def test_each_row_of_a_batch_decodes_at_its_own_positions(ready, requests, monkeypatch):
+    model, processor = ready()
+    batch, fed = processor(**requests), []
+    forward = model.model.forward
+    spy = lambda *a, **k: fed.append(k["position_ids"]) or forward(*a, **k)  # noqa: E731
+    monkeypatch.setattr(model.model, "forward", spy)
+    last = batch["position_ids"].amax((0, 2))
+    assert len(set((last - batch["attention_mask"].sum(1)).tolist())) > 1, "all rows have one delta"
+    for run in (
+        lambda: list(stream(model, batch, AnswerSettings(max_new_tokens=4, eos=()))),
+        lambda: model.generate(**batch, max_new_tokens=4, do_sample=False, eos_token_id=-1),
+    ):
+        fed.clear()
+        run()
+        for step, positions in enumerate(fed[-3:], 1):
+            assert torch.equal(positions, (last + step)[None, :, None].expand(3, -1, -1))
+
+
+def test_logits_of_the_last_positions_alone_can_be_asked_for(ready, requests):
+    model, processor = ready()
+    batch = processor(**requests)
+    assert torch.equal(model(**batch, logits_to_keep=2).logits, model(**batch).logits[:, -2:])
 
 
 @pytest.mark.parametrize("prefill", [1, 3, 7, 1000])

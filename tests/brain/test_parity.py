@@ -82,11 +82,7 @@ def mm_batch(meta: dict, t: dict, name: str, side: str | None = None) -> tuple[d
     if speech:
         joined = torch.cat(speech)
         batch["speech_features"] = torch.nn.functional.normalize(joined, dim=-1) if norm else joined
-    return (
-        batch,
-        t.get(f"out.{name}.rope_deltas"),
-        rows,
-    )
+    return batch, t.get(f"out.{name}.rope_deltas"), rows
 
 
 @pytest.mark.parametrize("name", cases("mm_inputs"))
@@ -206,10 +202,7 @@ def strided(t: dict, stem: str):
     for key, value in t.items():
         if key == stem or key.startswith(f"{stem}_every"):
             return value, int(key.rpartition("_every")[2]) if "_every" in key else 1
-    return (
-        None,
-        None,
-    )
+    return None, None
 
 
 @pytest.mark.parametrize("name", cases("brain_audio"))
@@ -288,11 +281,7 @@ def test_inner_boundaries_of_encoders_and_mining_match_the_reference(golden):
     names = sorted({k.split(".")[1] for k in t if ".boundary." in k})
     model = reference.brain(*golden("brain_generate_greedy"))
     processor, near_enough = BrainProcessor(None, model.config), meta["tolerance"]["main, aux, boundary abs"]
-    seen, tower, mining = (
-        {},
-        model.model.speech_tower,
-        model.model.mm_speech_projector,
-    )
+    seen, tower, mining = {}, model.model.speech_tower, model.model.mm_speech_projector
 
     def keep(name):
         return lambda module, inputs, output: seen.update({name: output, f"{name}_in": inputs[0]})
@@ -352,12 +341,7 @@ def whole():
         limits["min_pixels"],
         limits["max_pixels"],
     )
-    return (
-        model,
-        processor,
-        meta,
-        t,
-    )
+    return model, processor, meta, t
 
 
 def request(meta: dict, t: dict, name: str) -> tuple[str, list, list, list]:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import WhisperModel
 
-from omnilib import weights
+from omnilib import cli, weights
 from omnilib.brain import mllm, published
 from omnilib.brain.config import BrainConfig
 from omnilib.brain.decode import AnswerSettings, ends
@@ -26,7 +26,7 @@ NAMES = {
     "speech_tower_aux": f"{AUX}/",
 }
 FLAGS = {"unfreeze_mm_vision_tower": True, "unfreeze_mm_speech_tower": True}
-OURS = ("vision_tower_config", "speech_tower_config", "speech_tower_aux_config")
+OURS = "vision_tower_config", "speech_tower_config", "speech_tower_aux_config"
 
 
 # ---- writing folders ---------------------------------------------------------------------------------------
@@ -87,10 +87,7 @@ def folder(tiny, words, tmp_path):
 
     def make(keep_towers: bool = True, **fields) -> tuple[Path, Brain]:
         model = tiny()
-        return (
-            write(tmp_path, model, words, keep_towers, **fields),
-            model,
-        )
+        return write(tmp_path, model, words, keep_towers, **fields), model
 
     return make
 
@@ -203,6 +200,7 @@ def test_dtype_and_device_map_are_kept(folder, sound):
     )
     assert torch.equal(spread.brain(**batch).logits, model(**batch).logits)
     half.brain.generate(**batch, max_new_tokens=2)
+    assert same(published.load(path, device_map="auto").brain, model)
     with pytest.raises(ConfigError, match="device_map has no place for"):
         published.load(path, device_map={"model.layers": "cpu"})
 
@@ -221,6 +219,14 @@ def test_flash_attention_is_taken_where_it_can_run(monkeypatch):
     assert mllm.attention_for("cpu", torch.bfloat16) == "sdpa"
     monkeypatch.setattr(mllm, "is_flash_attn_2_available", lambda: False)
     assert mllm.attention_for("cuda", torch.bfloat16) == "sdpa"
+
+
+def test_a_fetched_brain_is_compared_and_told_how_to_load(folder, monkeypatch, capsys):
+    path, _ = folder(**FLAGS)
+    monkeypatch.setattr(weights, "download", lambda pin, place: None)
+    assert cli.main(["fetch", f"a/b@{'0' * 40}", "--out", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert "tensors fit" in told and "omnilib.weights.load_brain" in told
 
 
 # ---- what is refused ---------------------------------------------------------------------------------------
@@ -352,10 +358,21 @@ def test_the_tiny_brain_has_the_published_names_and_shapes(golden):
 
 def test_projector_variants_have_the_published_names_and_shapes(golden):
     meta, _ = golden("state_dict_keys_brain")
+    frames = {
+        "simple_mlp": 1,
+        "dual_mlp": 1,
+        "dual_mlp_attn": 1,
+        "dual_mlp_type2": 3,
+        "dual_mlp_type2_norm": 2,
+        "linear": 1,
+    }
     for kind, keys in meta["speech_projector_variants"]["keys"].items():
         first = keys.get("linear1.weight", keys.get("weight"))
-        out = (keys.get("linear2.weight") or keys["weight"])[0]
+        rate, out = (
+            first[1] // (1280 * frames.get(kind, 1)),
+            keys.get("linear2.weight", keys.get("weight"))[0],
+        )
         ratio = 1 if kind == "dual_mlp_type2_norm" else 2  # there the listing is of 1280 + 1280 a frame
         with torch.device("meta"):
-            made = make_projector(kind, 1280, 1280, 5, out, ratio=ratio)
-        assert {k: list(v.shape) for k, v in made.state_dict().items()} == keys, (kind, first)
+            made = make_projector(kind, 1280, 1280, rate, out, ratio=ratio)
+        assert {k: list(v.shape) for k, v in made.state_dict().items()} == keys, kind
