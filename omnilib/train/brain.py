@@ -23,12 +23,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate.utils import DistributedType
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from omnilib import config as configs
 from omnilib import storage
+from omnilib.brain.config import MEL_HOP
 from omnilib.brain.inputs import BrainProcessor
 from omnilib.brain.mllm import Brain
 from omnilib.brain.trained import (
@@ -47,8 +47,8 @@ from omnilib.brain.trained import (
 from omnilib.data import sha256
 from omnilib.errors import ConfigError, DataError
 from omnilib.paths import DATA, ROOT
-from omnilib.train import zero
-from omnilib.train.brain_samples import FeatureCache, Samples, read_samples
+from omnilib.train import fsdp, zero
+from omnilib.train.brain_samples import FeatureCache, Samples, prompt_of, read_samples
 from omnilib.train.common import (
     JsonlLog,
     atomic_folder,
@@ -78,7 +78,7 @@ class BrainTraining(Base):
 
     stage: int = 1
     init: str = ""  # the result of an earlier stage on the same base
-    manifest: str = "brain/manifest.jsonl"  # below the data folder, or a path
+    manifest: str = "brain.jsonl"  # below the data folder, or a path
     tasks: list[str] = field(default_factory=list)  # of the samples; empty: all
     cache: str = ""  # a folder below the data folder for features of frozen towers; empty: encoded at every step
     # what learns in stage 2
@@ -108,17 +108,37 @@ class BrainTraining(Base):
 
 class Learner(nn.Module):
     """The brain with its loss, as one module that `accelerate` can wrap: cached frames are fused inside, where gradients are
-    gathered."""
+    gathered.
 
-    def __init__(self, brain: Brain):
+    Args:
+        together: several processes train. One may have a batch without sound while another has one with it, yet all must gather
+            the same parts: then silence, or a black picture, goes through a part that has nothing to do, at no weight.
+    """
+
+    def __init__(self, brain: Brain, together: bool = False):
         super().__init__()
-        self.brain = brain
+        self.brain, self.together = brain, together
+        self._no_split_modules = brain._no_split_modules  # what FSDP shares out as one
 
     def forward(self, main_frames: Tensor | None = None, aux_frames: Tensor | None = None, **batch: Tensor) -> Tensor:
         """Mean loss over the labels; frames (W, N, D1), (W, 2 N, D2) take the place of `input_features`."""
         if main_frames is not None or aux_frames is not None:
             batch["speech_features"] = self.brain.model.fuse(main_frames, aux_frames, batch["feature_positions"])
-        return self.brain(**batch).loss
+        idle = self.idle(batch) if self.together and self.training else 0.0
+        return self.brain(**batch).loss + idle
+
+    def idle(self, batch: dict[str, Tensor]) -> Tensor | float:
+        """Zero, computed by the parts that this batch does not use."""
+        model, device, result = self.brain.model, batch["input_ids"].device, 0.0
+        if not {"input_features", "speech_features"} & set(batch):
+            window = torch.zeros(1, model.config.mel_bins, model.config.window_samples // MEL_HOP, device=device)
+            result = 0.0 * model.hear(window, torch.ones(1, dtype=torch.long, device=device)).sum()
+        if len(model.vision_tower) and not {"pixel_values", "picture_features"} & set(batch):
+            vision = model.config.vision_tower_config
+            side, numbers = 2 * model.config.merge, 3 * vision.temporal_patch_size * vision.patch_size**2
+            grid = torch.tensor([[1, side, side]], device=device)
+            result = result + 0.0 * model.see(torch.zeros(side * side, numbers, device=device), grid).sum()
+        return result
 
 
 def build(config: BrainTraining) -> tuple[Brain, BrainProcessor, set[str]]:
@@ -247,9 +267,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config = configs.load(BrainTraining, args.config, args.overrides)
     accelerator = zero.make_accelerator()
     main_process, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
-    sharded = zero.is_zero(accelerator)
-    if accelerator.distributed_type == DistributedType.FSDP:
-        raise ConfigError("this script keeps no states under FSDP yet: use omnilib/configs/deepspeed/zero3.yaml")
+    sharded = zero if zero.is_zero(accelerator) else fsdp if fsdp.is_fsdp(accelerator) else None
     seed_everything(config.seed)
     claim(args.out, config)
     device = accelerator.device
@@ -261,17 +279,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if cache and main_process:
             fill(cache, samples)
     train, dev = samples["train"], samples.get("dev")
-    model = Learner(brain).train()
+    model = Learner(brain, world > 1).train()
     optimizer = optimizer_of(brain, config)
     learning = nn.ParameterList(p for p in brain.parameters() if p.requires_grad)  # a state holds these alone
-    if sharded:
+    if sharded is zero:
         zero.set_up(accelerator, 1, config.clip)
-    else:
+    if not sharded:
         state = load_state(args.out, learning, optimizer)
     lines = report(brain)
     wrapped, prepared = accelerator.prepare(model, optimizer)
     if sharded:
-        state = zero.load_state(accelerator, wrapped, args.out)
+        state = sharded.load_state(accelerator, wrapped, args.out)
     start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
     if main_process:
         print(f"stage {config.stage}: {len(train.samples)} samples, from step {start}", *lines, sep="\n", flush=True)
@@ -301,7 +319,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if done % config.save_every == 0 or done == config.steps:
             extra = {"seconds": seconds_before + time.time() - began}
             if sharded:
-                zero.save_state(accelerator, wrapped, args.out, done, extra)
+                sharded.save_state(accelerator, wrapped, args.out, done, extra)
             elif main_process:
                 save_state(args.out, learning, optimizer, done, extra)
 
@@ -317,8 +335,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 def fill(cache: FeatureCache, samples: dict[str, Samples]) -> None:
     """Encode every recording once, before the first step."""
-    from omnilib.train.brain_samples import prompt_of
-
     for part in samples.values():
         for sample in part.samples:
             for clip in prompt_of(sample, part.root).audio:

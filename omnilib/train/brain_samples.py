@@ -106,7 +106,7 @@ def fault_of_file(item: object, name: str, root: Path) -> str:
     if isinstance(item, dict) and name == "audio":
         numbers = [item.get(k) for k in ("start", "duration", "rate")]
         real = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
-        if not PIECE <= set(item) or not real or numbers[0] < 0 or min(numbers[1:]) <= 0:
+        if not set(item) >= PIECE or not real or numbers[0] < 0 or min(numbers[1:]) <= 0:
             return "a piece of a recording needs path, start, and duration and rate above 0"
         item = item["path"]
     if not isinstance(item, str) or not item:
@@ -135,8 +135,7 @@ def prompt_of(sample: dict, root: Path) -> Prompt:
             stretches = [marker for marker, name in MEDIA.items() for _ in sample.get(name, [])] + stretches
             first = False
         parts = [
-            {"type": KINDS[s], KINDS[s]: placed(next(waiting[s]), root)} if s in KINDS else {"type": "text", "text": s}
-            for s in stretches
+            {"type": KINDS[s], KINDS[s]: placed(next(waiting[s]), root)} if s in KINDS else {"type": "text", "text": s} for s in stretches
         ]
         messages.append({"role": "user", "content": parts})
     return conversation(messages, answer=False)
