@@ -258,7 +258,15 @@ def shapes(rng: random.Random) -> Iterator[Item]:
         questions = getattr(easy_vqa, f"get_{split}_questions")()
         for question, answer, image in zip(*questions, strict=True):
             own = "test" if split == "test" else "dev" if image % 10 == 0 else "train"
-            rows.append((f"{split} {image} {question}", f"{question[0].upper()}{question[1:]}", answer, paths[image], own))
+            rows.append(
+                (
+                    f"{split} {image} {question}",
+                    f"{question[0].upper()}{question[1:]}",
+                    answer,
+                    paths[image],
+                    own,
+                )
+            )
     rng.shuffle(rows)
     for key, question, answer, path, split in rows:
         yield Item("shapes", key, question, answer, copy=path, split=split)
@@ -304,31 +312,41 @@ def videos(rng: random.Random) -> Iterator[Item]:
 def families(count: int, seed: int) -> list[tuple[str, Iterator[Item]]]:
     """All tasks by name, each with its own generator of random numbers."""
     rng = lambda name: random.Random(f"{seed} {name}")  # noqa: E731
-    whole = {"arithmetic": arithmetic, "spelling": spelling, "capitals": capitals, "opposites": opposites, "glosses": glosses}
-    drawn = {"order": order, "emoji": lambda r: emoji(r, count), "reading": reading, "charts": charts, "shapes": shapes, "videos": videos}
-    return [(n, make()) for n, make in whole.items()] + [(n, make(rng(n))) for n, make in drawn.items()]
+    whole = dict(arithmetic=arithmetic, spelling=spelling, capitals=capitals, opposites=opposites, glosses=glosses)
+    drawn = dict(
+        order=order,
+        emoji=lambda r: emoji(r, count),
+        reading=reading,
+        charts=charts,
+        shapes=shapes,
+        videos=videos,
+    )
+    shuffled = [(name, mixed(make, rng(name))) for name, make in whole.items()]
+    return shuffled + [(name, make(rng(name))) for name, make in drawn.items()]
+
+
+def mixed(make: Callable[[], Iterator[Item]], rng: random.Random) -> Iterator[Item]:
+    """A finite source in an order of its own."""
+    every = list(make())
+    yield from rng.sample(every, len(every))
 
 
 def items(count: int, seed: int) -> tuple[list[Item], list[str]]:
     """About `count` items of each task, no question twice, and what could not be made."""
     result, missing = [], []
     for name, source in families(count, seed):
+        found: dict[str, Item] = {}
+        tasks: dict[str, int] = {}
         try:
-            found: dict[str, Item] = {}
-            tasks: dict[str, int] = {}
-            tried = 0
-            if name in ("arithmetic", "spelling", "capitals", "opposites", "glosses"):
-                source = iter(random.Random(f"{seed} {name}").sample(listed := list(source), len(listed)))
-            for item in source:
-                tried += 1
+            for tried, item in enumerate(source, 1):
                 if item.name not in found and tasks.get(item.task, 0) < count:
                     found[item.name] = item
                     tasks[item.task] = tasks.get(item.task, 0) + 1
-                if tried > 20 * count + 20 or (tasks and min(tasks.values()) >= count and tried > 3):
+                if tried > 20 * count + 20 or (min(tasks.values()) >= count and tried > 3):
                     break
-            result += found.values()
         except MissingTool as error:
             missing.append(f"{name} left out: {error}")
+        result += found.values()
     return result, missing
 
 
@@ -358,7 +376,13 @@ def engine_of(name: str, voice: str):
 def rows_of(item: Item, engine, out: Path) -> list[dict]:
     """Rows of an item, its media written: spoken if the engine speaks its language, else typed."""
     folder, media = out.name, {}
-    row = {"split": item.split, "task": item.task, "language": item.language, "question": item.question, "answer": item.answer}
+    row = {
+        "split": item.split,
+        "task": item.task,
+        "language": item.language,
+        "question": item.question,
+        "answer": item.answer,
+    }
     if item.copy:
         shutil.copyfile(item.copy, out / f"{item.name}.png")
         media["images"] = [f"{folder}/{item.name}.png"]
@@ -380,10 +404,20 @@ def rows_of(item: Item, engine, out: Path) -> list[dict]:
     except Unspoken:
         return [typed]
     spoken = row | media | {"id": item.name, "audio": [wave], "turns": turns(f"{seen}<speech>", item.answer)}
-    said = row | {"id": f"{item.name}-said", "task": "transcribe", "question": TRANSCRIBE, "answer": item.question, "audio": [wave]}
+    said = row | {
+        "id": f"{item.name}-said",
+        "task": "transcribe",
+        "question": TRANSCRIBE,
+        "answer": item.question,
+        "audio": [wave],
+    }
     said["turns"] = turns(f"<speech>\n{TRANSCRIBE}", item.question)
     also = int(hashlib.sha256(item.name.encode()).hexdigest(), 16) % TYPED_EVERY == 0
-    return [spoken, *([] if item.task.startswith(("emoji", "shapes", "chart", "video", "read")) else [said]), *([typed] if also else [])]
+    return [
+        spoken,
+        *([] if item.task.startswith(("emoji", "shapes", "chart", "video", "read")) else [said]),
+        *([typed] if also else []),
+    ]
 
 
 def turns(question: str, answer: str) -> list[dict]:
@@ -407,7 +441,12 @@ def corpus_rows(manifest: Path, root: Path, count: int) -> list[dict]:
         taken[key] = taken.get(key, 0) + 1
         if taken[key] <= count and record.get("speed", 1.0) == 1.0:
             piece = {"path": str(folder / record["path"])} | {k: record[k] for k in ("start", "duration", "rate")}
-            row = {"id": f"corpus-{record['id']}", "split": record["split"], "task": "transcribe", "language": record["language"]}
+            row = {
+                "id": f"corpus-{record['id']}",
+                "split": record["split"],
+                "task": "transcribe",
+                "language": record["language"],
+            }
             row |= {"question": TRANSCRIBE, "answer": record["text"], "audio": [piece]}
             rows.append(row | {"turns": turns(f"<speech>\n{TRANSCRIBE}", record["text"])})
     return rows
@@ -428,7 +467,14 @@ def needles(seed: int, minutes: tuple[float, ...] = (1, 5, 15, 30, 60, 75), dept
                     "depth": share,
                     "seconds": round(share * length * 60, 1),
                 }
-                rows.append(row | {"secret": f"The secret code is {answer}.", "question": "What is the secret code?", "answer": answer})
+                rows.append(
+                    row
+                    | {
+                        "secret": f"The secret code is {answer}.",
+                        "question": "What is the secret code?",
+                        "answer": answer,
+                    }
+                )
     return rows
 
 
@@ -459,7 +505,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for media; the manifest is written beside it")
     parser.add_argument("--count", type=int, default=200, help="items of each task")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--speak", default="flite", metavar="ENGINE", help="who asks: flite, piper or gcin; '' for typed questions")
+    parser.add_argument(
+        "--speak",
+        default="flite",
+        metavar="ENGINE",
+        help="who asks: flite, piper or gcin; '' for typed questions",
+    )
     parser.add_argument("--voice", default="rms")
     parser.add_argument("--corpus", type=Path, help="manifest of a speech corpus below the folder of --out, to transcribe")
     args = parser.parse_args(argv)

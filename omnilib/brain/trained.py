@@ -122,7 +122,11 @@ def load_aux(brain: Brain, folder: Path) -> None:
         CheckpointError: missing, or of another encoder.
     """
     weights = storage.read(folder / "model.safetensors")
-    put(brain, {AUX + k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")}, folder)
+    put(
+        brain,
+        {AUX + k.removeprefix("encoder."): v for k, v in weights.items() if k.startswith("encoder.")},
+        folder,
+    )
 
 
 def put(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
@@ -156,7 +160,10 @@ def add_lora(brain: Brain, lora: Lora) -> None:
     pattern = rf"{LAYERS}\w+\.({names})"
     if lora.rank < 1 or not any(re.fullmatch(pattern, name) for name, _ in brain.named_modules()):
         raise ConfigError(f"LoRA of rank {lora.rank} on {lora.targets}: give a rank of at least 1 and names such as q_proj")
-    inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=pattern), brain)
+    inject_adapter_in_model(
+        LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=pattern),
+        brain,
+    )
 
 
 def lora_layers(brain: nn.Module) -> dict[str, nn.Module]:

@@ -243,7 +243,14 @@ def evaluate(model: nn.Module, dev: Samples | None, device: torch.device, config
     return {"dev_loss": total / config.eval_batches}
 
 
-def export(folder: Path, brain: Brain, config: BrainTraining, weights: dict[str, Tensor], before: set[str], meta: dict) -> None:
+def export(
+    folder: Path,
+    brain: Brain,
+    config: BrainTraining,
+    weights: dict[str, Tensor],
+    before: set[str],
+    meta: dict,
+) -> None:
     """Write what was trained, here and in earlier stages: model.safetensors, config.yaml, meta.json."""
     names = {n for n, p in brain.named_parameters() if p.requires_grad} | before
     merged = config.merge or config.stage == 1 or not config.lora_rank
@@ -252,7 +259,10 @@ def export(folder: Path, brain: Brain, config: BrainTraining, weights: dict[str,
     meta |= {"base": base_of(config), "aux_sha256": aux_hash(config), "lora": lora}
 
     def write(temporary: Path) -> None:
-        save_file(storage.pack({k: v.cpu() for k, v in tensors.items()}, config.storage), temporary / "model.safetensors")
+        save_file(
+            storage.pack({k: v.cpu() for k, v in tensors.items()}, config.storage),
+            temporary / "model.safetensors",
+        )
         configs.save(config, temporary / "config.yaml")
         (temporary / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
 
@@ -266,7 +276,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_args(__doc__, argv)
     config = configs.load(BrainTraining, args.config, args.overrides)
     accelerator = zero.make_accelerator()
-    main_process, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
+    main_process, world, rank = (
+        accelerator.is_main_process,
+        accelerator.num_processes,
+        accelerator.process_index,
+    )
     sharded = zero if zero.is_zero(accelerator) else fsdp if fsdp.is_fsdp(accelerator) else None
     seed_everything(config.seed)
     claim(args.out, config)
@@ -292,7 +306,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         state = sharded.load_state(accelerator, wrapped, args.out)
     start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
     if main_process:
-        print(f"stage {config.stage}: {len(train.samples)} samples, from step {start}", *lines, sep="\n", flush=True)
+        print(
+            f"stage {config.stage}: {len(train.samples)} samples, from step {start}",
+            *lines,
+            sep="\n",
+            flush=True,
+        )
         log = JsonlLog(args.out / "log.jsonl", start if state else None)
 
     seen, cells, metrics, began = 0, 0, {}, time.time()
@@ -307,10 +326,18 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
         prepared.step()
         prepared.zero_grad()
-        seen, cells, done = seen + int(batch["attention_mask"].sum()), cells + batch["attention_mask"].numel(), step + 1
+        seen, cells, done = (
+            seen + int(batch["attention_mask"].sum()),
+            cells + batch["attention_mask"].numel(),
+            step + 1,
+        )
         if main_process and (done % config.log_every == 0 or done == config.steps):
             speed = seen * world / (time.time() - log.started)
-            values = {"loss": round(loss.item(), 6), "norm": round(float(norm or 0), 3), "padding": round(1 - seen / cells, 4)}
+            values = {
+                "loss": round(loss.item(), 6),
+                "norm": round(float(norm or 0), 3),
+                "padding": round(1 - seen / cells, 4),
+            }
             log.write(done, **values, positions_per_second=round(speed, 1))
         if done % config.eval_every == 0 or done == config.steps:
             metrics = evaluate(wrapped, dev, device, config)  # by all: under ZeRO-3 nobody holds the model alone
@@ -327,7 +354,14 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if main_process:
         weights = {k.removeprefix("brain."): v for k, v in weights.items()}
         spent = seconds_before + time.time() - began
-        meta = run_meta(config, config.steps, spent, metrics=metrics, manifest_sha256=sha256(DATA / config.manifest), parts=lines)
+        meta = run_meta(
+            config,
+            config.steps,
+            spent,
+            metrics=metrics,
+            manifest_sha256=sha256(DATA / config.manifest),
+            parts=lines,
+        )
         export(args.out, brain, config, weights, before, meta)
     accelerator.wait_for_everyone()
     return metrics

@@ -229,7 +229,10 @@ class FeatureCache:
     def encode_picture(self, source: str | Video) -> dict[str, Tensor]:
         pixels, grid = self.processor.picture(source)
         grids = torch.tensor([grid], device=self.brain.device)
-        return {"features": self.brain.model.see(pixels.to(self.brain.device), grids), "grid": torch.tensor(grid)}
+        return {
+            "features": self.brain.model.see(pixels.to(self.brain.device), grids),
+            "grid": torch.tensor(grid),
+        }
 
 
 # ---- batches -----------------------------------------------------------------------------------------------

@@ -168,7 +168,11 @@ class Utterances:
 
     def __init__(self, config: EncoderTraining, model: Transcriber, split: str):
         path = DATA / config.manifest
-        self.window, self.bins, self.languages = model.window, model.encoder.config.num_mel_bins, config.languages
+        self.window, self.bins, self.languages = (
+            model.window,
+            model.encoder.config.num_mel_bins,
+            config.languages,
+        )
         self.letters, records = {}, []
         for record in read_manifest(path):
             fits = 0 < record["duration"] * 16000 <= self.window and record["split"] == split
@@ -177,7 +181,10 @@ class Utterances:
                 records.append(record)
         if not records:
             raise DataError(f"{path} has no {split} speech in {', '.join(config.languages)} that fits a window: build the corpus")
-        self.segments, self.count = Segments(records, path.parent, config.batch_seconds, seed=config.seed), len(records)
+        self.segments, self.count = (
+            Segments(records, path.parent, config.batch_seconds, seed=config.seed),
+            len(records),
+        )
 
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str]]:
         """What `Transcriber.forward` takes, and the letters."""
@@ -242,18 +249,28 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     train, dev = Utterances(config, model, "train"), Utterances(config, model, "dev")
     head = {id(p) for p in model.head.parameters()}
     groups = [
-        {"params": [p for p in model.parameters() if p.requires_grad and (id(p) in head) == fresh], "scale": scale}
+        {
+            "params": [p for p in model.parameters() if p.requires_grad and (id(p) in head) == fresh],
+            "scale": scale,
+        }
         for fresh, scale in ((False, 1.0), (True, config.head_lr))
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
     learning = nn.ParameterList(p for p in model.parameters() if p.requires_grad)  # a state holds these alone
     state = load_state(args.out, learning, optimizer)
     start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
-    main_process, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
+    main_process, world, rank = (
+        accelerator.is_main_process,
+        accelerator.num_processes,
+        accelerator.process_index,
+    )
     wrapped, prepared = accelerator.prepare(model.train(), optimizer)
     if main_process:
         total, learns = (sum(p.numel() for p in ps) for ps in (model.parameters(), learning))
-        print(f"{train.count} utterances, {learns:,} of {total:,} parameters learn, from step {start}", flush=True)
+        print(
+            f"{train.count} utterances, {learns:,} of {total:,} parameters learn, from step {start}",
+            flush=True,
+        )
         log = JsonlLog(args.out / "log.jsonl", start if state else None)
 
     metrics, began = {}, time.time()

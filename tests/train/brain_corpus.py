@@ -24,7 +24,16 @@ def build(folder: Path) -> Path:
         for split, seconds in (("train", 0.6), ("dev", 0.8)):
             time = np.arange(round(seconds * 16000)) / 16000
             soundfile.write(folder / f"{word}-{split}.wav", 0.3 * np.sin(2 * np.pi * pitch * time), 16000)
-            rows.append(row(f"tone-{i}-{split}", "transcribe", "What is said?", word, split, audio=[f"{word}-{split}.wav"]))
+            rows.append(
+                row(
+                    f"tone-{i}-{split}",
+                    "transcribe",
+                    "What is said?",
+                    word,
+                    split,
+                    audio=[f"{word}-{split}.wav"],
+                )
+            )
     for colour, rgb in COLOURS.items():
         Image.new("RGB", (56, 56), rgb).save(folder / f"{colour}.png")
         rows.append(row(f"see-{colour}", "see", "Look: <image> which colour?", colour, images=[f"{colour}.png"]))

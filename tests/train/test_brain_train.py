@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from omnilib import config as configs
 from omnilib.brain import trained
 from omnilib.errors import CheckpointError, ConfigError, DataError, UserError
+from omnilib.paths import CONFIGS
 from omnilib.train import brain as training
 from omnilib.train.brain_samples import FeatureCache, Samples, read_samples
 from tests.train import brain_corpus
@@ -27,7 +28,15 @@ def run(manifest: Path, out: Path, stage: int, *overrides: str) -> dict[str, flo
 
 
 def argv(manifest: Path, out: Path, stage: int, *overrides: str) -> list[str]:
-    return ["--config", f"brain_stage{stage}_smoke", "--out", str(out), "--set", f"manifest={manifest}", *overrides]
+    return [
+        "--config",
+        f"brain_stage{stage}_smoke",
+        "--out",
+        str(out),
+        "--set",
+        f"manifest={manifest}",
+        *overrides,
+    ]
 
 
 def config_of(manifest: Path, stage: int, *overrides: str) -> training.BrainTraining:
@@ -97,7 +106,7 @@ def test_export_gives_the_same_answers_as_the_model_that_was_trained(manifest, t
     config = config_of(manifest, 2, f"merge={merge}".lower())
     model, processor, before = training.build(config)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     model.eval()
@@ -111,8 +120,21 @@ def test_export_gives_the_same_answers_as_the_model_that_was_trained(manifest, t
 
 
 def test_a_second_round_keeps_what_earlier_rounds_learned(manifest, stage2, tmp_path):
-    run(manifest, tmp_path, 2, f"init={stage2}", "learn_vision=false", "steps=1", "eval_every=1", "save_every=1", "lr=0.0")
-    first, second = trained.load_trained(stage2)[0].state_dict(), trained.load_trained(tmp_path)[0].state_dict()
+    run(
+        manifest,
+        tmp_path,
+        2,
+        f"init={stage2}",
+        "learn_vision=false",
+        "steps=1",
+        "eval_every=1",
+        "save_every=1",
+        "lr=0.0",
+    )
+    first, second = (
+        trained.load_trained(stage2)[0].state_dict(),
+        trained.load_trained(tmp_path)[0].state_dict(),
+    )
     for name, value in first.items():
         torch.testing.assert_close(second[name], value)
 
@@ -240,6 +262,26 @@ def test_settings_that_cannot_work_are_one_line(manifest, tmp_path, overrides, e
     with pytest.raises(error, match=words) as caught:
         run(manifest, tmp_path, 2, *overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("brain_stage*.yaml")))
+def test_every_config_is_read_and_sets_what_it_names(name):
+    config = configs.load(training.BrainTraining, name)
+    assert config.stage == int(name.split("_")[1][-1]) and config.steps > 0
+    if config.init:  # the stage before stands on the same base
+        before = configs.load(training.BrainTraining, name.replace("stage2", "stage1"))
+        assert training.base_of(before) == training.base_of(config)
+
+
+def test_idle_parts_add_nothing_and_get_a_gradient_when_processes_train_together(manifest):
+    model, processor, _ = training.build(config_of(manifest, 2, "lora_rank=0"))
+    records = [r for r in read_samples(manifest) if r["task"] == "text"]
+    batch = Samples(records, manifest.parent, processor, 1200).collate(records)
+    alone, together = (training.Learner(model, several).train()(**batch) for several in (False, True))
+    assert torch.equal(alone, together)
+    together.backward()
+    learning = [p for p in model.parameters() if p.requires_grad]
+    assert all(p.grad is not None for p in learning)
 
 
 def test_another_base_under_an_earlier_stage_is_refused(manifest, stage1, tmp_path):

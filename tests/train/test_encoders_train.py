@@ -100,7 +100,10 @@ def test_the_brain_takes_the_trained_encoder_and_refuses_another(manifest, tmp_p
     tower = plain.model.speech_tower.speech_tower_aux
     from safetensors.torch import save_file
 
-    save_file({f"encoder.{k}": v + 1 for k, v in tower.state_dict().items() if "layer_norm" in k}, tmp_path / "model.safetensors")
+    save_file(
+        {f"encoder.{k}": v + 1 for k, v in tower.state_dict().items() if "layer_norm" in k},
+        tmp_path / "model.safetensors",
+    )
     changed, _ = trained.build_base(spec)
     heard = changed.model.speech_tower.speech_tower_aux
     assert torch.equal(heard.layer_norm.weight, tower.layer_norm.weight + 1)
@@ -109,7 +112,11 @@ def test_the_brain_takes_the_trained_encoder_and_refuses_another(manifest, tmp_p
 
 @pytest.mark.parametrize(
     ("override", "error", "words"),
-    [("base=giant", ConfigError, "nano or smoke"), ("top_layers=3", ConfigError, "give 1 to 2"), ("languages=[fr]", DataError, "no train")],
+    [
+        ("base=giant", ConfigError, "nano or smoke"),
+        ("top_layers=3", ConfigError, "give 1 to 2"),
+        ("languages=[fr]", DataError, "no train"),
+    ],
 )
 def test_settings_that_cannot_work_are_one_line(manifest, tmp_path, override, error, words):
     with pytest.raises(error, match=words) as caught:

@@ -47,7 +47,12 @@ def test_epochs_differ_and_seeds_differ():
 
 def test_padding_of_a_mixed_corpus_is_at_most_5_percent_and_far_below_naive_batching():
     rng = np.random.default_rng(0)
-    mixed = [rng.integers(20, 60, 600), rng.integers(60, 300, 400), rng.integers(300, 2000, 60), rng.integers(2000, 8000, 8)]
+    mixed = [
+        rng.integers(20, 60, 600),
+        rng.integers(60, 300, 400),
+        rng.integers(300, 2000, 60),
+        rng.integers(2000, 8000, 8),
+    ]
     found = measure_padding(np.concatenate(mixed), budget=8192)
     assert found.unified <= 0.05 and found.naive > 0.4
     assert found.batch_size > 1
