@@ -1,10 +1,10 @@
-"""Samples for the brain whose answer is known: questions, pictures and short videos, asked by voice where an engine is installed.
+"""Samples for the brain whose answer is known: questions, pictures and videos, asked by voice.
 
     python -m data_prep.brain --out data/brain --count 500 --speak flite --voice rms
 
 | task | asks | truth |
 |---|---|---|
-| arithmetic, spelling, capital, opposite, order, gloss | words alone | a rule, or `brain_facts`; glosses of hsk-sentences-audio |
+| arithmetic, spelling, capital, opposite, order, gloss | words alone | rules, `brain_facts`, hsk-sentences-audio |
 | emoji, emoji_zh | a Noto emoji | its name in English or Chinese, from the package emoji |
 | read, chart | a drawn word or number, bars | what was drawn |
 | shapes | a picture of easy-vqa | its answer |
@@ -12,12 +12,14 @@
 | transcribe | a spoken question | its words |
 | needle | places of a spoken secret in long speech (no audio here) | the secret |
 
-Writes `<out>.jsonl`, the manifest of `omnilib.train.brain_samples`, with media below `<out>/`, and `<out>_needles.jsonl`. A row
-also holds its `question` in words, so the same sample can be asked typed, or without its media. What is missing (an engine, a
-font, a package) is said in one line, and the rest is written.
+Writes `<out>.jsonl`, the manifest of `omnilib.train.brain_samples`, with media below `<out>/`, and
+`<out>_needles.jsonl`. A row also holds its `question` in words, so the same sample can be asked typed, or
+without its media. What is missing (an engine, a font, a package) is said in one line, and the rest is
+written.
 
-The split is decided by a hash of what is asked, so no question stands in two. Names of emoji are all in training: held out are
-drawings, with another size, place and ground. Everything is a function of the arguments: two runs give equal bytes.
+The split is decided by a hash of what is asked, so no question stands in two. Names of emoji are all in
+training: held out are drawings, with another size, place and ground. Everything is a function of the
+arguments: two runs give equal bytes.
 """
 
 import argparse
@@ -118,7 +120,8 @@ def glosses() -> Iterator[Item]:
     seen: dict[str, str] = {}
     for sentence in hsk():
         for token in sentence["tokens"]:
-            gloss = re.sub(r"\(.*?\)|\[.*?\]", "", token.get("gloss_en") or "").split(";")[0].split(",")[0].strip()
+            gloss = re.sub(r"\(.*?\)|\[.*?\]", "", token.get("gloss_en") or "")
+            gloss = re.split("[;,]", gloss)[0].strip()
             if re.fullmatch(r"[a-z][a-z ]{1,18}", gloss):
                 seen.setdefault(token["word"], gloss)
     for word, gloss in seen.items():
@@ -146,7 +149,11 @@ def emoji_names() -> list[tuple[str, str, str]]:
     for character, about in sorted(EMOJI_DATA.items()):
         name, chinese = about["en"].strip(":").replace("_", " "), about.get("zh", "").strip(":")
         simple = len(character) == 1 and about["E"] <= 12 and about["status"] == 2
-        if simple and chinese and re.fullmatch(r"[a-z]{3,10}( [a-z]{3,10})?", name) and re.fullmatch(r"[\u4e00-\u9fff]{1,5}", chinese):
+        short = re.fullmatch(r"[a-z]{3,10}( [a-z]{3,10})?", name) and re.fullmatch(
+            r"[\u4e00-\u9fff]{1,5}",
+            chinese,
+        )
+        if simple and short:
             found.append((character, name, chinese))
     return found
 
@@ -211,7 +218,13 @@ def reading(rng: random.Random) -> Iterator[Item]:
         yield Item("read", word, "Which word is written here?", word, draw=lambda w=word: read_picture(w))
     while True:
         number = str(rng.randint(10, 99_999))
-        yield Item("read", number, "Which number is written here?", number, draw=lambda n=number: read_picture(n))
+        yield Item(
+            "read",
+            number,
+            "Which number is written here?",
+            number,
+            draw=lambda n=number: read_picture(n),
+        )
 
 
 def chart_picture(bars: dict[str, int]) -> list:
@@ -312,7 +325,13 @@ def videos(rng: random.Random) -> Iterator[Item]:
 def families(count: int, seed: int) -> list[tuple[str, Iterator[Item]]]:
     """All tasks by name, each with its own generator of random numbers."""
     rng = lambda name: random.Random(f"{seed} {name}")  # noqa: E731
-    whole = dict(arithmetic=arithmetic, spelling=spelling, capitals=capitals, opposites=opposites, glosses=glosses)
+    whole = dict(
+        arithmetic=arithmetic,
+        spelling=spelling,
+        capitals=capitals,
+        opposites=opposites,
+        glosses=glosses,
+    )
     drawn = dict(
         order=order,
         emoji=lambda r: emoji(r, count),
@@ -389,7 +408,13 @@ def rows_of(item: Item, engine, out: Path) -> list[dict]:
     elif item.draw:
         first, *others = item.draw()
         if others:
-            first.save(out / f"{item.name}.gif", save_all=True, append_images=others, duration=FRAME_MS, loop=0)
+            first.save(
+                out / f"{item.name}.gif",
+                save_all=True,
+                append_images=others,
+                duration=FRAME_MS,
+                loop=0,
+            )
             media["video"] = [f"{folder}/{item.name}.gif"]
         else:
             first.save(out / f"{item.name}.png")
@@ -440,7 +465,8 @@ def corpus_rows(manifest: Path, root: Path, count: int) -> list[dict]:
         key = record["split"], record["language"]
         taken[key] = taken.get(key, 0) + 1
         if taken[key] <= count and record.get("speed", 1.0) == 1.0:
-            piece = {"path": str(folder / record["path"])} | {k: record[k] for k in ("start", "duration", "rate")}
+            piece = {k: record[k] for k in ("start", "duration", "rate")}
+            piece["path"] = str(folder / record["path"])
             row = {
                 "id": f"corpus-{record['id']}",
                 "split": record["split"],
@@ -452,7 +478,12 @@ def corpus_rows(manifest: Path, root: Path, count: int) -> list[dict]:
     return rows
 
 
-def needles(seed: int, minutes: tuple[float, ...] = (1, 5, 15, 30, 60, 75), depths: int = 11, each: int = 5) -> list[dict]:
+def needles(
+    seed: int,
+    minutes: tuple[float, ...] = (1, 5, 15, 30, 60, 75),
+    depths: int = 11,
+    each: int = 5,
+) -> list[dict]:
     """Where a secret stands in long speech: texts and places, no audio."""
     rows = []
     for length in minutes:
@@ -479,7 +510,12 @@ def needles(seed: int, minutes: tuple[float, ...] = (1, 5, 15, 30, 60, 75), dept
 
 
 def build(
-    out: Path, count: int, seed: int = 0, engine: str = "", voice: str = "rms", corpus: Path | None = None
+    out: Path,
+    count: int,
+    seed: int = 0,
+    engine: str = "",
+    voice: str = "rms",
+    corpus: Path | None = None,
 ) -> tuple[list[dict], list[str]]:
     """Write everything; the rows, and a line for each thing that was missing."""
     out, notes, speaker = Path(out), [], None
@@ -501,8 +537,11 @@ def build(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder for media; the manifest is written beside it")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for media; the manifest stands beside it")
     parser.add_argument("--count", type=int, default=200, help="items of each task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -512,7 +551,11 @@ def main(argv: list[str] | None = None) -> None:
         help="who asks: flite, piper or gcin; '' for typed questions",
     )
     parser.add_argument("--voice", default="rms")
-    parser.add_argument("--corpus", type=Path, help="manifest of a speech corpus below the folder of --out, to transcribe")
+    parser.add_argument(
+        "--corpus",
+        type=Path,
+        help="manifest of a speech corpus below the folder of --out, to transcribe",
+    )
     args = parser.parse_args(argv)
     if args.count < 1:
         parser.error("--count must be at least 1")

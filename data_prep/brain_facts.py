@@ -1,18 +1,22 @@
 """Facts that the questions of `data_prep.brain` are made of: pairs whose answer everybody agrees on."""
 
 CAPITALS = dict(
-    line.split(": ")
-    for line in """\
-France: Paris|Germany: Berlin|Italy: Rome|Spain: Madrid|Portugal: Lisbon|Greece: Athens|Austria: Vienna|Hungary: Budapest
-Poland: Warsaw|Norway: Oslo|Sweden: Stockholm|Finland: Helsinki|Denmark: Copenhagen|Ireland: Dublin|Belgium: Brussels
-Russia: Moscow|Ukraine: Kyiv|Romania: Bucharest|Bulgaria: Sofia|Serbia: Belgrade|Croatia: Zagreb|Iceland: Reykjavik
-Turkey: Ankara|Egypt: Cairo|Morocco: Rabat|Tunisia: Tunis|Kenya: Nairobi|Ethiopia: Addis Ababa|Ghana: Accra|Senegal: Dakar
-Nigeria: Abuja|Iran: Tehran|Iraq: Baghdad|Syria: Damascus|Lebanon: Beirut|Jordan: Amman|India: New Delhi|Nepal: Kathmandu
-China: Beijing|Japan: Tokyo|Mongolia: Ulaanbaatar|Thailand: Bangkok|Vietnam: Hanoi|Malaysia: Kuala Lumpur|Cuba: Havana
-Canada: Ottawa|Mexico: Mexico City|Peru: Lima|Chile: Santiago|Argentina: Buenos Aires|Brazil: Brasilia|Colombia: Bogota
-Ecuador: Quito|Venezuela: Caracas|Uruguay: Montevideo|Australia: Canberra|the Philippines: Manila|South Korea: Seoul""".replace(
-        "\n", "|"
-    ).split("|")
+    pair.split(": ")
+    for pair in """
+France: Paris|Germany: Berlin|Italy: Rome|Spain: Madrid|Portugal: Lisbon|Greece: Athens
+Austria: Vienna|Hungary: Budapest|Poland: Warsaw|Norway: Oslo|Sweden: Stockholm|Finland: Helsinki
+Denmark: Copenhagen|Ireland: Dublin|Belgium: Brussels|Russia: Moscow|Ukraine: Kyiv
+Romania: Bucharest|Bulgaria: Sofia|Serbia: Belgrade|Croatia: Zagreb|Iceland: Reykjavik
+Turkey: Ankara|Egypt: Cairo|Morocco: Rabat|Tunisia: Tunis|Kenya: Nairobi|Ethiopia: Addis Ababa
+Ghana: Accra|Senegal: Dakar|Nigeria: Abuja|Iran: Tehran|Iraq: Baghdad|Syria: Damascus
+Lebanon: Beirut|Jordan: Amman|India: New Delhi|Nepal: Kathmandu|China: Beijing|Japan: Tokyo
+Mongolia: Ulaanbaatar|Thailand: Bangkok|Vietnam: Hanoi|Malaysia: Kuala Lumpur|Cuba: Havana
+Canada: Ottawa|Mexico: Mexico City|Peru: Lima|Chile: Santiago|Argentina: Buenos Aires
+Brazil: Brasilia|Colombia: Bogota|Ecuador: Quito|Venezuela: Caracas|Uruguay: Montevideo
+Australia: Canberra|the Philippines: Manila|South Korea: Seoul
+""".strip()
+    .replace("\n", "|")
+    .split("|")
 )
 
 OPPOSITES = [

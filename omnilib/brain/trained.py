@@ -2,12 +2,13 @@
 
     brain, processor = load_trained("checkpoints/nano/brain")
 
-Only what was trained lies in such a folder: the projector, a LoRA of the language model (or its merged matrices), the vision
-tower if it learned. The parts below are named in `meta.json` and found again by `build_base`:
+Only what was trained lies in such a folder: the projector, a LoRA of the language model (or its merged
+matrices), the vision tower if it learned. The parts below are named in `meta.json` and found again by
+`build_base`:
 
 | base | language model | audio encoders |
 |---|---|---|
-| nano | SmolLM2-135M of its package | Whisper base of its packages, twice; the auxiliary one with the weights of `aux` on top |
+| nano | SmolLM2-135M of its package | Whisper base of its packages, twice; on the auxiliary one those of `aux` |
 | smoke | random, two layers; reads bytes | random, one layer, windows of two seconds |
 | a folder | as `Brain.load` reads it | as they lie there |
 """
@@ -45,7 +46,9 @@ class Base:
     aux: str = ""  # a folder of `omnilib.train.encoders`: an auxiliary encoder that was trained further
     projector: str = "dual_mlp"  # how the encoders are fused, see `brain.fusion.KINDS`
     ds_rate: int = 5  # frames of 40 ms that become one position
-    vision: list[int] = field(default_factory=list)  # depth, width, heads and feed-forward of a fresh vision tower; empty: no eyes
+    vision: list[int] = field(
+        default_factory=list,
+    )  # depth, width, heads and feed-forward of a fresh vision tower; empty: no eyes
     max_pixels: int = 50176  # of a picture: 64 positions
     seed: int = 0  # of what is fresh
 
@@ -57,7 +60,9 @@ class Lora:
     rank: int = 16
     alpha: float = 32.0
     dropout: float = 0.0
-    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+    targets: list[str] = field(
+        default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    )
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -68,7 +73,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+    )
 
 
 def vision_config(sizes: list[int], out: int) -> Qwen2_5_VLVisionConfig | None:
@@ -80,10 +89,17 @@ def vision_config(sizes: list[int], out: int) -> Qwen2_5_VLVisionConfig | None:
     if not sizes:
         return None
     if len(sizes) != 4 or min(sizes) < 1 or sizes[1] % (4 * sizes[2]):
-        raise ConfigError(f"vision is {sizes}: give [depth, width, heads, feed-forward], the width a multiple of 4 x heads")
+        raise ConfigError(
+            f"vision is {sizes}: give [depth, width, heads, feed-forward], the width a multiple of 4 x heads",
+        )
     depth, width, heads, feed_forward = sizes
     full = sorted({*range(3, depth, 4), depth - 1})
-    made = dict(hidden_size=width, num_heads=heads, intermediate_size=feed_forward, fullatt_block_indexes=full)
+    made = dict(
+        hidden_size=width,
+        num_heads=heads,
+        intermediate_size=feed_forward,
+        fullatt_block_indexes=full,
+    )
     return Qwen2_5_VLVisionConfig(depth=depth, out_hidden_size=out, **made)
 
 
@@ -100,7 +116,13 @@ def build_base(spec: Base) -> tuple[Brain, BrainProcessor]:
         if spec.base == "nano":
             llama, tokenizer = smollm2()
             vision = vision_config(spec.vision, llama.config.hidden_size)
-            brain = assemble(llama, *whisper_base(), vision_tower_config=vision, speech_projector_width=1024, **own)
+            brain = assemble(
+                llama,
+                *whisper_base(),
+                vision_tower_config=vision,
+                speech_projector_width=1024,
+                **own,
+            )
         elif spec.base == "smoke":
             tokenizer = byte_tokenizer()
             ids = dict(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
@@ -139,7 +161,9 @@ def put(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     wrong = [k for k, v in weights.items() if k not in own or own[k].shape != v.shape]
     if wrong or not weights:
         found = f"{wrong[0]} has no place" if wrong else "no weights"
-        raise CheckpointError(f"{folder} does not fit this brain ({found}): name a run on the same base, with the same sizes")
+        raise CheckpointError(
+            f"{folder} does not fit this brain ({found}): name a run on the same base, with the same sizes",
+        )
     model.load_state_dict(weights, strict=False)
 
 
@@ -155,11 +179,15 @@ def add_lora(brain: Brain, lora: Lora) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise MissingTool("peft is not installed: `pip install --no-deps peft`, or `pip install .[brain]`") from None
+        raise MissingTool(
+            "peft is not installed: `pip install --no-deps peft`, or `pip install .[brain]`",
+        ) from None
     names = "|".join(map(re.escape, lora.targets))
     pattern = rf"{LAYERS}\w+\.({names})"
     if lora.rank < 1 or not any(re.fullmatch(pattern, name) for name, _ in brain.named_modules()):
-        raise ConfigError(f"LoRA of rank {lora.rank} on {lora.targets}: give a rank of at least 1 and names such as q_proj")
+        raise ConfigError(
+            f"LoRA of rank {lora.rank} on {lora.targets}: give a rank of at least 1 and names such as q_proj",
+        )
     inject_adapter_in_model(
         LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=pattern),
         brain,
@@ -182,7 +210,12 @@ def merge_lora(brain: Brain) -> None:
 
 
 @torch.no_grad()
-def trained_tensors(brain: Brain, weights: dict[str, Tensor], names: set[str], merge: bool) -> dict[str, Tensor]:
+def trained_tensors(
+    brain: Brain,
+    weights: dict[str, Tensor],
+    names: set[str],
+    merge: bool,
+) -> dict[str, Tensor]:
     """What an export holds.
 
     Args:
@@ -220,7 +253,9 @@ def read_meta(folder: Path | str) -> dict:
         return meta | {"base": {f.name: meta["base"][f.name] for f in fields(Base)}}
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"no trained brain in {folder} ({reason}): train it with `python -m omnilib.train.brain`") from None
+        raise CheckpointError(
+            f"no trained brain in {folder} ({reason}): train it with `python -m omnilib.train.brain`",
+        ) from None
 
 
 def aux_hash(spec: Base) -> str:
@@ -231,7 +266,9 @@ def aux_hash(spec: Base) -> str:
     """
     path = ROOT / spec.aux / "model.safetensors"
     if spec.aux and not path.is_file():
-        raise CheckpointError(f"no auxiliary encoder in {spec.aux}: train it with `python -m omnilib.train.encoders`")
+        raise CheckpointError(
+            f"no auxiliary encoder in {spec.aux}: train it with `python -m omnilib.train.encoders`",
+        )
     return sha256(path) if spec.aux else ""
 
 
@@ -245,7 +282,9 @@ def load_trained(folder: Path | str) -> tuple[Brain, BrainProcessor]:
     meta = read_meta(folder)
     spec = Base(**meta["base"])
     if aux_hash(spec) != meta.get("aux_sha256", ""):
-        raise CheckpointError(f"{spec.aux} is not the encoder that {folder} was trained with: restore it, or train the brain again")
+        raise CheckpointError(
+            f"{spec.aux} is not the encoder that {folder} was trained with: restore it, or train the brain again",
+        )
     brain, processor = build_base(spec)
     weights = storage.read(Path(folder) / "model.safetensors")
     plain = {k: v for k, v in weights.items() if LORA not in k}

@@ -1,4 +1,4 @@
-"""Train the brain (paper section 3.3): stage 1 teaches the projector to hear, stage 2 teaches all tasks together.
+"""Train the brain (paper section 3.3): stage 1 teaches the projector to hear, stage 2 all tasks together.
 
     python -m omnilib.train.brain --config brain_stage1_smoke --out runs/brain_stage1_smoke
     python -m omnilib.train.brain --config brain_stage2_nano --out checkpoints/nano/brain
@@ -9,9 +9,10 @@
 | stage 1, transcription | frozen | frozen | learns | frozen |
 | stage 2, all tasks | frozen | LoRA (`lora_rank`) or whole (0) | learns | learns if `learn_vision` |
 
-Samples come from a manifest (`brain_samples`), in batches of similar length under a budget of positions (`lengths`). Features of
-frozen towers may be kept on disk (`cache`). A run folder holds a state to go on from and, at the end, only what was trained, see
-`omnilib.brain.trained`. The paper gives no optimiser, rates or steps: ours are in the configs.
+Samples come from a manifest (`brain_samples`), in batches of similar length under a budget of positions
+(`lengths`). Features of frozen towers may be kept on disk (`cache`). A run folder holds a state to go on
+from and, at the end, only what was trained, see `omnilib.brain.trained`. The paper gives no optimiser,
+rates or steps: ours are in the configs.
 
 Shapes: B batch, L positions, W windows of sound, N frames.
 """
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 from omnilib import config as configs
 from omnilib import storage
 from omnilib.brain.config import MEL_HOP
+from omnilib.brain.fusion import positions_rate
 from omnilib.brain.inputs import BrainProcessor
 from omnilib.brain.mllm import Brain
 from omnilib.brain.trained import (
@@ -80,7 +82,7 @@ class BrainTraining(Base):
     init: str = ""  # the result of an earlier stage on the same base
     manifest: str = "brain.jsonl"  # below the data folder, or a path
     tasks: list[str] = field(default_factory=list)  # of the samples; empty: all
-    cache: str = ""  # a folder below the data folder for features of frozen towers; empty: encoded at every step
+    cache: str = ""  # below the data folder, for features of frozen towers; empty: encoded at every step
     # what learns in stage 2
     lora_rank: int = 16  # 0: the whole language model
     lora_alpha: float = 32.0
@@ -107,38 +109,72 @@ class BrainTraining(Base):
 
 
 class Learner(nn.Module):
-    """The brain with its loss, as one module that `accelerate` can wrap: cached frames are fused inside, where gradients are
-    gathered.
+    """The brain with its loss, as one module that `accelerate` can wrap: frames from the cache are fused inside,
+    where parameters are gathered.
+
+    Several processes must gather the same parts in the same order, though one may have a batch without sound
+    while another has one with it: then silence, or a black picture, goes through what has nothing to do, at no
+    weight.
 
     Args:
-        together: several processes train. One may have a batch without sound while another has one with it, yet all must gather
-            the same parts: then silence, or a black picture, goes through a part that has nothing to do, at no weight.
+        together: several processes train.
+        heard, seen: features of sound, of pictures come from the cache.
     """
 
-    def __init__(self, brain: Brain, together: bool = False):
+    def __init__(self, brain: Brain, together: bool = False, heard: bool = False, seen: bool = False):
         super().__init__()
-        self.brain, self.together = brain, together
+        self.brain, self.together, self.heard, self.seen = brain, together, heard, seen
         self._no_split_modules = brain._no_split_modules  # what FSDP shares out as one
 
-    def forward(self, main_frames: Tensor | None = None, aux_frames: Tensor | None = None, **batch: Tensor) -> Tensor:
+    def forward(self, input_ids: Tensor, main_frames: Tensor | None = None, **batch: Tensor) -> Tensor:
         """Mean loss over the labels; frames (W, N, D1), (W, 2 N, D2) take the place of `input_features`."""
-        if main_frames is not None or aux_frames is not None:
-            batch["speech_features"] = self.brain.model.fuse(main_frames, aux_frames, batch["feature_positions"])
-        idle = self.idle(batch) if self.together and self.training else 0.0
-        return self.brain(**batch).loss + idle
+        model = self.brain.model
+        pictures, speech, idle = batch.get("picture_features"), None, 0.0
+        if "pixel_values" in batch:
+            pictures = model.see(batch["pixel_values"], batch["image_grid_thw"])
+        elif self.together and not self.seen and len(model.vision_tower):
+            idle = 0.0 * model.see(*self.black(input_ids.device)).sum()
+        aux_frames, positions = batch.get("aux_frames"), batch.get("feature_positions")
+        if positions is None and self.together:
+            idle = idle + 0.0 * self.hear(*self.silence(input_ids.device)).sum()
+        elif main_frames is not None or aux_frames is not None:
+            speech = model.fuse(main_frames, aux_frames, positions)
+        elif positions is not None:
+            speech = self.hear(batch["input_features"], positions)
+        embeds = model.embed(input_ids, pictures, speech) + idle  # (B, L, D)
+        places = {name: batch[name] for name in ("attention_mask", "position_ids", "labels")}
+        return self.brain(inputs_embeds=embeds, **places).loss
 
-    def idle(self, batch: dict[str, Tensor]) -> Tensor | float:
-        """Zero, computed by the parts that this batch does not use."""
-        model, device, result = self.brain.model, batch["input_ids"].device, 0.0
-        if not {"input_features", "speech_features"} & set(batch):
-            window = torch.zeros(1, model.config.mel_bins, model.config.window_samples // MEL_HOP, device=device)
-            result = 0.0 * model.hear(window, torch.ones(1, dtype=torch.long, device=device)).sum()
-        if len(model.vision_tower) and not {"pixel_values", "picture_features"} & set(batch):
-            vision = model.config.vision_tower_config
-            side, numbers = 2 * model.config.merge, 3 * vision.temporal_patch_size * vision.patch_size**2
-            grid = torch.tensor([[1, side, side]], device=device)
-            result = result + 0.0 * model.see(torch.zeros(side * side, numbers, device=device), grid).sum()
-        return result
+    def hear(self, windows: Tensor, positions: Tensor) -> Tensor:
+        """As `BrainModel.hear`; all windows at once where processes must make the same number of calls."""
+        model = self.brain.model
+        if not self.together:
+            return model.hear(windows, positions)
+        frames = (None, None) if self.heard else model.encode_speech(windows, positions)
+        if self.heard:  # nothing is in the cache for silence
+            config, count = model.config, positions_rate(model.config)
+            main, aux = (windows.new_zeros(1, count * k, d) for k, d in ((1, config.main_width), (2, config.aux_width)))
+            frames = (
+                main if config.speech_tower_config else None,
+                aux if config.speech_tower_aux_config else None,
+            )
+        return model.fuse(*frames, positions)
+
+    def silence(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """A window (1, bins, F) of which one position is heard."""
+        config = self.brain.config
+        window = torch.zeros(1, config.mel_bins, config.window_samples // MEL_HOP, device=device)
+        return window, torch.ones(1, dtype=torch.long, device=device)
+
+    def black(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Patches and grid of a small picture."""
+        vision, side = self.brain.config.vision_tower_config, 2 * self.brain.config.merge
+        patches = torch.zeros(
+            side * side,
+            3 * vision.temporal_patch_size * vision.patch_size**2,
+            device=device,
+        )
+        return patches, torch.tensor([[1, side, side]], device=device)
 
 
 def build(config: BrainTraining) -> tuple[Brain, BrainProcessor, set[str]]:
@@ -150,19 +186,24 @@ def build(config: BrainTraining) -> tuple[Brain, BrainProcessor, set[str]]:
     if config.stage not in (1, 2):
         raise ConfigError(f"stage is {config.stage}: it must be 1 or 2")
     base, before = base_of(config), set()
-    if config.learn_vision and (config.stage == 1 or not (config.vision or config.base not in ("nano", "smoke"))):
-        raise ConfigError("learn_vision needs stage 2 and a vision tower: set vision=[depth,width,heads,feed-forward]")
+    blind = not config.vision and config.base in ("nano", "smoke")
+    if config.learn_vision and (config.stage == 1 or blind):
+        raise ConfigError(
+            "learn_vision needs stage 2 and a vision tower: set vision=[depth,width,heads,feed-forward]",
+        )
     if config.init:
         other = read_meta(ROOT / config.init)["base"]
         if differ := [k for k in base if other[k] != base[k]]:
-            raise ConfigError(f"{config.init} stands on another {', '.join(differ)}: set the same, or train it again")
+            raise ConfigError(
+                f"{config.init} stands on another {', '.join(differ)}: set the same, or train it again",
+            )
         brain, processor = load_trained(ROOT / config.init)
         before = learned_before(ROOT / config.init)
     else:
         brain, processor = build_base(Base(**base))
     brain.requires_grad_(False)
     if config.stage == 2 and config.lora_rank:
-        add_lora(brain, Lora(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets))
+        add_lora(brain, lora_of(config))
     for name, parameter in brain.named_parameters():
         part = part_of(name)
         whole = config.stage == 2 and not config.lora_rank
@@ -174,6 +215,11 @@ def build(config: BrainTraining) -> tuple[Brain, BrainProcessor, set[str]]:
         brain.enable_input_require_grads()
         brain.gradient_checkpointing_enable()
     return brain, processor, before
+
+
+def lora_of(config: BrainTraining) -> Lora:
+    """The LoRA that a config asks for."""
+    return Lora(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
 
 
 def part_of(name: str) -> str:
@@ -193,19 +239,24 @@ def report(brain: Brain) -> list[str]:
 
 
 def optimizer_of(brain: Brain, config: BrainTraining) -> torch.optim.Optimizer:
-    """AdamW; groups carry `scale`, their rate as a multiple of the schedule's. Vectors, tables and LoRA do not decay."""
+    """AdamW; groups carry `scale`, their rate as a multiple of the schedule's. Vectors, tables and LoRA do not
+    decay."""
     scales = {"projector": config.projector_lr, "vision tower": config.vision_lr}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in brain.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.dim() > 1 and LORA not in name and "embed_tokens" not in name and "lm_head" not in name
+            decays = parameter.dim() > 1 and not any(part in name for part in (LORA, "embed_tokens", "lm_head"))
             key = (scales.get(part_of(name), 1.0), config.weight_decay if decays else 0.0)
             groups.setdefault(key, []).append(parameter)
     settings = [{"params": p, "scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()]
     return torch.optim.AdamW(settings, lr=config.lr, betas=(0.9, 0.98))
 
 
-def samples_of(config: BrainTraining, processor: BrainProcessor, cache: FeatureCache | None) -> dict[str, Samples]:
+def samples_of(
+    config: BrainTraining,
+    processor: BrainProcessor,
+    cache: FeatureCache | None,
+) -> dict[str, Samples]:
     """Samples for training, and for looking at it (`dev`) if there are any.
 
     Raises:
@@ -214,13 +265,23 @@ def samples_of(config: BrainTraining, processor: BrainProcessor, cache: FeatureC
     path = DATA / config.manifest
     records = [s for s in read_samples(path) if not config.tasks or s["task"] in config.tasks]
     if not any(s["split"] == "train" for s in records):
-        raise DataError(f"{path} has no train samples of {', '.join(config.tasks) or 'any task'}: make them, or correct `tasks`")
+        raise DataError(
+            f"{path} has no train samples of {', '.join(config.tasks) or 'any task'}: make them, or correct `tasks`",
+        )
     result = {}
     for split in ("train", "dev"):
         chosen = [s for s in records if s["split"] == split]
         if chosen:
             pictures = not config.learn_vision
-            result[split] = Samples(chosen, path.parent, processor, config.positions, config.seed, cache, pictures)
+            result[split] = Samples(
+                chosen,
+                path.parent,
+                processor,
+                config.positions,
+                config.seed,
+                cache,
+                pictures,
+            )
     return result
 
 
@@ -230,7 +291,12 @@ def to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, dev: Samples | None, device: torch.device, config: BrainTraining) -> dict[str, float]:
+def evaluate(
+    model: nn.Module,
+    dev: Samples | None,
+    device: torch.device,
+    config: BrainTraining,
+) -> dict[str, float]:
     """Mean teacher-forced loss of unseen samples, the same ones at every call."""
     if dev is None:
         return {}
@@ -254,7 +320,7 @@ def export(
     """Write what was trained, here and in earlier stages: model.safetensors, config.yaml, meta.json."""
     names = {n for n, p in brain.named_parameters() if p.requires_grad} | before
     merged = config.merge or config.stage == 1 or not config.lora_rank
-    lora = None if merged else asdict(Lora(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets))
+    lora = None if merged else asdict(lora_of(config))
     tensors = trained_tensors(brain, weights, names, merged)
     meta |= {"base": base_of(config), "aux_sha256": aux_hash(config), "lora": lora}
 
@@ -293,7 +359,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if cache and main_process:
             fill(cache, samples)
     train, dev = samples["train"], samples.get("dev")
-    model = Learner(brain, world > 1).train()
+    model = Learner(brain, world > 1, bool(cache), bool(cache) and not config.learn_vision).train()
     optimizer = optimizer_of(brain, config)
     learning = nn.ParameterList(p for p in brain.parameters() if p.requires_grad)  # a state holds these alone
     if sharded is zero:
@@ -340,7 +406,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             }
             log.write(done, **values, positions_per_second=round(speed, 1))
         if done % config.eval_every == 0 or done == config.steps:
-            metrics = evaluate(wrapped, dev, device, config)  # by all: under ZeRO-3 nobody holds the model alone
+            metrics = evaluate(
+                wrapped,
+                dev,
+                device,
+                config,
+            )  # by all: under ZeRO-3 nobody holds the model alone
             if main_process and metrics:
                 log.write(done, **{k: round(v, 6) for k, v in metrics.items()})
         if done % config.save_every == 0 or done == config.steps:

@@ -4,12 +4,13 @@
      "turns": [{"role": "user", "text": "<speech>"}, {"role": "assistant", "text": "seven"}],
      "audio": ["q/17.wav"], "images": [], "video": []}
 
-`<image>`, `<video>` and `<speech>` in a user's text mark the places of media; without any, media stand before the words of the
-first user's turn. Paths are relative to the manifest and may not leave its folder. A recording may also be a piece of a file of
-the speech corpus: {"path", "start", "duration", "rate"}.
+`<image>`, `<video>` and `<speech>` in a user's text mark the places of media; without any, media stand
+before the words of the first user's turn. Paths are relative to the manifest and may not leave its folder.
+A recording may also be a piece of a file of the speech corpus: {"path", "start", "duration", "rate"}.
 
-Frozen towers give the same features at every step, so these may be kept on disk (`FeatureCache`): one safetensors file for each
-recording or picture, named by the hashes of the file, the encoder and the settings.
+Frozen towers give the same features at every step, so these may be kept on disk (`FeatureCache`): one
+safetensors file for each recording or picture, named by the hashes of the file, the encoder and the
+settings.
 """
 
 import hashlib
@@ -48,8 +49,9 @@ def read_samples(path: Path) -> list[dict]:
     """Records of a manifest, checked.
 
     Raises:
-        DataError: missing file, or one line on the first fault: not JSON, a field missing or of another type, an id that stands
-            twice, roles out of order, markers that do not match media, a path that leaves the folder or a file that is not there.
+        DataError: missing file, or one line on the first fault: not JSON, a field missing or of another type,
+            an id that stands twice, roles out of order, markers that do not match media, a path that leaves
+            the folder or a file that is not there.
     """
     path = Path(path)
     if not path.is_file():
@@ -79,12 +81,14 @@ def fault_of(sample: object, root: Path) -> str:
     if wrong := [f for f in ("id", "split", "task") if not isinstance(sample[f], str) or not sample[f]]:
         return f"{wrong[0]} is {sample[wrong[0]]!r}, not a word"
     turns = sample["turns"]
-    if not isinstance(turns, list) or not all(isinstance(t, dict) and isinstance(t.get("text"), str) for t in turns):
+    texts = [t.get("text") if isinstance(t, dict) else None for t in turns] if isinstance(turns, list) else [None]
+    if not all(isinstance(text, str) for text in texts):
         return "turns must be a list of {role, text}"
     roles = [t.get("role") for t in turns]
     talk = roles[1:] if roles[:1] == ["system"] else roles
     if not talk or len(talk) % 2 or talk != ["user", "assistant"] * (len(talk) // 2):
-        return f"roles are {roles}: after an optional system, user and assistant take turns and the assistant ends"
+        order = "after an optional system, user and assistant take turns and the assistant ends"
+        return f"roles are {roles}: {order}"
     if empty := [i for i, t in enumerate(turns) if t["role"] == "assistant" and not t["text"].strip()]:
         return f"turn {empty[0]} is an answer without words"
     text = "".join(t["text"] for t in turns if t["role"] == "user")
@@ -105,7 +109,7 @@ def fault_of_file(item: object, name: str, root: Path) -> str:
     """What is wrong with a medium; empty if nothing."""
     if isinstance(item, dict) and name == "audio":
         numbers = [item.get(k) for k in ("start", "duration", "rate")]
-        real = all(isinstance(n, int | float) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+        real = all(type(n) in (int, float) and math.isfinite(n) for n in numbers)
         if not set(item) >= PIECE or not real or numbers[0] < 0 or min(numbers[1:]) <= 0:
             return "a piece of a recording needs path, start, and duration and rate above 0"
         item = item["path"]
@@ -135,7 +139,8 @@ def prompt_of(sample: dict, root: Path) -> Prompt:
             stretches = [marker for marker, name in MEDIA.items() for _ in sample.get(name, [])] + stretches
             first = False
         parts = [
-            {"type": KINDS[s], KINDS[s]: placed(next(waiting[s]), root)} if s in KINDS else {"type": "text", "text": s} for s in stretches
+            {"type": KINDS[s], KINDS[s]: placed(next(waiting[s]), root)} if s in KINDS else {"type": "text", "text": s}
+            for s in stretches  # in order
         ]
         messages.append({"role": "user", "content": parts})
     return conversation(messages, answer=False)
@@ -160,7 +165,9 @@ def load_clip(source: str | dict) -> Tensor:
     """A recording or a piece of one: (T,) at 16 kHz."""
     if isinstance(source, str):
         return media.load_audio(source)
-    return media.load_audio((load_segment(source | {"id": source["path"]}, Path(source["root"])), source["rate"]))
+    return media.load_audio(
+        (load_segment(source | {"id": source["path"]}, Path(source["root"])), source["rate"]),
+    )
 
 
 @lru_cache(maxsize=100_000)
@@ -194,15 +201,15 @@ class FeatureCache:
     def path(self, kind: str, source: str | dict | Video) -> Path:
         """Where the features of a medium lie."""
         source = source.source if isinstance(source, Video) else source
-        piece = [] if isinstance(source, str) else sorted((k, v) for k, v in source.items() if k not in ("root", "path"))
+        piece = [] if isinstance(source, str) else sorted((k, source[k]) for k in source.keys() - {"root", "path"})
         file = source if isinstance(source, str) else str(Path(source["root"]) / source["path"])
         key = f"{kind} {self.keys[kind]} {file_hash(file)} {piece}"
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.safetensors"
 
     @torch.no_grad()
     def get(self, kind: str, source: str | dict | Video) -> dict[str, Tensor]:
-        """Features of a recording (main (W, N, D1), aux (W, 2 N, D2), positions (W,)) or picture (features (n, D), grid (3,));
-        made if they are not there or damaged."""
+        """Features of a recording (main (W, N, D1), aux (W, 2 N, D2), positions (W,)) or of a picture (features
+        (n, D), grid (3,)); made if they are not there or damaged."""
         path = self.path(kind, source)
         try:
             return load_file(str(path))
@@ -220,7 +227,11 @@ class FeatureCache:
         positions = torch.tensor(self.processor.speech_positions(len(clip)))
         windows, device = self.processor.windows(clip), self.brain.device
         main, aux = [], []
-        for some, count in zip(windows.split(config.speech_batch), positions.split(config.speech_batch), strict=True):
+        for some, count in zip(
+            windows.split(config.speech_batch),
+            positions.split(config.speech_batch),
+            strict=True,
+        ):
             a, b = self.brain.model.encode_speech(some.to(device), count.to(device))
             main, aux = main + list(a if a is not None else ()), aux + list(b if b is not None else ())
         made = {"main": main, "aux": aux}
@@ -267,7 +278,9 @@ class Samples:
         limit = min(positions, processor.config.max_position_embeddings)
         for sample, length in zip(samples, self.lengths, strict=True):
             if length > limit:
-                raise DataError(f"sample '{sample['id']}' has {length} positions, {limit} fit: raise `positions`, or leave it out")
+                raise DataError(
+                    f"sample '{sample['id']}' has {length} positions, {limit} fit: raise `positions`, or leave it out",
+                )
         self.batches = LengthBatches(self.lengths, positions, seed)
 
     def grid(self, source: str | Video) -> tuple[int, int, int]:
@@ -288,7 +301,7 @@ class Samples:
         return len(ids) - len(prompt.audio) - len(prompt.pictures) + clips + seen
 
     def batch(self, step: int) -> dict[str, Tensor]:
-        """What `Brain.forward` takes; with a cache, `main_frames` and `aux_frames` instead of `input_features`."""
+        """What `Brain.forward` takes; with a cache, `main_frames` and `aux_frames` too."""
         return self.collate([self.samples[i] for i in self.batches.at(step)])
 
     def collate(self, samples: list[dict]) -> dict[str, Tensor]:

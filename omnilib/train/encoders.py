@@ -1,15 +1,17 @@
-"""Train the auxiliary audio encoder further: Whisper's encoder with a CTC head over letters, Mandarin as pinyin with tones.
+"""Train the auxiliary audio encoder further: Whisper's encoder with a CTC head over letters and pinyin.
 
     python -m omnilib.train.encoders --config encoders_smoke --out runs/encoders_smoke
     python -m omnilib.train.encoders --config encoders_nano --out checkpoints/nano/encoders
 
 Notable choices
-- CTC (Graves et al. 2006) rather than Whisper's decoder: the brain uses the encoder alone, whose frames the projector mines one
-  by one, and CTC asks every frame for its own sound. Half of the weights and all steps of a decoder are saved.
-- Letters and digits: English as written, Mandarin as numbered pinyin ("ni3 hao3"), so one small head serves both, and tones, which
-  an English-heavy encoder drops, are asked for. 50 frames a second are more than the 25 letters a second of fast Mandarin.
-- Only the upper `top_layers` learn: lower ones hear sound in general, and what is exported stays small. Exported are these, the
-  last norm and the head; `Base.aux` of the brain puts them on top of Whisper base.
+- CTC (Graves et al. 2006) rather than Whisper's decoder: the brain uses the encoder alone, whose frames the
+  projector mines one by one, and CTC asks every frame for its own sound. Half of the weights and all steps
+  of a decoder are saved.
+- Letters and digits: English as written, Mandarin as numbered pinyin ("ni3 hao3"), so one small head serves
+  both, and tones, which an English-heavy encoder drops, are asked for. 50 frames a second are more than the
+  25 letters a second of fast Mandarin.
+- Only the upper `top_layers` learn: lower ones hear sound in general, and what is exported stays small.
+  Exported are these, the last norm and the head; `Base.aux` of the brain puts them on top of Whisper base.
 - Whole utterances of similar length make a batch (`data.Segments`), a function of (seed, step).
 
 Shapes: B batch, T samples, F frames (50 a second), D width, V letters.
@@ -78,11 +80,16 @@ class EncoderTraining:
 
 
 def spelt(text: str, language: str) -> str:
-    """What is said, in LETTERS: English in lower case, Mandarin as pinyin with tone digits, words apart by one space."""
+    """What is said, in LETTERS: English in lower case, Mandarin as pinyin with tone digits, one space apart."""
     if language == "zh":
         from pypinyin import Style, lazy_pinyin
 
-        syllables = lazy_pinyin(text, style=Style.TONE3, neutral_tone_with_five=True, errors=lambda rest: [f" {rest} "])
+        syllables = lazy_pinyin(
+            text,
+            style=Style.TONE3,
+            neutral_tone_with_five=True,
+            errors=lambda rest: [f" {rest} "],
+        )
         text = " ".join(syllables).replace("ü", "v")
     return " ".join(re.sub(rf"[^{LETTERS}]", " ", text.lower()).split())
 
@@ -111,7 +118,13 @@ class Transcriber(nn.Module):
         """Samples of a window."""
         return 2 * 160 * self.encoder.config.max_source_positions
 
-    def forward(self, mel: Tensor, frames: Tensor, targets: Tensor, target_lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        mel: Tensor,
+        frames: Tensor,
+        targets: Tensor,
+        target_lengths: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """CTC loss and logits.
 
         Args:
@@ -153,7 +166,13 @@ def build(config: EncoderTraining) -> Transcriber:
     if config.base not in ("nano", "smoke"):
         raise ConfigError(f"base '{config.base}' is unknown: use nano or smoke")
     if config.base == "smoke":
-        sizes = dict(d_model=16, encoder_ffn_dim=24, num_mel_bins=16, max_source_positions=100, encoder_layers=2)
+        sizes = dict(
+            d_model=16,
+            encoder_ffn_dim=24,
+            num_mel_bins=16,
+            max_source_positions=100,
+            encoder_layers=2,
+        )
         model = Transcriber(WhisperConfig(**sizes, encoder_attention_heads=2))
     else:
         sizes, weights = whisper_base()
@@ -164,7 +183,8 @@ def build(config: EncoderTraining) -> Transcriber:
 
 
 class Utterances:
-    """Batches of a split: log-mel windows, frames, spelling. Utterances beyond a window and without letters are left out."""
+    """Batches of a split: log-mel windows, frames, spelling. Utterances beyond a window, or without letters, are
+    left out."""
 
     def __init__(self, config: EncoderTraining, model: Transcriber, split: str):
         path = DATA / config.manifest
@@ -176,11 +196,14 @@ class Utterances:
         self.letters, records = {}, []
         for record in read_manifest(path):
             fits = 0 < record["duration"] * 16000 <= self.window and record["split"] == split
-            if fits and record["language"] in config.languages and (letters := spelt(record["text"], record["language"])):
+            fits = fits and record["language"] in config.languages
+            if fits and (letters := spelt(record["text"], record["language"])):
                 self.letters[record["id"]] = letters
                 records.append(record)
         if not records:
-            raise DataError(f"{path} has no {split} speech in {', '.join(config.languages)} that fits a window: build the corpus")
+            raise DataError(
+                f"{path} has no {split} speech in {', '.join(config.languages)} that fits a window: build the corpus",
+            )
         self.segments, self.count = (
             Segments(records, path.parent, config.batch_seconds, seed=config.seed),
             len(records),
@@ -189,7 +212,8 @@ class Utterances:
     def batch(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor, list[str]]:
         """What `Transcriber.forward` takes, and the letters."""
         waves, lengths, records = self.segments.batch(step)
-        clips = [to_16k(w[:n], r["rate"])[: self.window] for w, n, r in zip(waves, lengths.tolist(), records, strict=True)]
+        pieces = zip(waves, lengths.tolist(), records, strict=True)
+        clips = [to_16k(wave[:n], r["rate"])[: self.window] for wave, n, r in pieces]
         mel = torch.cat([mel_windows(clip, self.window, self.bins) for clip in clips])
         frames = torch.tensor([-(-len(clip) // MAIN_SAMPLES) for clip in clips])
         letters = [self.letters[r["id"]] for r in records]
@@ -209,7 +233,12 @@ def edit_distance(said: str, heard: str) -> int:
 
 
 @torch.no_grad()
-def evaluate(model: Transcriber, dev: Utterances, device: torch.device, config: EncoderTraining) -> dict[str, float]:
+def evaluate(
+    model: Transcriber,
+    dev: Utterances,
+    device: torch.device,
+    config: EncoderTraining,
+) -> dict[str, float]:
     """CTC loss and letter error rate on unseen utterances, the same ones at every call."""
     model.eval()
     loss, wrong, total = 0.0, 0, 0
@@ -296,7 +325,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     if main_process:
         spent = seconds_before + time.time() - began
-        meta = run_meta(config, config.steps, spent, metrics=metrics, manifest_sha256=sha256(DATA / config.manifest))
+        meta = run_meta(
+            config,
+            config.steps,
+            spent,
+            metrics=metrics,
+            manifest_sha256=sha256(DATA / config.manifest),
+        )
         export_model(args.out, Learned(model), config, meta, config.storage)
     accelerator.wait_for_everyone()
     return metrics

@@ -1,7 +1,7 @@
 """What FSDP2 changes in a training script: states that no process holds alone.
 
-Any process can export the model (`accelerator.get_state_dict`). States are written and read by all together, in the format of
-torch.distributed.checkpoint, which unpickles. So resume only runs of your own.
+Any process can export the model (`accelerator.get_state_dict`). States are written and read by all
+together, in the format of torch.distributed.checkpoint, which unpickles. So resume only runs of your own.
 """
 
 import json
@@ -32,7 +32,9 @@ def save_state(accelerator: Accelerator, model, out: Path, step: int, extra: dic
         accelerator.save_state(str(folder))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            (folder / "meta.json").write_text(json.dumps({"step": step, "processes": accelerator.num_processes, **extra}))
+            (folder / "meta.json").write_text(
+                json.dumps({"step": step, "processes": accelerator.num_processes, **extra}),
+            )
 
     if accelerator.is_main_process:
         atomic_folder(target, write)
@@ -56,11 +58,13 @@ def load_state(accelerator: Accelerator, model, out: Path) -> dict | None:
     meta = json.loads((folder / "meta.json").read_text())
     if meta.get("processes") != accelerator.num_processes:
         raise CheckpointError(
-            f"{folder} is not of {accelerator.num_processes} FSDP processes: launch it the same way, or delete the folder"
+            f"{folder} is not of {accelerator.num_processes} FSDP processes: launch it the same way, or delete the folder",
         )
     try:
         accelerator.load_state(str(folder))
     except Exception as error:  # torch and pickle raise their own
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"cannot resume from {folder}: {first}; delete the folder to start again") from error
+        raise CheckpointError(
+            f"cannot resume from {folder}: {first}; delete the folder to start again",
+        ) from error
     return meta

@@ -1,11 +1,13 @@
-"""The unified length pipeline (paper section 3.3): samples of similar length in one batch, batches shrink as length grows.
+"""The unified length pipeline (paper section 3.3): samples of similar length share a batch; batches shrink as
+length grows.
 
-A batch of B samples whose longest has L positions costs B x L cells; the budget bounds the cells, so memory is the same for
-a hundred short questions and for one long recording. Padding is bounded too: a batch ends before the share of cells without a
-sample would exceed `padding`. Lengths are positions of the language model, behind the growth of placeholders (text ids, and
-what each picture, video and recording takes).
+A batch of B samples whose longest has L positions costs B x L cells; the budget bounds the cells, so memory
+is the same for a hundred short questions and for one long recording. Padding is bounded too: a batch ends
+before the share of cells without a sample would exceed `padding`. Lengths are positions of the language
+model, behind the growth of placeholders (text ids, and what each picture, video and recording takes).
 
-An epoch is a function of (seed, number of the epoch), a step belongs to one epoch, so a run goes on from its step alone.
+An epoch is a function of (seed, number of the epoch), a step belongs to one epoch, so a run goes on from
+its step alone.
 """
 
 from collections.abc import Sequence
@@ -31,15 +33,26 @@ class LengthBatches:
         DataError: no samples, or one that exceeds the budget.
     """
 
-    def __init__(self, lengths: Sequence[int], budget: int, seed: int = 0, padding: float = 0.05, most: int = 256):
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        budget: int,
+        seed: int = 0,
+        padding: float = 0.05,
+        most: int = 256,
+    ):
         self.lengths = np.asarray(lengths, dtype=np.int64)
         if not len(self.lengths):
             raise DataError("no samples to make batches of: check the manifest, its splits and `tasks`")
         if self.lengths.min() < 1:
-            raise DataError(f"sample {int(self.lengths.argmin())} has no positions: every sample needs text or media")
+            raise DataError(
+                f"sample {int(self.lengths.argmin())} has no positions: every sample needs text or media",
+            )
         if self.lengths.max() > budget:
             where, longest = int(self.lengths.argmax()), int(self.lengths.max())
-            raise DataError(f"sample {where} has {longest} positions, a batch holds {budget}: raise `positions` or drop it")
+            raise DataError(
+                f"sample {where} has {longest} positions, a batch holds {budget}: raise `positions` or drop it",
+            )
         self.budget, self.seed, self.padding, self.most = budget, seed, padding, most
         self.starts = [0]  # first step of each epoch known so far
         self.made: tuple[int, list[list[int]]] = (-1, [])
@@ -49,7 +62,9 @@ class LengthBatches:
         rng = step_rng(self.seed, number)
         shuffled = rng.permutation(len(self.lengths))  # equal lengths meet others in every epoch
         order = shuffled[np.argsort(self.lengths[shuffled], kind="stable")]
-        share = float(rng.uniform())  # of a full batch that the first one takes: every later cut moves with it
+        share = float(
+            rng.uniform(),
+        )  # of a full batch that the first one takes: every later cut moves with it
         batches: list[list[int]] = []
         current: list[int] = []
         total = 0
@@ -88,7 +103,8 @@ class Padding:
 
 
 def measure_padding(lengths: Sequence[int], budget: int, seed: int = 0, padding: float = 0.05) -> Padding:
-    """Padding of the pipeline beside that of shuffled batches of one size, as many samples a batch as ours hold on average."""
+    """Padding of the pipeline beside that of shuffled batches of one size, as many samples a batch as ours hold
+    on average."""
     batches = LengthBatches(lengths, budget, seed, padding).epoch(0)
     size = max(1, round(len(lengths) / len(batches)))
     order = [int(i) for i in step_rng(seed, 0).permutation(len(lengths))]

@@ -1,4 +1,4 @@
-"""Samples for the brain: the same bytes at every run, answers that are true, splits that do not leak, what is missing is said."""
+"""Samples for the brain: the same bytes at every run, true answers, splits that do not leak, missing tools."""
 
 import hashlib
 import json
@@ -55,7 +55,8 @@ def test_two_builds_give_the_same_bytes_and_a_manifest_the_training_reads(tmp_pa
 def test_spoken_rows_name_the_question_and_some_are_also_typed(tmp_path):
     rows, _ = build(tmp_path, count=12)
     spoken = [r for r in rows if "audio" in r and r["task"] != "transcribe"]
-    assert all(r["question"] not in r["turns"][0]["text"] and "<speech>" in r["turns"][0]["text"] for r in spoken)
+    asked = [r["turns"][0]["text"] for r in spoken]
+    assert all(r["question"] not in text and "<speech>" in text for r, text in zip(spoken, asked))
     typed = {r["id"] for r in rows if r["id"].endswith("-typed") and r["language"] == "en"}
     assert 0.1 < len(typed) / len(spoken) < 0.45
     said = {r["id"]: r for r in rows if r["id"].endswith("-said")}
@@ -84,7 +85,8 @@ def test_arithmetic_order_and_charts_are_true():
     for item in brain.items(60, 0)[0]:
         if item.task == "arithmetic":
             a, sign, b = item.key.split()
-            assert int(item.answer) == {"plus": int(a) + int(b), "minus": int(a) - int(b), "times": int(a) * int(b)}[sign]
+            a, b = int(a), int(b)
+            assert int(item.answer) == {"plus": a + b, "minus": a - b, "times": a * b}[sign]
         if item.task == "order":
             words = item.key.split()
             assert item.answer == words[0 if "came first" in item.question else -1]
@@ -98,7 +100,7 @@ def test_the_tallest_bar_of_a_chart_is_the_tallest_that_is_drawn():
     for item in brain.items(30, 0)[0]:
         if item.task == "chart" and "tallest" in item.question:
             pixels = np.asarray(item.draw()[0])
-            tall = {c: (pixels == rgb).all(-1).any(1).sum() for c, rgb in brain_facts.COLOURS.items() if (pixels == rgb).all(-1).any()}
+            tall = {c: (pixels == rgb).all(-1).any(1).sum() for c, rgb in brain_facts.COLOURS.items()}
             assert max(tall, key=tall.get) == item.answer
 
 
@@ -140,7 +142,10 @@ def test_a_missing_engine_font_or_package_is_one_line_and_the_rest_is_written(tm
     assert any("emoji left out" in note for note in notes) and not any(r["task"] == "emoji" for r in rows)
 
 
-@pytest.mark.parametrize(("flags", "words"), [(["--speak", "parrot"], "no engine 'parrot'"), (["--count", "0"], "at least 1")])
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [(["--speak", "parrot"], "no engine 'parrot'"), (["--count", "0"], "at least 1")],
+)
 def test_wrong_arguments_end_with_code_2_and_one_line(tmp_path, capsys, flags, words):
     with pytest.raises(SystemExit) as stop:
         brain.main(["--out", str(tmp_path / "x"), *flags])

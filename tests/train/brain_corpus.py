@@ -36,10 +36,14 @@ def build(folder: Path) -> Path:
             )
     for colour, rgb in COLOURS.items():
         Image.new("RGB", (56, 56), rgb).save(folder / f"{colour}.png")
-        rows.append(row(f"see-{colour}", "see", "Look: <image> which colour?", colour, images=[f"{colour}.png"]))
+        rows.append(
+            row(f"see-{colour}", "see", "Look: <image> which colour?", colour, images=[f"{colour}.png"]),
+        )
     frames = [Image.new("RGB", (56, 56), rgb) for rgb in COLOURS.values()]
     frames[0].save(folder / "film.gif", save_all=True, append_images=frames[1:], duration=500)
-    rows.append(row("film", "video", "<video><speech>", "red blue", video=["film.gif"], audio=["low-train.wav"]))
+    rows.append(
+        row("film", "video", "<video><speech>", "red blue", video=["film.gif"], audio=["low-train.wav"]),
+    )
     rows.append(row("words", "text", "one and one", "two"))
     write_manifest(folder / "manifest.jsonl", rows)
     return folder / "manifest.jsonl"

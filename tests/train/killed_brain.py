@@ -1,4 +1,7 @@
-"""Run `omnilib.train.brain`, and die by SIGKILL right after step N is logged: `python killed_brain.py N --config ... --out ...`."""
+"""Run `omnilib.train.brain`, and die by SIGKILL right after step N is logged.
+
+python killed_brain.py N --config ... --out ...
+"""
 
 import os
 import signal

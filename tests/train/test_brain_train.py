@@ -1,4 +1,4 @@
-"""Both stages of the brain on tiny random parts: what learns and what stays, resume after kill -9, what is exported, errors."""
+"""Both stages of the brain on tiny random parts: what learns, exact resume after kill -9, export, errors."""
 
 import json
 import subprocess
@@ -40,7 +40,11 @@ def argv(manifest: Path, out: Path, stage: int, *overrides: str) -> list[str]:
 
 
 def config_of(manifest: Path, stage: int, *overrides: str) -> training.BrainTraining:
-    return configs.load(training.BrainTraining, f"brain_stage{stage}_smoke", [f"manifest={manifest}", *overrides])
+    return configs.load(
+        training.BrainTraining,
+        f"brain_stage{stage}_smoke",
+        [f"manifest={manifest}", *overrides],
+    )
 
 
 def losses(out: Path) -> list[float]:
@@ -212,12 +216,19 @@ FAULTS = {
     "without words": brain_corpus.row("a", "text", "one", " "),
     "images must be a list": GOOD | {"images": "cat.png"},
     "1 <image> but 0 images": brain_corpus.row("a", "see", "<image>?", "cat"),
-    "0 <speech> but 1 audio": brain_corpus.row("a", "see", "<image>", "cat", images=["a.png"], audio=["low-train.wav"]),
+    "0 <speech> but 1 audio": brain_corpus.row(
+        "a",
+        "see",
+        "<image>",
+        "cat",
+        images=["a.png"],
+        audio=["low-train.wav"],
+    ),
     "leaves the folder": GOOD | {"images": ["../outside.png"]},
     "path '/etc/passwd' leaves": GOOD | {"audio": ["/etc/passwd"]},
     "no file 'gone.wav'": GOOD | {"audio": ["gone.wav"]},
     "not a path": GOOD | {"video": [None]},
-    "a piece of a recording": GOOD | {"audio": [{"path": "low-train.wav", "start": -1, "duration": 1, "rate": 16000}]},
+    "a piece of a recording": GOOD | {"audio": [{"path": "a.wav", "start": -1, "duration": 1, "rate": 16000}]},
     "stands twice": None,
 }
 
@@ -292,6 +303,7 @@ def test_another_base_under_an_earlier_stage_is_refused(manifest, stage1, tmp_pa
 def test_weights_of_another_size_are_refused(stage1, tmp_path):
     for name in ("meta.json", "model.safetensors"):
         (tmp_path / name).write_bytes((stage1 / name).read_bytes())
-    save_file({k: torch.zeros(1) for k in load_file(stage1 / "model.safetensors")}, tmp_path / "model.safetensors")
+    wrong = {name: torch.zeros(1) for name in load_file(stage1 / "model.safetensors")}
+    save_file(wrong, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="does not fit this brain"):
         trained.load_trained(tmp_path)

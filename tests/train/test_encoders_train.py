@@ -16,7 +16,11 @@ from tests import tones
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory) -> Path:
-    return tones.build(tmp_path_factory.mktemp("tones"), {"low": 0.8, "high": 1.3}, {"train": 8, "dev": 3, "test": 1})
+    return tones.build(
+        tmp_path_factory.mktemp("tones"),
+        {"low": 0.8, "high": 1.3},
+        {"train": 8, "dev": 3, "test": 1},
+    )
 
 
 def run(manifest: Path, out: Path, *overrides: str) -> dict[str, float]:
@@ -50,7 +54,8 @@ def test_greedy_reading_drops_repeats_and_blanks_and_padding():
 
 
 def test_edit_distance_counts_insertions_deletions_and_replacements():
-    assert [training.edit_distance(*pair) for pair in (("abc", "abc"), ("abc", ""), ("", "ab"), ("kitten", "sitting"))] == [0, 3, 2, 3]
+    pairs = ("abc", "abc"), ("abc", ""), ("", "ab"), ("kitten", "sitting")
+    assert [training.edit_distance(*pair) for pair in pairs] == [0, 3, 2, 3]
 
 
 def test_upper_layers_learn_and_lower_ones_stay(manifest, tmp_path):
@@ -60,7 +65,8 @@ def test_upper_layers_learn_and_lower_ones_stay(manifest, tmp_path):
     run(manifest, tmp_path, "steps=30", "eval_every=30", "save_every=30")
     after = load_file(tmp_path / "model.safetensors")
     assert sum(losses(tmp_path)[-5:]) < 0.8 * sum(losses(tmp_path)[:5])
-    assert set(after) == {k for k in before if k.startswith(("encoder.layers.1.", "encoder.layer_norm.", "head."))}
+    upper = "encoder.layers.1.", "encoder.layer_norm.", "head."
+    assert set(after) == {name for name in before if name.startswith(upper)}
     assert any(not torch.equal(after[k], before[k]) for k in after)
 
 

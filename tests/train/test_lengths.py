@@ -12,7 +12,13 @@ LENGTHS = st.lists(st.integers(1, 400), min_size=1, max_size=60)
 
 
 @settings(max_examples=60, deadline=None)
-@given(LENGTHS, st.integers(400, 3000), st.integers(0, 3), st.integers(0, 4), st.sampled_from([0.0, 0.05, 0.3]))
+@given(
+    LENGTHS,
+    st.integers(400, 3000),
+    st.integers(0, 3),
+    st.integers(0, 4),
+    st.sampled_from([0.0, 0.05, 0.3]),
+)
 def test_every_epoch_holds_every_sample_once_within_budget_and_padding(lengths, budget, seed, epoch, padding):
     batches = LengthBatches(lengths, budget, seed, padding, most=16).epoch(epoch)
     assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
@@ -58,7 +64,10 @@ def test_padding_of_a_mixed_corpus_is_at_most_5_percent_and_far_below_naive_batc
     assert found.batch_size > 1
 
 
-@pytest.mark.parametrize(("lengths", "words"), [([], "no samples"), ([5, 0], "no positions"), ([5, 99], "raise `positions`")])
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [([], "no samples"), ([5, 0], "no positions"), ([5, 99], "raise `positions`")],
+)
 def test_lengths_that_cannot_be_batched_are_one_line(lengths, words):
     with pytest.raises(DataError, match=words) as caught:
         LengthBatches(lengths, 50)
