@@ -4,7 +4,7 @@
 
 | task | asks | truth |
 |---|---|---|
-| arithmetic, spelling, capital, opposite, order, gloss | words alone | rules, `brain_facts`, hsk-sentences-audio |
+| arithmetic, spelling, capital, opposite, order, gloss | words alone | rules, `brain_facts`, HSK glosses |
 | emoji, emoji_zh | a Noto emoji | its name in English or Chinese, from the package emoji |
 | read, chart | a drawn word or number, bars | what was drawn |
 | shapes | a picture of easy-vqa | its answer |
@@ -541,7 +541,7 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder for media; the manifest stands beside it")
+    parser.add_argument("--out", type=Path, required=True, help="folder for media, beside the manifest")
     parser.add_argument("--count", type=int, default=200, help="items of each task")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

@@ -8,7 +8,7 @@ matrices), the vision tower if it learned. The parts below are named in `meta.js
 
 | base | language model | audio encoders |
 |---|---|---|
-| nano | SmolLM2-135M of its package | Whisper base of its packages, twice; on the auxiliary one those of `aux` |
+| nano | SmolLM2-135M of its package | Whisper base of its packages, twice; on the auxiliary one, `aux` |
 | smoke | random, two layers; reads bytes | random, one layer, windows of two seconds |
 | a folder | as `Brain.load` reads it | as they lie there |
 """
@@ -283,7 +283,7 @@ def load_trained(folder: Path | str) -> tuple[Brain, BrainProcessor]:
     spec = Base(**meta["base"])
     if aux_hash(spec) != meta.get("aux_sha256", ""):
         raise CheckpointError(
-            f"{spec.aux} is not the encoder that {folder} was trained with: restore it, or train the brain again",
+            f"{spec.aux} is not the encoder that {folder} was trained with: restore it, or train again",
         )
     brain, processor = build_base(spec)
     weights = storage.read(Path(folder) / "model.safetensors")

@@ -2,7 +2,8 @@
 
     python -m omnilib.train.brain --config brain_stage1_smoke --out runs/brain_stage1_smoke
     python -m omnilib.train.brain --config brain_stage2_nano --out checkpoints/nano/brain
-    accelerate launch --config_file omnilib/configs/deepspeed/zero3.yaml -m omnilib.train.brain --config brain_stage2_paper --out runs/brain
+    accelerate launch --config_file omnilib/configs/deepspeed/zero3.yaml \\
+        -m omnilib.train.brain --config brain_stage2_paper --out runs/brain
 
 | | towers of sound | language model | projector | vision tower |
 |---|---|---|---|---|
@@ -109,12 +110,12 @@ class BrainTraining(Base):
 
 
 class Learner(nn.Module):
-    """The brain with its loss, as one module that `accelerate` can wrap: frames from the cache are fused inside,
-    where parameters are gathered.
+    """The brain with its loss, as one module that `accelerate` can wrap: frames from the cache are fused
+    inside, where parameters are gathered.
 
-    Several processes must gather the same parts in the same order, though one may have a batch without sound
-    while another has one with it: then silence, or a black picture, goes through what has nothing to do, at no
-    weight.
+    Several processes must gather the same parts in the same order, though one may have a batch without
+    sound while another has one with it: then silence, or a black picture, goes through what has nothing to
+    do, at no weight.
 
     Args:
         together: several processes train.
@@ -153,7 +154,8 @@ class Learner(nn.Module):
         frames = (None, None) if self.heard else model.encode_speech(windows, positions)
         if self.heard:  # nothing is in the cache for silence
             config, count = model.config, positions_rate(model.config)
-            main, aux = (windows.new_zeros(1, count * k, d) for k, d in ((1, config.main_width), (2, config.aux_width)))
+            sizes = (count, config.main_width), (2 * count, config.aux_width)
+            main, aux = (windows.new_zeros(1, *size) for size in sizes)
             frames = (
                 main if config.speech_tower_config else None,
                 aux if config.speech_tower_aux_config else None,
@@ -239,13 +241,14 @@ def report(brain: Brain) -> list[str]:
 
 
 def optimizer_of(brain: Brain, config: BrainTraining) -> torch.optim.Optimizer:
-    """AdamW; groups carry `scale`, their rate as a multiple of the schedule's. Vectors, tables and LoRA do not
-    decay."""
+    """AdamW; groups carry `scale`, their rate as a multiple of the schedule's. Vectors, tables and LoRA do
+    not decay."""
     scales = {"projector": config.projector_lr, "vision tower": config.vision_lr}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in brain.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.dim() > 1 and not any(part in name for part in (LORA, "embed_tokens", "lm_head"))
+            kept = any(part in name for part in (LORA, "embed_tokens", "lm_head"))
+            decays = parameter.dim() > 1 and not kept
             key = (scales.get(part_of(name), 1.0), config.weight_decay if decays else 0.0)
             groups.setdefault(key, []).append(parameter)
     settings = [{"params": p, "scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()]
@@ -266,7 +269,7 @@ def samples_of(
     records = [s for s in read_samples(path) if not config.tasks or s["task"] in config.tasks]
     if not any(s["split"] == "train" for s in records):
         raise DataError(
-            f"{path} has no train samples of {', '.join(config.tasks) or 'any task'}: make them, or correct `tasks`",
+            f"{path} has no train samples of {', '.join(config.tasks) or 'any task'}: correct `tasks`",
         )
     result = {}
     for split in ("train", "dev"):
@@ -362,6 +365,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     model = Learner(brain, world > 1, bool(cache), bool(cache) and not config.learn_vision).train()
     optimizer = optimizer_of(brain, config)
     learning = nn.ParameterList(p for p in brain.parameters() if p.requires_grad)  # a state holds these alone
+    if sharded:
+        del learning  # parameters are replaced by their shares
     if sharded is zero:
         zero.set_up(accelerator, 1, config.clip)
     if not sharded:

@@ -81,8 +81,8 @@ def fault_of(sample: object, root: Path) -> str:
     if wrong := [f for f in ("id", "split", "task") if not isinstance(sample[f], str) or not sample[f]]:
         return f"{wrong[0]} is {sample[wrong[0]]!r}, not a word"
     turns = sample["turns"]
-    texts = [t.get("text") if isinstance(t, dict) else None for t in turns] if isinstance(turns, list) else [None]
-    if not all(isinstance(text, str) for text in texts):
+    talks = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+    if not talks or not all(isinstance(turn.get("text"), str) for turn in turns):
         return "turns must be a list of {role, text}"
     roles = [t.get("role") for t in turns]
     talk = roles[1:] if roles[:1] == ["system"] else roles
@@ -139,7 +139,7 @@ def prompt_of(sample: dict, root: Path) -> Prompt:
             stretches = [marker for marker, name in MEDIA.items() for _ in sample.get(name, [])] + stretches
             first = False
         parts = [
-            {"type": KINDS[s], KINDS[s]: placed(next(waiting[s]), root)} if s in KINDS else {"type": "text", "text": s}
+            {"type": KINDS[s], KINDS[s]: placed(next(waiting[s]), root)} if s in KINDS else s
             for s in stretches  # in order
         ]
         messages.append({"role": "user", "content": parts})
@@ -201,15 +201,16 @@ class FeatureCache:
     def path(self, kind: str, source: str | dict | Video) -> Path:
         """Where the features of a medium lie."""
         source = source.source if isinstance(source, Video) else source
-        piece = [] if isinstance(source, str) else sorted((k, source[k]) for k in source.keys() - {"root", "path"})
+        whole = isinstance(source, str)
+        piece = [] if whole else [source[k] for k in ("start", "duration", "rate")]
         file = source if isinstance(source, str) else str(Path(source["root"]) / source["path"])
         key = f"{kind} {self.keys[kind]} {file_hash(file)} {piece}"
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:40]}.safetensors"
 
     @torch.no_grad()
     def get(self, kind: str, source: str | dict | Video) -> dict[str, Tensor]:
-        """Features of a recording (main (W, N, D1), aux (W, 2 N, D2), positions (W,)) or of a picture (features
-        (n, D), grid (3,)); made if they are not there or damaged."""
+        """Features of a recording (main (W, N, D1), aux (W, 2 N, D2), positions (W,)) or of a picture
+        (features (n, D), grid (3,)); made if they are not there or damaged."""
         path = self.path(kind, source)
         try:
             return load_file(str(path))
@@ -279,7 +280,7 @@ class Samples:
         for sample, length in zip(samples, self.lengths, strict=True):
             if length > limit:
                 raise DataError(
-                    f"sample '{sample['id']}' has {length} positions, {limit} fit: raise `positions`, or leave it out",
+                    f"sample '{sample['id']}' has {length} positions, {limit} fit: raise `positions`",
                 )
         self.batches = LengthBatches(self.lengths, positions, seed)
 

@@ -80,7 +80,7 @@ class EncoderTraining:
 
 
 def spelt(text: str, language: str) -> str:
-    """What is said, in LETTERS: English in lower case, Mandarin as pinyin with tone digits, one space apart."""
+    """What is said, in LETTERS: English in lower case, Mandarin as numbered pinyin, one space apart."""
     if language == "zh":
         from pypinyin import Style, lazy_pinyin
 
@@ -183,8 +183,8 @@ def build(config: EncoderTraining) -> Transcriber:
 
 
 class Utterances:
-    """Batches of a split: log-mel windows, frames, spelling. Utterances beyond a window, or without letters, are
-    left out."""
+    """Batches of a split: log-mel windows, frames, spelling. Utterances beyond a window, or without letters,
+    are left out."""
 
     def __init__(self, config: EncoderTraining, model: Transcriber, split: str):
         path = DATA / config.manifest
@@ -202,7 +202,7 @@ class Utterances:
                 records.append(record)
         if not records:
             raise DataError(
-                f"{path} has no {split} speech in {', '.join(config.languages)} that fits a window: build the corpus",
+                f"{path} has no {split} speech in {', '.join(config.languages)} within a window: build it",
             )
         self.segments, self.count = (
             Segments(records, path.parent, config.batch_seconds, seed=config.seed),

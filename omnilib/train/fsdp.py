@@ -1,22 +1,31 @@
 """What FSDP2 changes in a training script: states that no process holds alone.
 
 Any process can export the model (`accelerator.get_state_dict`). States are written and read by all
-together, in the format of torch.distributed.checkpoint, which unpickles. So resume only runs of your own.
+together, in the format of torch.distributed.checkpoint, which unpickles. So resume only runs of your own. Not run yet: accelerate shards on
+GPUs only, and none was at hand; ZeRO-3 is tested.
 """
 
 import json
+import os
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 
-from omnilib.errors import CheckpointError
+from omnilib.errors import CheckpointError, ConfigError
 from omnilib.train.common import atomic_folder
 
 
 def is_fsdp(accelerator: Accelerator) -> bool:
-    """True when `accelerate launch` was given an FSDP config."""
-    return accelerator.distributed_type == DistributedType.FSDP
+    """True when `accelerate launch` was given an FSDP config.
+
+    Raises:
+        ConfigError: it was, on a machine without GPU: each process would take itself for the only one.
+    """
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" and not sharded:
+        raise ConfigError("FSDP needs GPUs: launch with omnilib/configs/deepspeed/zero3.yaml, or one process")
+    return sharded
 
 
 def save_state(accelerator: Accelerator, model, out: Path, step: int, extra: dict) -> None:
@@ -58,7 +67,7 @@ def load_state(accelerator: Accelerator, model, out: Path) -> dict | None:
     meta = json.loads((folder / "meta.json").read_text())
     if meta.get("processes") != accelerator.num_processes:
         raise CheckpointError(
-            f"{folder} is not of {accelerator.num_processes} FSDP processes: launch it the same way, or delete the folder",
+            f"{folder} is not of {accelerator.num_processes} FSDP processes: launch as before, or delete it",
         )
     try:
         accelerator.load_state(str(folder))

@@ -51,7 +51,7 @@ class LengthBatches:
         if self.lengths.max() > budget:
             where, longest = int(self.lengths.argmax()), int(self.lengths.max())
             raise DataError(
-                f"sample {where} has {longest} positions, a batch holds {budget}: raise `positions` or drop it",
+                f"sample {where} has {longest} positions, a batch holds {budget}: raise `positions`",
             )
         self.budget, self.seed, self.padding, self.most = budget, seed, padding, most
         self.starts = [0]  # first step of each epoch known so far
@@ -103,8 +103,8 @@ class Padding:
 
 
 def measure_padding(lengths: Sequence[int], budget: int, seed: int = 0, padding: float = 0.05) -> Padding:
-    """Padding of the pipeline beside that of shuffled batches of one size, as many samples a batch as ours hold
-    on average."""
+    """Padding of the pipeline beside that of shuffled batches of one size, as many samples a batch as ours
+    hold on average."""
     batches = LengthBatches(lengths, budget, seed, padding).epoch(0)
     size = max(1, round(len(lengths) / len(batches)))
     order = [int(i) for i in step_rng(seed, 0).permutation(len(lengths))]

@@ -1,4 +1,4 @@
-"""Samples for the brain: the same bytes at every run, true answers, splits that do not leak, missing tools."""
+"""Samples for the brain: the same bytes at every run, true answers, splits that do not leak."""
 
 import hashlib
 import json

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from omnilib import config as configs
 from omnilib.brain import trained
 from omnilib.errors import CheckpointError, ConfigError, DataError, UserError
-from omnilib.paths import CONFIGS
+from omnilib.paths import CONFIGS, ROOT
 from omnilib.train import brain as training
 from omnilib.train.brain_samples import FeatureCache, Samples, read_samples
 from tests.train import brain_corpus
@@ -228,7 +229,7 @@ FAULTS = {
     "path '/etc/passwd' leaves": GOOD | {"audio": ["/etc/passwd"]},
     "no file 'gone.wav'": GOOD | {"audio": ["gone.wav"]},
     "not a path": GOOD | {"video": [None]},
-    "a piece of a recording": GOOD | {"audio": [{"path": "a.wav", "start": -1, "duration": 1, "rate": 16000}]},
+    "a piece of a recording": GOOD | {"audio": [{"path": "a.wav", "start": -1, "duration": 1, "rate": 8000}]},
     "stands twice": None,
 }
 
@@ -293,6 +294,33 @@ def test_idle_parts_add_nothing_and_get_a_gradient_when_processes_train_together
     together.backward()
     learning = [p for p in model.parameters() if p.requires_grad]
     assert all(p.grad is not None for p in learning)
+
+
+def test_fsdp_without_gpus_is_refused_before_anything_is_written(manifest, tmp_path, monkeypatch):
+    config = yaml.safe_load((CONFIGS / "fsdp2.yaml").read_text())
+    assert config["fsdp_config"]["fsdp_version"] == 2
+    assert config["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"] in trained.Brain._no_split_modules
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="needs GPUs"):
+            run(manifest, tmp_path / "out", 2)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_zero3_trains_two_processes_with_batches_of_other_media_and_exports(manifest, tmp_path):
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / "deepspeed" / "zero3.yaml")]
+    launch += ["--num_processes", "2", "--main_process_port", "0", "-m", "omnilib.train.brain"]
+    command = [sys.executable, *launch, *argv(manifest, tmp_path, 2, "steps=4", "save_every=2")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path)[-1] < losses(tmp_path)[0]
+    before, after = (
+        trained.build_base(trained.Base(**trained.read_meta(tmp_path)["base"])),
+        trained.load_trained(tmp_path),
+    )
+    for (name, old), new in zip(before[0].state_dict().items(), after[0].state_dict().values(), strict=True):
+        assert new.shape == old.shape and torch.equal(new, old) >= ("speech_tower" in name), name
 
 
 def test_another_base_under_an_earlier_stage_is_refused(manifest, stage1, tmp_path):
