@@ -1,8 +1,8 @@
 """What FSDP2 changes in a training script: states that no process holds alone.
 
 Any process can export the model (`accelerator.get_state_dict`). States are written and read by all
-together, in the format of torch.distributed.checkpoint, which unpickles. So resume only runs of your own. Not run yet: accelerate shards on
-GPUs only, and none was at hand; ZeRO-3 is tested.
+together, in the format of torch.distributed.checkpoint, which unpickles. So resume only runs of your own.
+Not run yet: accelerate shards on GPUs only, and none was at hand; ZeRO-3 is tested.
 """
 
 import json

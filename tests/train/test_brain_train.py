@@ -156,6 +156,24 @@ def test_killed_run_resumes_with_the_same_losses(manifest, tmp_path):
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole") and len(losses(tmp_path / "cut")) == 6
 
 
+def test_recomputed_activations_change_no_loss(manifest, tmp_path):
+    short = ["steps=3", "bf16=false"]
+    run(manifest, tmp_path / "kept", 2, *short)
+    run(manifest, tmp_path / "again", 2, *short, "checkpointing=true")
+    assert losses(tmp_path / "again") == pytest.approx(losses(tmp_path / "kept"), abs=1e-5)
+
+
+def test_cached_runs_together_give_the_losses_of_a_run_alone(manifest, tmp_path):
+    model, processor, _ = training.build(config_of(manifest, 2, "learn_vision=false"))
+    cache, records = FeatureCache(tmp_path, model, processor), read_samples(manifest)
+    samples = Samples(records, manifest.parent, processor, 1200, cache=cache)
+    for task in ("text", "see", "transcribe"):
+        batch = samples.collate([r for r in records if r["task"] == task])
+        alone, together = (training.Learner(model, t, True, True).train()(**batch) for t in (False, True))
+        torch.testing.assert_close(alone, together)
+        assert together.requires_grad
+
+
 def test_a_state_holds_only_what_learns(stage1):
     count = sum(v.numel() for v in load_file(stage1 / "state" / "model.safetensors").values())
     assert count == sum(v.numel() for v in load_file(stage1 / "model.safetensors").values())
