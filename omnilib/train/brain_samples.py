@@ -57,7 +57,11 @@ def read_samples(path: Path) -> list[dict]:
     if not path.is_file():
         raise DataError(f"no manifest {path}: make one with `python -m data_prep.brain`")
     root, samples, seen = path.parent.resolve(), [], set()
-    for number, line in enumerate(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path} ({error}): give a JSONL file in UTF-8") from None
+    for number, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         try:
             sample = json.loads(line)
             fault = fault_of(sample, root)

@@ -265,6 +265,19 @@ def test_every_fault_of_a_manifest_is_one_line_with_its_place(tmp_path, words):
     assert words in str(caught.value) and ":2:" in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [(b"\xff\xfe", "in UTF-8"), (b"", ":1: not JSON"), (None, "no manifest")],
+)
+def test_a_manifest_that_is_none_is_one_line(tmp_path, data, words):
+    path = tmp_path / "manifest.jsonl"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(DataError, match=words) as caught:
+        read_samples(path)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_link_out_of_the_folder_is_refused(tmp_path):
     (tmp_path / "secret.wav").write_bytes(b"x")
     folder = tmp_path / "corpus"
