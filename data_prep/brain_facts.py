@@ -1,0 +1,166 @@
+"""Facts that the questions of `data_prep.brain` are made of: pairs whose answer everybody agrees on."""
+
+CAPITALS = dict(
+    pair.split(": ")
+    for pair in """
+France: Paris|Germany: Berlin|Italy: Rome|Spain: Madrid|Portugal: Lisbon|Greece: Athens
+Austria: Vienna|Hungary: Budapest|Poland: Warsaw|Norway: Oslo|Sweden: Stockholm|Finland: Helsinki
+Denmark: Copenhagen|Ireland: Dublin|Belgium: Brussels|Russia: Moscow|Ukraine: Kyiv
+Romania: Bucharest|Bulgaria: Sofia|Serbia: Belgrade|Croatia: Zagreb|Iceland: Reykjavik
+Turkey: Ankara|Egypt: Cairo|Morocco: Rabat|Tunisia: Tunis|Kenya: Nairobi|Ethiopia: Addis Ababa
+Ghana: Accra|Senegal: Dakar|Nigeria: Abuja|Iran: Tehran|Iraq: Baghdad|Syria: Damascus
+Lebanon: Beirut|Jordan: Amman|India: New Delhi|Nepal: Kathmandu|China: Beijing|Japan: Tokyo
+Mongolia: Ulaanbaatar|Thailand: Bangkok|Vietnam: Hanoi|Malaysia: Kuala Lumpur|Cuba: Havana
+Canada: Ottawa|Mexico: Mexico City|Peru: Lima|Chile: Santiago|Argentina: Buenos Aires
+Brazil: Brasilia|Colombia: Bogota|Ecuador: Quito|Venezuela: Caracas|Uruguay: Montevideo
+Australia: Canberra|the Philippines: Manila|South Korea: Seoul
+""".strip()
+    .replace("\n", "|")
+    .split("|")
+)
+
+OPPOSITES = [
+    tuple(pair.split("-"))
+    for pair in [
+        "hot-cold",
+        "big-small",
+        "tall-short",
+        "fast-slow",
+        "old-young",
+        "day-night",
+        "up-down",
+        "left-right",
+        "open-closed",
+        "full-empty",
+        "hard-soft",
+        "light-dark",
+        "happy-sad",
+        "rich-poor",
+        "strong-weak",
+        "wet-dry",
+        "clean-dirty",
+        "early-late",
+        "loud-quiet",
+        "near-far",
+        "thick-thin",
+        "high-low",
+        "wide-narrow",
+        "deep-shallow",
+        "sweet-bitter",
+        "heavy-light",
+        "begin-end",
+        "buy-sell",
+        "push-pull",
+        "win-lose",
+        "love-hate",
+        "give-take",
+        "remember-forget",
+        "arrive-leave",
+        "laugh-cry",
+        "ask-answer",
+        "true-false",
+        "right-wrong",
+        "safe-dangerous",
+        "easy-difficult",
+        "cheap-expensive",
+        "first-last",
+        "inside-outside",
+        "above-below",
+        "before-after",
+        "always-never",
+        "more-less",
+        "alive-dead",
+        "awake-asleep",
+        "brave-afraid",
+    ]
+]
+
+WORDS = [
+    "apple",
+    "river",
+    "stone",
+    "garden",
+    "window",
+    "bread",
+    "music",
+    "school",
+    "winter",
+    "summer",
+    "table",
+    "orange",
+    "letter",
+    "mother",
+    "doctor",
+    "finger",
+    "pencil",
+    "silver",
+    "bridge",
+    "castle",
+    "flower",
+    "forest",
+    "island",
+    "kitchen",
+    "ladder",
+    "market",
+    "mirror",
+    "monkey",
+    "mountain",
+    "needle",
+    "ocean",
+    "paper",
+    "parrot",
+    "planet",
+    "pocket",
+    "potato",
+    "rabbit",
+    "ribbon",
+    "rocket",
+    "saddle",
+    "shadow",
+    "spider",
+    "spring",
+    "station",
+    "street",
+    "sugar",
+    "thunder",
+    "ticket",
+    "tiger",
+    "tomato",
+    "tower",
+    "train",
+    "turtle",
+    "valley",
+    "village",
+    "violin",
+    "water",
+    "whale",
+    "wheel",
+    "yellow",
+    "zebra",
+    "anchor",
+    "basket",
+    "button",
+    "camel",
+    "candle",
+    "carpet",
+    "cheese",
+    "circle",
+    "cloud",
+    "coffee",
+    "copper",
+    "cotton",
+    "desert",
+    "dragon",
+    "eagle",
+    "engine",
+    "feather",
+]
+
+COLOURS = {
+    "red": (214, 39, 40),
+    "blue": (31, 88, 180),
+    "green": (44, 160, 44),
+    "yellow": (240, 200, 20),
+    "black": (20, 20, 20),
+    "purple": (140, 60, 180),
+}

@@ -1,0 +1,455 @@
+"""Train the brain (paper section 3.3): stage 1 teaches the projector to hear, stage 2 all tasks together.
+
+    python -m omnilib.train.brain --config brain_stage1_smoke --out runs/brain_stage1_smoke
+    python -m omnilib.train.brain --config brain_stage2_nano --out checkpoints/nano/brain
+    accelerate launch --config_file omnilib/configs/deepspeed/zero3.yaml \\
+        -m omnilib.train.brain --config brain_stage2_paper --out runs/brain
+
+| | towers of sound | language model | projector | vision tower |
+|---|---|---|---|---|
+| stage 1, transcription | frozen | frozen | learns | frozen |
+| stage 2, all tasks | frozen | LoRA (`lora_rank`) or whole (0) | learns | learns if `learn_vision` |
+
+Samples come from a manifest (`brain_samples`), in batches of similar length under a budget of positions
+(`lengths`). Features of frozen towers may be kept on disk (`cache`). A run folder holds a state to go on
+from and, at the end, only what was trained, see `omnilib.brain.trained`. The paper gives no optimiser,
+rates or steps: ours are in the configs.
+
+Shapes: B batch, L positions, W windows of sound, N frames.
+"""
+
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from omnilib import config as configs
+from omnilib import storage
+from omnilib.brain.config import MEL_HOP
+from omnilib.brain.fusion import positions_rate
+from omnilib.brain.inputs import BrainProcessor
+from omnilib.brain.mllm import Brain
+from omnilib.brain.trained import (
+    LORA,
+    Base,
+    Lora,
+    add_lora,
+    aux_hash,
+    base_of,
+    build_base,
+    learned_before,
+    load_trained,
+    read_meta,
+    trained_tensors,
+)
+from omnilib.data import sha256
+from omnilib.errors import ConfigError, DataError
+from omnilib.paths import DATA, ROOT
+from omnilib.train import fsdp, zero
+from omnilib.train.brain_samples import FeatureCache, Samples, prompt_of, read_samples
+from omnilib.train.common import (
+    JsonlLog,
+    atomic_folder,
+    autocast,
+    check_finite,
+    claim,
+    load_state,
+    lr_at,
+    parse_args,
+    run_meta,
+    save_state,
+    seed_everything,
+)
+from omnilib.train.prefetch import prefetch
+
+PARTS = {  # beginnings of parameter names
+    "vision tower": "model.vision_tower.",
+    "audio encoders": "model.speech_tower.",
+    "projector": "model.mm_speech_projector.",
+    "language model": "",
+}
+
+
+@dataclass
+class BrainTraining(Base):
+    """One experiment; the fields of `Base` say what lies below it."""
+
+    stage: int = 1
+    init: str = ""  # the result of an earlier stage on the same base
+    manifest: str = "brain.jsonl"  # below the data folder, or a path
+    tasks: list[str] = field(default_factory=list)  # of the samples; empty: all
+    cache: str = ""  # below the data folder, for features of frozen towers; empty: encoded at every step
+    # what learns in stage 2
+    lora_rank: int = 16  # 0: the whole language model
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
+    lora_targets: list[str] = field(default_factory=lambda: Lora().targets)
+    merge: bool = False  # export whole matrices instead of the LoRA
+    learn_vision: bool = False
+    # optimiser
+    positions: int = 4096  # of a batch, rows x longest
+    steps: int = 2000
+    lr: float = 1e-3
+    projector_lr: float = 1.0  # multiples of lr
+    vision_lr: float = 1.0
+    warmup: int = 50
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    bf16: bool = True
+    checkpointing: bool = False  # recompute activations: less memory, more time
+    log_every: int = 20
+    eval_every: int = 250
+    eval_batches: int = 8
+    save_every: int = 250
+    storage: str = "bfloat16"  # form of the exported weights, see omnilib/storage.py
+
+
+class Learner(nn.Module):
+    """The brain with its loss, as one module that `accelerate` can wrap: frames from the cache are fused
+    inside, where parameters are gathered.
+
+    Several processes must gather the same parts in the same order, though one may have a batch without
+    sound while another has one with it: then silence, or a black picture, goes through what has nothing to
+    do, at no weight.
+
+    Args:
+        together: several processes train.
+        heard, seen: features of sound, of pictures come from the cache.
+    """
+
+    def __init__(self, brain: Brain, together: bool = False, heard: bool = False, seen: bool = False):
+        super().__init__()
+        self.brain, self.together, self.heard, self.seen = brain, together, heard, seen
+        self._no_split_modules = brain._no_split_modules  # what FSDP shares out as one
+
+    def forward(self, input_ids: Tensor, main_frames: Tensor | None = None, **batch: Tensor) -> Tensor:
+        """Mean loss over the labels; frames (W, N, D1), (W, 2 N, D2) take the place of `input_features`."""
+        model = self.brain.model
+        pictures, speech, idle = batch.get("picture_features"), None, 0.0
+        if "pixel_values" in batch:
+            pictures = model.see(batch["pixel_values"], batch["image_grid_thw"])
+        elif self.together and not self.seen and len(model.vision_tower):
+            idle = 0.0 * model.see(*self.black(input_ids.device)).sum()
+        aux_frames, positions = batch.get("aux_frames"), batch.get("feature_positions")
+        if positions is None and self.together:
+            idle = idle + 0.0 * self.hear(*self.silence(input_ids.device)).sum()
+        elif main_frames is not None or aux_frames is not None:
+            speech = model.fuse(main_frames, aux_frames, positions)
+        elif positions is not None:
+            speech = self.hear(batch["input_features"], positions)
+        embeds = model.embed(input_ids, pictures, speech) + idle  # (B, L, D)
+        places = {name: batch[name] for name in ("attention_mask", "position_ids", "labels")}
+        return self.brain(inputs_embeds=embeds, **places).loss
+
+    def hear(self, windows: Tensor, positions: Tensor) -> Tensor:
+        """As `BrainModel.hear`; all windows at once where processes must make the same number of calls."""
+        model = self.brain.model
+        if not self.together:
+            return model.hear(windows, positions)
+        frames = (None, None) if self.heard else model.encode_speech(windows, positions)
+        if self.heard:  # nothing is in the cache for silence
+            config, count = model.config, positions_rate(model.config)
+            sizes = (count, config.main_width), (2 * count, config.aux_width)
+            main, aux = (windows.new_zeros(1, *size) for size in sizes)
+            frames = (
+                main if config.speech_tower_config else None,
+                aux if config.speech_tower_aux_config else None,
+            )
+        return model.fuse(*frames, positions)
+
+    def silence(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """A window (1, bins, F) of which one position is heard."""
+        config = self.brain.config
+        window = torch.zeros(1, config.mel_bins, config.window_samples // MEL_HOP, device=device)
+        return window, torch.ones(1, dtype=torch.long, device=device)
+
+    def black(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Patches and grid of a small picture."""
+        vision, side = self.brain.config.vision_tower_config, 2 * self.brain.config.merge
+        patches = torch.zeros(
+            side * side,
+            3 * vision.temporal_patch_size * vision.patch_size**2,
+            device=device,
+        )
+        return patches, torch.tensor([[1, side, side]], device=device)
+
+
+def build(config: BrainTraining) -> tuple[Brain, BrainProcessor, set[str]]:
+    """The brain with what learns marked, its processor, and the names of tensors that earlier stages changed.
+
+    Raises:
+        ConfigError: settings that contradict each other, or `init` on another base.
+    """
+    if config.stage not in (1, 2):
+        raise ConfigError(f"stage is {config.stage}: it must be 1 or 2")
+    base, before = base_of(config), set()
+    blind = not config.vision and config.base in ("nano", "smoke")
+    if config.learn_vision and (config.stage == 1 or blind):
+        raise ConfigError(
+            "learn_vision needs stage 2 and a vision tower: set vision=[depth,width,heads,feed-forward]",
+        )
+    if config.init:
+        other = read_meta(ROOT / config.init)["base"]
+        if differ := [k for k in base if other[k] != base[k]]:
+            raise ConfigError(
+                f"{config.init} stands on another {', '.join(differ)}: set the same, or train it again",
+            )
+        brain, processor = load_trained(ROOT / config.init)
+        before = learned_before(ROOT / config.init)
+    else:
+        brain, processor = build_base(Base(**base))
+    brain.requires_grad_(False)
+    if config.stage == 2 and config.lora_rank:
+        add_lora(brain, lora_of(config))
+    for name, parameter in brain.named_parameters():
+        part = part_of(name)
+        whole = config.stage == 2 and not config.lora_rank
+        learns = part == "projector" or LORA in name or (part == "language model" and whole)
+        parameter.requires_grad_(learns or (part == "vision tower" and config.learn_vision))
+    brain.config.unfreeze_mm_vision_tower = config.learn_vision  # else it stays in eval mode
+    brain.config.unfreeze_mm_speech_tower = False
+    if config.checkpointing:
+        brain.enable_input_require_grads()
+        brain.gradient_checkpointing_enable()
+    return brain, processor, before
+
+
+def lora_of(config: BrainTraining) -> Lora:
+    """The LoRA that a config asks for."""
+    return Lora(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+
+
+def part_of(name: str) -> str:
+    """The part of the brain a parameter belongs to."""
+    return next(part for part, start in PARTS.items() if name.startswith(start))
+
+
+def report(brain: Brain) -> list[str]:
+    """A line for each part: how many of its parameters learn."""
+    lines = []
+    for part in PARTS:
+        own = [p for n, p in brain.named_parameters() if part_of(n) == part]
+        total, learning = sum(p.numel() for p in own), sum(p.numel() for p in own if p.requires_grad)
+        state = "frozen" if not learning else f"{learning:,} learn"
+        lines += [f"  {part}: {total:,} parameters, {state}"] if own else []
+    return lines
+
+
+def optimizer_of(brain: Brain, config: BrainTraining) -> torch.optim.Optimizer:
+    """AdamW; groups carry `scale`, their rate as a multiple of the schedule's. Vectors, tables and LoRA do
+    not decay."""
+    scales = {"projector": config.projector_lr, "vision tower": config.vision_lr}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in brain.named_parameters():
+        if parameter.requires_grad:
+            kept = any(part in name for part in (LORA, "embed_tokens", "lm_head"))
+            decays = parameter.dim() > 1 and not kept
+            key = (scales.get(part_of(name), 1.0), config.weight_decay if decays else 0.0)
+            groups.setdefault(key, []).append(parameter)
+    settings = [{"params": p, "scale": scale, "weight_decay": decay} for (scale, decay), p in groups.items()]
+    return torch.optim.AdamW(settings, lr=config.lr, betas=(0.9, 0.98))
+
+
+def samples_of(
+    config: BrainTraining,
+    processor: BrainProcessor,
+    cache: FeatureCache | None,
+) -> dict[str, Samples]:
+    """Samples for training, and for looking at it (`dev`) if there are any.
+
+    Raises:
+        DataError: no samples of these tasks, or a fault of one.
+    """
+    path = DATA / config.manifest
+    records = [s for s in read_samples(path) if not config.tasks or s["task"] in config.tasks]
+    if not any(s["split"] == "train" for s in records):
+        raise DataError(
+            f"{path} has no train samples of {', '.join(config.tasks) or 'any task'}: correct `tasks`",
+        )
+    result = {}
+    for split in ("train", "dev"):
+        chosen = [s for s in records if s["split"] == split]
+        if chosen:
+            pictures = not config.learn_vision
+            result[split] = Samples(
+                chosen,
+                path.parent,
+                processor,
+                config.positions,
+                config.seed,
+                cache,
+                pictures,
+            )
+    return result
+
+
+def to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A batch on a device."""
+    return {k: v.to(device) for k, v in batch.items()}
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    dev: Samples | None,
+    device: torch.device,
+    config: BrainTraining,
+) -> dict[str, float]:
+    """Mean teacher-forced loss of unseen samples, the same ones at every call."""
+    if dev is None:
+        return {}
+    model.eval()
+    total = 0.0
+    for step in range(config.eval_batches):
+        with autocast(device, config.bf16):
+            total += model(**to(dev.batch(step), device)).item()
+    model.train()
+    return {"dev_loss": total / config.eval_batches}
+
+
+def export(
+    folder: Path,
+    brain: Brain,
+    config: BrainTraining,
+    weights: dict[str, Tensor],
+    before: set[str],
+    meta: dict,
+) -> None:
+    """Write what was trained, here and in earlier stages: model.safetensors, config.yaml, meta.json."""
+    names = {n for n, p in brain.named_parameters() if p.requires_grad} | before
+    merged = config.merge or config.stage == 1 or not config.lora_rank
+    lora = None if merged else asdict(lora_of(config))
+    tensors = trained_tensors(brain, weights, names, merged)
+    meta |= {"base": base_of(config), "aux_sha256": aux_hash(config), "lora": lora}
+
+    def write(temporary: Path) -> None:
+        save_file(
+            storage.pack({k: v.cpu() for k, v in tensors.items()}, config.storage),
+            temporary / "model.safetensors",
+        )
+        configs.save(config, temporary / "config.yaml")
+        (temporary / "meta.json").write_text(json.dumps(meta, indent=1, sort_keys=True) + "\n")
+
+    atomic_folder(folder / "export", write)
+    for item in sorted((folder / "export").iterdir()):
+        os.replace(item, folder / item.name)
+    (folder / "export").rmdir()
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    args = parse_args(__doc__, argv)
+    config = configs.load(BrainTraining, args.config, args.overrides)
+    accelerator = zero.make_accelerator()
+    main_process, world, rank = (
+        accelerator.is_main_process,
+        accelerator.num_processes,
+        accelerator.process_index,
+    )
+    sharded = zero if zero.is_zero(accelerator) else fsdp if fsdp.is_fsdp(accelerator) else None
+    seed_everything(config.seed)
+    claim(args.out, config)
+    device = accelerator.device
+
+    brain, processor, before = build(config)
+    cache = FeatureCache(DATA / config.cache, brain.to(device), processor) if config.cache else None
+    with accelerator.main_process_first():  # the first fills the cache, the others read it
+        samples = samples_of(config, processor, cache)
+        if cache and main_process:
+            fill(cache, samples)
+    train, dev = samples["train"], samples.get("dev")
+    model = Learner(brain, world > 1, bool(cache), bool(cache) and not config.learn_vision).train()
+    optimizer = optimizer_of(brain, config)
+    learning = nn.ParameterList(p for p in brain.parameters() if p.requires_grad)  # a state holds these alone
+    if sharded:
+        del learning  # parameters are replaced by their shares
+    if sharded is zero:
+        zero.set_up(accelerator, 1, config.clip)
+    if not sharded:
+        state = load_state(args.out, learning, optimizer)
+    lines = report(brain)
+    wrapped, prepared = accelerator.prepare(model, optimizer)
+    if sharded:
+        state = sharded.load_state(accelerator, wrapped, args.out)
+    start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
+    if main_process:
+        print(
+            f"stage {config.stage}: {len(train.samples)} samples, from step {start}",
+            *lines,
+            sep="\n",
+            flush=True,
+        )
+        log = JsonlLog(args.out / "log.jsonl", start if state else None)
+
+    seen, cells, metrics, began = 0, 0, {}, time.time()
+    make = lambda step: train.batch(step * world + rank)  # noqa: E731  each process its own batch
+    for step, batch in prefetch(make, start, config.steps):
+        for group in prepared.param_groups:
+            group["lr"] = lr_at(step, config.steps, config.lr, config.warmup) * group["scale"]
+        with autocast(device, config.bf16):
+            loss = wrapped(**to(batch, device))
+        check_finite(loss, step)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
+        prepared.step()
+        prepared.zero_grad()
+        seen, cells, done = (
+            seen + int(batch["attention_mask"].sum()),
+            cells + batch["attention_mask"].numel(),
+            step + 1,
+        )
+        if main_process and (done % config.log_every == 0 or done == config.steps):
+            speed = seen * world / (time.time() - log.started)
+            values = {
+                "loss": round(loss.item(), 6),
+                "norm": round(float(norm or 0), 3),
+                "padding": round(1 - seen / cells, 4),
+            }
+            log.write(done, **values, positions_per_second=round(speed, 1))
+        if done % config.eval_every == 0 or done == config.steps:
+            metrics = evaluate(
+                wrapped,
+                dev,
+                device,
+                config,
+            )  # by all: under ZeRO-3 nobody holds the model alone
+            if main_process and metrics:
+                log.write(done, **{k: round(v, 6) for k, v in metrics.items()})
+        if done % config.save_every == 0 or done == config.steps:
+            extra = {"seconds": seconds_before + time.time() - began}
+            if sharded:
+                sharded.save_state(accelerator, wrapped, args.out, done, extra)
+            elif main_process:
+                save_state(args.out, learning, optimizer, done, extra)
+
+    weights = accelerator.get_state_dict(wrapped)  # by all: under ZeRO-3 every process holds a part
+    if main_process:
+        weights = {k.removeprefix("brain."): v for k, v in weights.items()}
+        spent = seconds_before + time.time() - began
+        meta = run_meta(
+            config,
+            config.steps,
+            spent,
+            metrics=metrics,
+            manifest_sha256=sha256(DATA / config.manifest),
+            parts=lines,
+        )
+        export(args.out, brain, config, weights, before, meta)
+    accelerator.wait_for_everyone()
+    return metrics
+
+
+def fill(cache: FeatureCache, samples: dict[str, Samples]) -> None:
+    """Encode every recording once, before the first step."""
+    for part in samples.values():
+        for sample in part.samples:
+            for clip in prompt_of(sample, part.root).audio:
+                cache.get("audio", clip)
+
+
+if __name__ == "__main__":
+    main()
