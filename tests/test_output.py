@@ -88,7 +88,13 @@ raise SystemExit(cli.main(["speak", "text", "-o", sys.argv[1]]))
 
 def stopped_writer(path, number) -> int:
     """Exit code of a process that is stopped by a signal while it writes."""
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def defaults() -> None:  # a test run in the background ignores these, and its children would, too
+        for name in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(name, signal.SIG_DFL)
+
+    command = [sys.executable, "-c", WRITER, str(path)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=defaults)
     assert process.stdout.readline() == b"writing\n"
     process.send_signal(number)
     return process.wait(30)
