@@ -440,6 +440,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         )
         export(args.out, brain, config, weights, before, meta)
     accelerator.wait_for_everyone()
+    if world > 1:
+        accelerator.end_training()  # else a process may be aborted while its last messages are under way
     return metrics
 
 
