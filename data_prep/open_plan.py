@@ -21,7 +21,7 @@ from data_prep import kokoro, texts
 from data_prep.nano import SPEAKERS
 from data_prep.texts import Line
 
-HOURS = {"raw": 80.0, "en": 12.5, "zh": 6.0}  # of training speech
+HOURS = {"raw": 72.0, "en": 10.4, "zh": 5.0}  # of training speech
 DRAWN = {"en": 3200, "zh": 1900}  # template sentences
 TEST_PERCENT = {
     "everyday": 8,
@@ -46,7 +46,7 @@ MIX = {
     },
 }  # fmt: skip
 WIDE_SPEAKERS = {"en": 225, "zh": 55}
-LONG_SPEAKERS = {"en": 30, "zh": 12}  # speak LONG_SECONDS each, so that ten-minute joins of one speaker exist
+LONG_SPEAKERS = {"en": 22, "zh": 9}  # speak LONG_SECONDS each, so that ten-minute joins of one speaker exist
 LONG_SECONDS = 750.0
 FACTORS = {"en": (0.88, 1.12), "zh": (0.92, 1.08)}  # resampling of wide speakers
 TEST_EVERYDAY = {"en": 300, "zh": 160}
