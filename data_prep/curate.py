@@ -16,19 +16,32 @@ from omnilib.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", required=True, help="a YAML file or the name of one in data_prep/recipes")
-    parser.add_argument("--manifest", type=Path, required=True, help="JSON lines; paths relative to its folder")
+    parser.add_argument(
+        "--manifest", type=Path, required=True, help="JSON lines; paths relative to its folder"
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--engine", choices=["local", "ray"], default="local")
-    parser.add_argument("--address", default=None, help="Ray cluster, e.g. auto (default: start one on this machine)")
-    parser.add_argument("--workers", type=int, default=None, help="processes or Ray actors (default: all cores)")
     parser.add_argument(
-        "--max-bad", type=float, default=MAX_BAD, help="share of bad manifest lines above which nothing is done (default: %(default)s)"
+        "--address", default=None, help="Ray cluster, e.g. auto (default: start one on this machine)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=None, help="processes or Ray actors (default: all cores)"
+    )
+    parser.add_argument(
+        "--max-bad",
+        type=float,
+        default=MAX_BAD,
+        help="share of bad manifest lines above which nothing is done (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     try:
-        table = curate(args.manifest, args.recipe, args.out, args.engine, args.workers, args.address, args.max_bad)
+        table = curate(
+            args.manifest, args.recipe, args.out, args.engine, args.workers, args.address, args.max_bad
+        )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

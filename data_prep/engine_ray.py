@@ -27,7 +27,9 @@ class Operator:
         self.steps, self.error = [], None
         try:
             self.steps = open_steps(job.steps[first : first + count])
-        except UserError as error:  # handed to the driver as a result: an actor that dies would be started again and again
+        except (
+            UserError
+        ) as error:  # handed to the driver as a result: an actor that dies would be started again and again
             self.error = error
 
     def __call__(self, row: dict) -> dict:
@@ -67,12 +69,18 @@ def connect(address: str | None, workers: int | None) -> None:
         raise MissingTool("the ray engine needs Ray: pip install 'ray[data]'") from None
     if ray.is_initialized():
         return
-    options = {"address": address} if address else {"num_cpus": workers or os.cpu_count(), "include_dashboard": False}
+    options = (
+        {"address": address}
+        if address
+        else {"num_cpus": workers or os.cpu_count(), "include_dashboard": False}
+    )
     try:
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except Exception as error:  # Ray raises plain Exceptions too
         where = f"join the Ray cluster at '{address}'" if address else "start Ray on this machine"
-        raise ConfigError(f"cannot {where} ({str(error).strip().splitlines()[0]}): see `ray status`, `ray start --help`") from None
+        raise ConfigError(
+            f"cannot {where} ({str(error).strip().splitlines()[0]}): see `ray status`, `ray start --help`"
+        ) from None
 
 
 def ray_engine(job: Job, parts: list[Part], workers: int | None, address: str | None) -> Iterator[float]:
@@ -82,7 +90,9 @@ def ray_engine(job: Job, parts: list[Part], workers: int | None, address: str | 
 
     for step in job.steps:
         if step.gpus and not ray.cluster_resources().get("GPU"):
-            raise ConfigError(f"step '{step.name}' asks for {step.gpus} GPUs, the cluster has none: add a node, or `gpus: 0` in the recipe")
+            raise ConfigError(
+                f"step '{step.name}' asks for {step.gpus} GPUs, the cluster has none: add a node, or `gpus: 0` in the recipe"
+            )
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     rows = [{"state": pickle.dumps(part)} for part in parts]

@@ -181,16 +181,24 @@ class Piper:
         add_alignment_output(graph)
         options = onnxruntime.SessionOptions()  # one thread each: the builder runs one process a core
         options.intra_op_num_threads = options.inter_op_num_threads = 1
-        voice.session = onnxruntime.InferenceSession(graph.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"])
+        voice.session = onnxruntime.InferenceSession(
+            graph.SerializeToString(), sess_options=options, providers=["CPUExecutionProvider"]
+        )
         return voice
 
     def say(self, text: str) -> Spoken:
         from piper import SynthesisConfig
 
-        chunks = list(self.model.synthesize(text, SynthesisConfig(noise_scale=0, noise_w_scale=0), include_alignments=True))
+        chunks = list(
+            self.model.synthesize(
+                text, SynthesisConfig(noise_scale=0, noise_w_scale=0), include_alignments=True
+            )
+        )
         wave, rate = np.concatenate([c.audio_float_array for c in chunks]), chunks[0].sample_rate
         symbols = [a for c in chunks for a in c.phoneme_alignments]
-        phonemes, ends = from_espeak([a.phoneme for a in symbols], [float(a.num_samples) / rate for a in symbols])
+        phonemes, ends = from_espeak(
+            [a.phoneme for a in symbols], [float(a.num_samples) / rate for a in symbols]
+        )
         return Spoken(wave, rate, phonemes, ends, quiet_pauses=False)
 
 
@@ -272,7 +280,12 @@ def render(spoken: Spoken, factor: float) -> tuple[np.ndarray, list[str], list[f
     source = spoken.rate * factor
     wave = soxr.resample(spoken.wave, source, RATE, quality="HQ")
     ends = None if spoken.ends is None else [e / factor for e in spoken.ends]
-    if spoken.quiet_pauses and ends is not None and spoken.phonemes[0] == "pau" == spoken.phonemes[-1] and len(ends) > 2:
+    if (
+        spoken.quiet_pauses
+        and ends is not None
+        and spoken.phonemes[0] == "pau" == spoken.phonemes[-1]
+        and len(ends) > 2
+    ):
         begin, end = max(0.0, ends[0] - LEAD), min(len(wave) / RATE, ends[-2] + TAIL)
     else:
         loud = np.flatnonzero(np.abs(wave) > 0.02 * np.abs(wave).max())

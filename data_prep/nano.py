@@ -42,7 +42,10 @@ LICENCES = {
 }
 TEST_PERCENT, DEV_PERCENT = 3, 1
 CODEC_LINES = 500
-FACTORS, APART = [f / 100 for f in range(80, 142, 2)], 0.03  # speeds of speeds.jsonl, of the engine's own; their distance from kept voices
+FACTORS, APART = (
+    [f / 100 for f in range(80, 142, 2)],
+    0.03,
+)  # speeds of speeds.jsonl, of the engine's own; their distance from kept voices
 LAGGING = ("joe", "3")  # voices the codec says worst: piper's, and gcin's third
 OPEN_TEST_LINES = 600  # sentences with words outside the lexicon, test only
 
@@ -59,7 +62,9 @@ class Speaker:
     @property
     def name(self) -> str:
         return (
-            f"{self.voice}_{round(self.factor * 100):03d}" if self.engine != "gcin" else f"gcin{self.voice}_{round(self.factor * 100):03d}"
+            f"{self.voice}_{round(self.factor * 100):03d}"
+            if self.engine != "gcin"
+            else f"gcin{self.voice}_{round(self.factor * 100):03d}"
         )
 
     @property
@@ -109,7 +114,9 @@ def plan(scale: float = 1.0) -> list[dict]:
             if bucket < TEST_PERCENT:
                 splits["test" if known else "open"].append((source, text, known))
             elif known:
-                splits["dev" if bucket < TEST_PERCENT + DEV_PERCENT else "train"].append((source, text, known))
+                splits["dev" if bucket < TEST_PERCENT + DEV_PERCENT else "train"].append(
+                    (source, text, known)
+                )
         splits["open"] = splits["open"][:OPEN_TEST_LINES]
         speakers = [s for s in SPEAKERS if s.language == language]
         cursor = dict.fromkeys(splits, 0)
@@ -151,7 +158,13 @@ def shards_of(records: list[dict]) -> list[tuple[str, list[dict]]]:
     for (speaker, split), items in groups.items():
         for index in range(0, len(items), LINES_PER_SHARD):
             order = (split == "train", index, speaker)
-            shards.append((order, f"{speaker}-{split}-{index // LINES_PER_SHARD:03d}", items[index : index + LINES_PER_SHARD]))
+            shards.append(
+                (
+                    order,
+                    f"{speaker}-{split}-{index // LINES_PER_SHARD:03d}",
+                    items[index : index + LINES_PER_SHARD],
+                )
+            )
     return [(name, items) for _, name, items in sorted(shards, key=lambda s: s[0])]
 
 
@@ -163,7 +176,9 @@ def build_shard(job: tuple[Path, str, list[dict]]) -> float:
     out, name, records = job
     done = out / "records" / f"{name}.jsonl"
     speaker = next(s for s in SPEAKERS if s.name == records[0]["speaker"])
-    engine = ENGINE_CACHE.setdefault(f"{speaker.engine}-{speaker.voice}", ENGINES[speaker.engine](speaker.voice))
+    engine = ENGINE_CACHE.setdefault(
+        f"{speaker.engine}-{speaker.voice}", ENGINES[speaker.engine](speaker.voice)
+    )
     waves, finished, position = [], [], 0
     for record in records:
         try:
@@ -173,7 +188,13 @@ def build_shard(job: tuple[Path, str, list[dict]]) -> float:
         timing = {"phoneme_ends": ends} if ends is not None else {}
         finished.append(
             record
-            | {"path": f"audio/{name}.wav", "start": position / RATE, "duration": len(samples) / RATE, "rate": RATE, "phonemes": phonemes}
+            | {
+                "path": f"audio/{name}.wav",
+                "start": position / RATE,
+                "duration": len(samples) / RATE,
+                "rate": RATE,
+                "phonemes": phonemes,
+            }
             | timing
         )
         waves.append(samples)
@@ -204,7 +225,10 @@ def longform(records: list[dict], seconds: tuple[float, float] = (60.0, 600.0)) 
     step = LongForm(least=seconds[0], most=seconds[1], splits=["train", "dev", "test"])
     joined = []
     for name, group in step.plan(records):
-        parts = [{"id": r["id"], "start": round(start, 3), "end": round(start + r["duration"], 3)} for start, r in group]
+        parts = [
+            {"id": r["id"], "start": round(start, 3), "end": round(start + r["duration"], 3)}
+            for start, r in group
+        ]
         about = {key: group[0][1][key] for key in ("speaker", "split", "language")}
         joined.append({"id": name, **about, "duration": parts[-1]["end"], "parts": parts})
     return joined
@@ -218,7 +242,13 @@ def codec_part(records: list[dict]) -> list[dict]:
 def played(record: dict, speed: float, name: str, speaker: str) -> dict:
     """The same recording `speed` times as fast, pitch and all, as `load_segment` plays it; like a line, it ends in silence up to whole rows."""
     duration = -int(-record["duration"] / speed * RATE // STEP) * STEP / RATE
-    copy = record | {"id": name, "speaker": speaker, "speed": speed, "recorded": record["duration"], "duration": duration}
+    copy = record | {
+        "id": name,
+        "speaker": speaker,
+        "speed": speed,
+        "recorded": record["duration"],
+        "duration": duration,
+    }
     if ends := record.get("phoneme_ends"):
         copy["phoneme_ends"] = [*(round(end / speed, 3) for end in ends[:-1]), duration]
     return copy
@@ -234,9 +264,16 @@ def copies(records: list[dict]) -> list[dict]:
     for record in records:
         own = named[record["speaker"]]
         for other in SPEAKERS:
-            if record["split"] != "train" or not other.lines or other == own or (other.engine, other.voice) != (own.engine, own.voice):
+            if (
+                record["split"] != "train"
+                or not other.lines
+                or other == own
+                or (other.engine, other.voice) != (own.engine, own.voice)
+            ):
                 continue
-            found.append(played(record, other.factor / own.factor, f"{record['id']}-as-{other.name}", other.name))
+            found.append(
+                played(record, other.factor / own.factor, f"{record['id']}-as-{other.name}", other.name)
+            )
     return found
 
 
@@ -252,7 +289,9 @@ def speeds(records: list[dict]) -> list[dict]:
         if record["split"] != "train" or (own.voice not in LAGGING and key % 2):
             continue
         kept = [s.factor for s in SPEAKERS if not s.lines and (s.engine, s.voice) == (own.engine, own.voice)]
-        factors = [f for f in FACTORS if f != own.factor and all(abs(f / factor - 1) > APART for factor in kept)]
+        factors = [
+            f for f in FACTORS if f != own.factor and all(abs(f / factor - 1) > APART for factor in kept)
+        ]
         other = replace(own, factor=factors[key // 2 % len(factors)])
         found.append(played(record, other.factor / own.factor, f"{record['id']}-at-{other.name}", other.name))
     return found
@@ -265,9 +304,19 @@ def card(records: list[dict], joined: list[dict], digest: str) -> str:
     frame = pandas.DataFrame(records)
     frame["hours"] = frame["duration"] / 3600
     hours = frame.pivot_table(
-        index=["language", "speaker"], columns="split", values="hours", aggfunc="sum", fill_value=0, margins=True, margins_name="all"
+        index=["language", "speaker"],
+        columns="split",
+        values="hours",
+        aggfunc="sum",
+        fill_value=0,
+        margins=True,
+        margins_name="all",
     )
-    licences = frame.groupby(["language", "source", "licence"]).agg(lines=("id", "size"), hours=("hours", "sum")).reset_index()
+    licences = (
+        frame.groupby(["language", "source", "licence"])
+        .agg(lines=("id", "size"), hours=("hours", "sum"))
+        .reset_index()
+    )
     return (
         "# Nano corpus\n\nSynthetic speech of package engines reading package text; see `data_prep/nano.py`.\n\n"
         f"manifest sha256 `{digest}` · {len(records)} utterances · {frame['hours'].sum():.2f} h · {len(joined)} long-form joins of "
@@ -298,7 +347,10 @@ def build(out: Path, scale: float = 1.0, workers: int | None = None, only_collec
     if jobs and not only_collect:
         workers = workers or os.cpu_count()
         hours = 0.0
-        with get_context("fork").Pool(workers) as pool, tqdm(total=len(jobs), desc="nano corpus", unit="shard") as bar:
+        with (
+            get_context("fork").Pool(workers) as pool,
+            tqdm(total=len(jobs), desc="nano corpus", unit="shard") as bar,
+        ):
             for got in pool.imap(build_shard, jobs):
                 hours += got
                 bar.update()
@@ -315,12 +367,22 @@ def build(out: Path, scale: float = 1.0, workers: int | None = None, only_collec
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=DATA / "nano")
-    parser.add_argument("--hours", type=options.positive, help="about so many hours of training speech (default: all, about 45)")
+    parser.add_argument(
+        "--hours",
+        type=options.positive,
+        help="about so many hours of training speech (default: all, about 45)",
+    )
     parser.add_argument("--workers", type=options.count)
-    parser.add_argument("--collect", action="store_true", help="write the manifest of what is finished so far and stop")
-    parser.add_argument("--plan", choices=("lexicon", "open"), default="lexicon", help="open: natural voices, any words")
+    parser.add_argument(
+        "--collect", action="store_true", help="write the manifest of what is finished so far and stop"
+    )
+    parser.add_argument(
+        "--plan", choices=("lexicon", "open"), default="lexicon", help="open: natural voices, any words"
+    )
     parser.add_argument("--dry-run", action="store_true", help="with --plan open: say what it costs and stop")
     args = parser.parse_args(argv)
     try:

@@ -71,8 +71,12 @@ def engine(name: str, voice: str):
 
 def spoken(record: dict) -> tuple[np.ndarray, dict]:
     """int16 wave of a planned record and its finished fields."""
-    wave, phonemes, ends = render(engine(record["engine"], record["voice"]).say(record["text"]), record["factor"])
-    return wave, {key: record[key] for key in PLANNED} | {"phonemes": phonemes} | ({} if ends is None else {"phoneme_ends": ends})
+    wave, phonemes, ends = render(
+        engine(record["engine"], record["voice"]).say(record["text"]), record["factor"]
+    )
+    return wave, {key: record[key] for key in PLANNED} | {"phonemes": phonemes} | (
+        {} if ends is None else {"phoneme_ends": ends}
+    )
 
 
 def build_shard(job: tuple[Path, str, list[dict]]) -> tuple[str, float, int]:
@@ -88,7 +92,9 @@ def build_shard(job: tuple[Path, str, list[dict]]) -> tuple[str, float, int]:
         except (MissingTool, DataError, MemoryError):
             raise
         except Exception as error:  # an engine's own failure, whatever it is: one line of many
-            skipped.append({"id": record["id"], "text": record["text"], "why": f"{type(error).__name__}: {error}"[:200]})
+            skipped.append(
+                {"id": record["id"], "text": record["text"], "why": f"{type(error).__name__}: {error}"[:200]}
+            )
             continue
         finished.append(
             fields
@@ -112,7 +118,9 @@ def build_shard(job: tuple[Path, str, list[dict]]) -> tuple[str, float, int]:
     except (OSError, soundfile.SoundFileError) as error:
         temporary.unlink(missing_ok=True)
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"cannot write {audio} ({reason}): free some space and run again; finished shards are kept") from None
+        raise DataError(
+            f"cannot write {audio} ({reason}): free some space and run again; finished shards are kept"
+        ) from None
     return name, position / RATE / 3600, len(skipped)
 
 
@@ -147,7 +155,9 @@ def planned(out: Path, hours: float | None) -> list[dict]:
     if about_file.exists():
         about = json.loads(about_file.read_text(encoding="utf-8"))
         if {key: about[key] for key in wanted} != wanted:
-            raise DataError(f"{out} holds a corpus of another --hours or of other engines: choose another --out or delete it")
+            raise DataError(
+                f"{out} holds a corpus of another --hours or of other engines: choose another --out or delete it"
+            )
         if not plan_file.exists() or sha256(plan_file) != about["sha256"]:
             raise DataError(f"{plan_file} is missing or damaged: delete {out} and build it again")
     else:
@@ -165,7 +175,11 @@ def planned(out: Path, hours: float | None) -> list[dict]:
 
 def voices_of(out: Path) -> list[str] | None:
     """Kokoro's voices, None for a corpus that was planned without them."""
-    return list(kokoro.voices()) if json.loads((out / "plan.json").read_text(encoding="utf-8"))["natural"] else None
+    return (
+        list(kokoro.voices())
+        if json.loads((out / "plan.json").read_text(encoding="utf-8"))["natural"]
+        else None
+    )
 
 
 def cost(shards: list[tuple[str, list[dict]]]) -> tuple[float, float, float]:
@@ -198,12 +212,16 @@ def build(
     shards = open_plan.shards_of(planned(out, hours))
     todo = [(name, items) for name, items in shards if not (out / "records" / f"{name}.jsonl").exists()]
     speech, need, core = cost(todo)
-    print(f"{speech:.1f} h to speak in {len(todo)} shards: about {need / 1e9:.1f} GB and {core / workers:.1f} h with {workers} processes")
+    print(
+        f"{speech:.1f} h to speak in {len(todo)} shards: about {need / 1e9:.1f} GB and {core / workers:.1f} h with {workers} processes"
+    )
     if dry_run:
         return ""
     if todo and not only_collect:
         if (free := shutil.disk_usage(out).free) < need:
-            raise DataError(f"{out} has {free / 1e9:.1f} GB free, the corpus needs {need / 1e9:.1f} GB: free some space or use --hours")
+            raise DataError(
+                f"{out} has {free / 1e9:.1f} GB free, the corpus needs {need / 1e9:.1f} GB: free some space or use --hours"
+            )
         speak(out, todo, workers)
     return collect(out, [name for name, _ in shards])
 
@@ -219,7 +237,9 @@ def speak(out: Path, todo: list[tuple[str, list[dict]]], workers: int) -> None:
     try:
         with (
             ProcessPoolExecutor(workers, get_context("fork"), initializer=follow_parent) as pool,
-            tqdm(total=round(sum(costs.values())), desc="corpus", unit="core-s", mininterval=5, smoothing=0.05) as bar,
+            tqdm(
+                total=round(sum(costs.values())), desc="corpus", unit="core-s", mininterval=5, smoothing=0.05
+            ) as bar,
         ):
             waiting = {pool.submit(build_shard, job) for job in islice(queue, 2 * workers)}
             try:
@@ -234,9 +254,13 @@ def speak(out: Path, todo: list[tuple[str, list[dict]]], workers: int) -> None:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
     except BrokenProcessPool:
-        raise DataError("a worker process died (out of memory?): run again with fewer --workers; finished shards are kept") from None
+        raise DataError(
+            "a worker process died (out of memory?): run again with fewer --workers; finished shards are kept"
+        ) from None
     if missed:
-        print(f"{missed} lines were skipped because the engine could not speak them: see {out / 'skipped.jsonl'}")
+        print(
+            f"{missed} lines were skipped because the engine could not speak them: see {out / 'skipped.jsonl'}"
+        )
 
 
 def collect(out: Path, names: list[str]) -> str:
@@ -271,7 +295,10 @@ def longform(records: list[dict], seconds: tuple[float, float] = (60.0, 600.0)) 
     step = LongForm(least=seconds[0], most=seconds[1], splits=["train", "dev", "test"])
     joined = []
     for name, group in step.plan([record | {"source": "synthetic"} for record in records]):
-        parts = [{"id": r["id"], "start": round(start, 3), "end": round(start + r["duration"], 3)} for start, r in group]
+        parts = [
+            {"id": r["id"], "start": round(start, 3), "end": round(start + r["duration"], 3)}
+            for start, r in group
+        ]
         about = {key: group[0][1][key] for key in ("speaker", "split", "language")}
         joined.append({"id": name, **about, "duration": parts[-1]["end"], "parts": parts})
     return joined
@@ -281,11 +308,20 @@ def distribution(records: list[dict]) -> str:
     """How the training text is spread over its words: a table of distinct words by how often they occur."""
     rows = []
     for language in ("en", "zh"):
-        said = [texts.words(r["text"], language) for r in records if r["language"] == language and r["split"] == "train"]
+        said = [
+            texts.words(r["text"], language)
+            for r in records
+            if r["language"] == language and r["split"] == "train"
+        ]
         counts = Counter(word for words in said for word in words)
         if counts:
-            spread = [sum(low <= n < high for n in counts.values()) for low, high in ((1, 2), (2, 5), (5, 20), (20, 1 << 60))]
-            rows.append(f"| {language} | {sum(counts.values())} | {len(counts)} | {' | '.join(map(str, spread))} |\n")
+            spread = [
+                sum(low <= n < high for n in counts.values())
+                for low, high in ((1, 2), (2, 5), (5, 20), (20, 1 << 60))
+            ]
+            rows.append(
+                f"| {language} | {sum(counts.values())} | {len(counts)} | {' | '.join(map(str, spread))} |\n"
+            )
     head = "| language | words | distinct | once | 2-4 times | 5-19 | 20 and more |\n|---|---|---|---|---|---|---|\n"
     return head + "".join(rows)
 
@@ -296,7 +332,9 @@ def card(records: list[dict], joined: list[dict], skipped: list[dict], digest: s
 
     if not records:
         return "# Nano corpus\n\nNothing is finished yet.\n"
-    frame = pandas.DataFrame([{k: v for k, v in r.items() if k not in ("phonemes", "phoneme_ends")} for r in records])
+    frame = pandas.DataFrame(
+        [{k: v for k, v in r.items() if k not in ("phonemes", "phoneme_ends")} for r in records]
+    )
     frame["hours"] = frame["duration"] / 3600
 
     def table(index: list[str]) -> str:
@@ -311,7 +349,9 @@ def card(records: list[dict], joined: list[dict], skipped: list[dict], digest: s
         )
         return rows.round(2).to_markdown()
 
-    licences = frame.groupby(["source", "licence"]).agg(lines=("id", "size"), hours=("hours", "sum")).reset_index()
+    licences = (
+        frame.groupby(["source", "licence"]).agg(lines=("id", "size"), hours=("hours", "sum")).reset_index()
+    )
     synthetic = frame.loc[frame["part"] == "synthetic", "hours"].sum()
     return (
         "# Nano corpus\n\nPackage text, spoken by package engines; see `data_prep/open_corpus.py`.\n\n"

@@ -135,20 +135,29 @@ def test_speakers(language: str, voices: list[str] | None) -> list[Speaker]:
     rng = random.Random(f"test speakers {language}")
     own = [v for v in kokoro.HELD_OUT if v[0] in ("ab" if language == "en" else "z")]
     pairs = (
-        list(itertools.combinations(own, 2)) if language == "en" else [(own[0], own[1])] * 2 + [("af_kore", own[0]), ("bm_george", own[1])]
+        list(itertools.combinations(own, 2))
+        if language == "en"
+        else [(own[0], own[1])] * 2 + [("af_kore", own[0]), ("bm_george", own[1])]
     )
     speakers = [Speaker(v, "kokoro", v, seen=False) for v in own]
     for number, pair in enumerate(pairs[: TEST_MIXTURES[language]]):
         prosody = own[number % len(own)] if language == "zh" else pair[number % 2]
         voice = f"{pair[0]}:0.50+{pair[1]}:0.50>{prosody}"
-        speakers.append(Speaker(f"{language}-unseen-{number}", "kokoro", voice, round(rng.uniform(0.92, 1.08), 2), seen=False))
+        speakers.append(
+            Speaker(
+                f"{language}-unseen-{number}", "kokoro", voice, round(rng.uniform(0.92, 1.08), 2), seen=False
+            )
+        )
     return speakers
 
 
 def raw_speakers(voice: str) -> list[Speaker]:
     """An engine voice at every factor: one speaker each."""
     factors = RAW_FACTORS if voice != "joe" else (0.88, 1.0, 1.12)
-    return [Speaker(f"{voice}_{round(f * 100):03d}", "piper" if voice == "joe" else "flite", voice, f) for f in factors]
+    return [
+        Speaker(f"{voice}_{round(f * 100):03d}", "piper" if voice == "joe" else "flite", voice, f)
+        for f in factors
+    ]
 
 
 # ---- lines -----------------------------------------------------------------------------------------------------------
@@ -220,7 +229,9 @@ def tests(language: str, lines: list[Line], voices: list[str] | None, known: set
         plain = line.kind in texts.EVERYDAY_KINDS or line.kind == "newcomer"
         if line.kind != "chapter":
             pools[split, "everyday" if plain else "open"].append(line)
-    everyday = sorted(pools["test", "everyday"], key=lambda line: (line.kind != "newcomer", key_of(line.text)))
+    everyday = sorted(
+        pools["test", "everyday"], key=lambda line: (line.kind != "newcomer", key_of(line.text))
+    )
     newcomer = [line for line in everyday if line.kind == "newcomer"]
     rest = list(
         mixed(
@@ -235,7 +246,9 @@ def tests(language: str, lines: list[Line], voices: list[str] | None, known: set
     counters: Counter[tuple[str, str]] = Counter()
 
     def add(split: str, line: Line, speaker: Speaker, name: str) -> None:
-        plan.append(record(counters[speaker.name, split], split, "synthetic", language, line, speaker, known, name))
+        plan.append(
+            record(counters[speaker.name, split], split, "synthetic", language, line, speaker, known, name)
+        )
         counters[speaker.name, split] += 1
 
     for index, line in enumerate(chosen):  # three of five in base voices
@@ -249,17 +262,25 @@ def tests(language: str, lines: list[Line], voices: list[str] | None, known: set
     for speaker in seen[-20:]:
         for line in itertools.islice(after, 4):
             add("test", line, speaker, "seen")
-    dev = iter(sorted(pools["dev", "everyday"] + pools["dev", "open"][:200], key=lambda line: key_of(line.text + "dev")))
+    dev = iter(
+        sorted(
+            pools["dev", "everyday"] + pools["dev", "open"][:200], key=lambda line: key_of(line.text + "dev")
+        )
+    )
     for speaker in seen[:: max(1, len(seen) // 40)][:40]:
         for line in itertools.islice(dev, 4):
             add("dev", line, speaker, "dev")
     return plan
 
 
-def synthetic(language: str, lines: list[Line], voices: list[str] | None, known: set[str], hours: float) -> list[dict]:
+def synthetic(
+    language: str, lines: list[Line], voices: list[str] | None, known: set[str], hours: float
+) -> list[dict]:
     """Training records of Kokoro, or of the plain engines in its place."""
     speakers = training_speakers(language, voices)
-    pool = sorted((line for line in lines if split_of(line, language) == "train"), key=lambda line: key_of(line.text))
+    pool = sorted(
+        (line for line in lines if split_of(line, language) == "train"), key=lambda line: key_of(line.text)
+    )
     stream, plan = paragraphs(mixed(pool, MIX[language]), language), []
     long = LONG_SPEAKERS[language] if voices else 0
     share = min(1.0, hours / HOURS[language])
@@ -307,7 +328,12 @@ def plan(hours: dict[str, float] | None = None, voices: list[str] | None = None)
     hours, records = hours or HOURS, []
     for language in ("en", "zh"):
         lines = texts.open_lines(language, DRAWN[language])
-        counts = Counter(w for line in lines if split_of(line, language) == "train" for w in texts.words(line.text, language))
+        counts = Counter(
+            w
+            for line in lines
+            if split_of(line, language) == "train"
+            for w in texts.words(line.text, language)
+        )
         known = {word for word, count in counts.items() if count >= KNOWN}
         records += tests(language, lines, voices, known)
         records += synthetic(language, lines, voices, known, hours[language])
@@ -325,7 +351,11 @@ def long_texts(voices: list[str] | None) -> list[dict]:
     lines = texts.open_lines("en", DRAWN["en"])
     book = [line.text for line in lines if line.kind == "chapter"]
     kinds = (*texts.EVERYDAY_KINDS, "quote", "example")
-    loose = [line.text for line in lines if line.kind in kinds and split_of(line, "en") == "test" and len(line.text) > 20]
+    loose = [
+        line.text
+        for line in lines
+        if line.kind in kinds and split_of(line, "en") == "test" and len(line.text) > 20
+    ]
     loose.sort(key=lambda text: key_of(text + "long"))
     rng, sources = random.Random("long texts"), {"book": iter(book), "mixed": iter(loose)}
     speakers = [s.name for s in test_speakers("en", voices)]
@@ -365,11 +395,15 @@ def shards_of(records: list[dict]) -> list[tuple[str, list[dict]]]:
         for index in range(0, len(items), SHARD[part]):
             some = items[index : index + SHARD[part]]
             said = hashlib.sha256(
-                "\n".join(f"{r['id']} {r['engine']} {r['voice']} {r['factor']} {r['text']}" for r in some).encode()
+                "\n".join(
+                    f"{r['id']} {r['engine']} {r['voice']} {r['factor']} {r['text']}" for r in some
+                ).encode()
             ).hexdigest()
             name = f"{part}-{speaker}-{split}-{index // SHARD[part]:03d}-{said[:8]}"
             place = key_of(name) / 2**64
-            place = 0.1 + 0.3 * place if part == "raw" else place  # the raw part is cheap and needed first: done by 40 %
+            place = (
+                0.1 + 0.3 * place if part == "raw" else place
+            )  # the raw part is cheap and needed first: done by 40 %
             shards.append(
                 (
                     (

@@ -58,7 +58,15 @@ from omnilib.errors import AudioError, ConfigError, DataError
 
 RECIPES, OPS = Path(__file__).parent / "recipes", Path(__file__).parent / "ops"
 INPUT = "input/"
-DEFAULTS = {"start": 0.0, "duration": None, "rate": None, "text": None, "language": None, "speaker": None, "split": None}
+DEFAULTS = {
+    "start": 0.0,
+    "duration": None,
+    "rate": None,
+    "text": None,
+    "language": None,
+    "speaker": None,
+    "split": None,
+}
 PART_SECONDS, PART_RECORDS = 1800.0, 500  # a part ends at whichever comes first
 CACHE_BYTES = 256 << 20
 LIBC = ctypes.CDLL(None) if os.name == "posix" else None
@@ -114,7 +122,9 @@ class Audio:
     def read(self, record: dict, seconds: float) -> Iterator[tuple[np.ndarray, int, bool]]:
         """(block, its rate, whether it is the last) from the cache, where the piece was just written, or from its file."""
         path = self.source(record)
-        wave, own = self.cache.get((str(path), record.get("start"), record.get("duration"), None), (None, None))
+        wave, own = self.cache.get(
+            (str(path), record.get("start"), record.get("duration"), None), (None, None)
+        )
         if own:
             size = round(seconds * own)
             yield from ((wave[i : i + size], own, i + size >= len(wave)) for i in range(0, len(wave), size))
@@ -128,12 +138,16 @@ class Audio:
                     raise AudioError(f"{record['path']} ends before '{record['id']}' does: decode it again")
                 file.seek(first)
                 while count > 0:
-                    block = file.read(min(count, round(seconds * file.samplerate)), dtype="float32", always_2d=True).mean(axis=1)
+                    block = file.read(
+                        min(count, round(seconds * file.samplerate)), dtype="float32", always_2d=True
+                    ).mean(axis=1)
                     count = count - len(block) if len(block) else 0
                     yield block, file.samplerate, count <= 0
         except soundfile.SoundFileError as error:
             reason = str(error).splitlines()[0].rsplit(": ", 1)[-1]
-            raise AudioError(f"cannot read {record['path']} of '{record['id']}' ({reason}): give a readable audio file") from None
+            raise AudioError(
+                f"cannot read {record['path']} of '{record['id']}' ({reason}): give a readable audio file"
+            ) from None
 
     def write(self, name: str, wave: np.ndarray | Iterable[np.ndarray], rate: int) -> str:
         """Write a wave (T,), or its consecutive blocks, as 16-bit FLAC (level 0: 6 % larger, read twice as fast); returns the path relative to `out`.
@@ -144,14 +158,24 @@ class Audio:
         path = f"audio/{digest(name.encode())[:2]}/{file_name(name)}.flac"
         with temporary(self.out, self.out / path, ".flac") as place:
             try:
-                with soundfile.SoundFile(str(place), "w", rate, 1, "PCM_16", format="FLAC", compression_level=0.0) as file:
+                with soundfile.SoundFile(
+                    str(place), "w", rate, 1, "PCM_16", format="FLAC", compression_level=0.0
+                ) as file:
                     for block in (wave,) if isinstance(wave, np.ndarray) else wave:
-                        samples = np.clip(np.rint(np.asarray(block) * 32768.0), -32768, 32767).astype(np.int16)
+                        samples = np.clip(np.rint(np.asarray(block) * 32768.0), -32768, 32767).astype(
+                            np.int16
+                        )
                         file.write(samples)
             except soundfile.SoundFileError as error:
-                raise DataError(f"cannot write {path} ({str(error).splitlines()[0]}): free some space, then run again") from None
+                raise DataError(
+                    f"cannot write {path} ({str(error).splitlines()[0]}): free some space, then run again"
+                ) from None
         if isinstance(wave, np.ndarray):  # as it will be read
-            self.keep((str(self.out / path), 0.0, len(wave) / rate, None), samples.astype(np.float32) / 32768.0, rate)
+            self.keep(
+                (str(self.out / path), 0.0, len(wave) / rate, None),
+                samples.astype(np.float32) / 32768.0,
+                rate,
+            )
         return path
 
 
@@ -189,7 +213,9 @@ def temporary(out: Path, target: Path, suffix: str = "") -> Iterator[Path]:
 
 def write_json(out: Path, target: Path, value: object) -> None:
     with temporary(out, target) as place:
-        place.write_text(json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        place.write_text(
+            json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
 
 
 def read_json(path: Path) -> dict | None:
@@ -219,7 +245,9 @@ class Step(ABC):
 
     name: ClassVar[str]
     scope: ClassVar[str] = "map"  # "map": a part at a time; "all": every record at once
-    modules: ClassVar[tuple[str, ...]] = ()  # further modules whose code decides the result, e.g. ("data_prep.filters",)
+    modules: ClassVar[
+        tuple[str, ...]
+    ] = ()  # further modules whose code decides the result, e.g. ("data_prep.filters",)
     gpus: float = 0.0  # what a Ray actor of it asks for; does not change the result
     cpus: float = 1.0
 
@@ -231,11 +259,15 @@ class Step(ABC):
         """The step itself."""
 
     def parameters(self) -> dict:
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in ("gpus", "cpus")}
+        return {
+            f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in ("gpus", "cpus")
+        }
 
     def code(self) -> str:
         """Hash of the source files that decide the result."""
-        files = [inspect.getsourcefile(type(self))] + [importlib.import_module(m).__file__ for m in self.modules]
+        files = [inspect.getsourcefile(type(self))] + [
+            importlib.import_module(m).__file__ for m in self.modules
+        ]
         return digest("".join(file_digest(Path(f)) for f in files).encode())
 
 
@@ -269,14 +301,20 @@ def load_recipe(recipe: str | Path) -> tuple[list[Step], float]:
     try:
         content = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"recipe {path.name} is not readable YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(
+            f"recipe {path.name} is not readable YAML: {' '.join(str(error).split())}"
+        ) from None
     if not isinstance(content, dict) or not isinstance(content.get("steps"), list) or not content["steps"]:
         raise ConfigError(f"recipe {path.name}: needs a list `steps:` of at least one step")
     if unknown := set(content) - {"steps", "part_seconds"}:
-        raise ConfigError(f"recipe {path.name}: unknown key '{sorted(unknown)[0]}'; known: steps, part_seconds")
+        raise ConfigError(
+            f"recipe {path.name}: unknown key '{sorted(unknown)[0]}'; known: steps, part_seconds"
+        )
     part_seconds = content.get("part_seconds", PART_SECONDS)
     if not isinstance(part_seconds, int | float) or part_seconds <= 0:
-        raise ConfigError(f"recipe {path.name}: part_seconds is {part_seconds}: give seconds of audio, e.g. 1800")
+        raise ConfigError(
+            f"recipe {path.name}: part_seconds is {part_seconds}: give seconds of audio, e.g. 1800"
+        )
     return [build_step(entry, path.name) for entry in content["steps"]], part_seconds
 
 
@@ -290,7 +328,9 @@ def build_step(entry: object, recipe: str) -> Step:
     parameters = {k: v for k, v in entry.items() if k != "name"}
     if unknown := set(parameters) - {f.name for f in fields(cls) if f.init}:
         known = ", ".join(f.name for f in fields(cls) if f.init)
-        raise ConfigError(f"recipe {recipe}: step '{cls.name}' has no parameter '{sorted(unknown)[0]}'; known: {known}")
+        raise ConfigError(
+            f"recipe {recipe}: step '{cls.name}' has no parameter '{sorted(unknown)[0]}'; known: {known}"
+        )
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls), parameters))
     except OmegaConfBaseException as error:
@@ -401,7 +441,9 @@ def run_step(step: Step, records: list[dict], audio: Audio) -> list[dict]:
     covered |= {p["id"] if isinstance(p, dict) else p for r in results for p in r.get("parts") or ()}
     lost = [r["id"] for r in records if r["id"] not in covered]
     if lost:
-        raise DataError(f"step '{step.name}' lost {len(lost)} of {len(records)} records, first '{lost[0]}': it must mark them as dropped")
+        raise DataError(
+            f"step '{step.name}' lost {len(lost)} of {len(records)} records, first '{lost[0]}': it must mark them as dropped"
+        )
     return results
 
 
@@ -470,7 +512,15 @@ def local_engine(job: Job, parts: list[Part], workers: int) -> Iterator[float]:
 # ------------------------------------------------------------------------------------------------ input and joining
 
 
-FIELD_TYPES = {"text": str, "language": str, "speaker": str, "split": str, "start": float, "duration": float, "rate": float}
+FIELD_TYPES = {
+    "text": str,
+    "language": str,
+    "speaker": str,
+    "split": str,
+    "start": float,
+    "duration": float,
+    "rate": float,
+}
 
 
 @dataclass(frozen=True)
@@ -485,15 +535,25 @@ class BadRow:
 
 def wrong(record: dict) -> tuple[str, str] | None:
     """(reason, what is wrong) of a record whose fields no step could work with."""
-    if missing := [f for f in ("id", "path", "source", "licence") if not isinstance(record.get(f), str) or not record[f]]:
+    if missing := [
+        f for f in ("id", "path", "source", "licence") if not isinstance(record.get(f), str) or not record[f]
+    ]:
         return "missing_field", f"missing {', '.join(missing)}"
     for name, kind in FIELD_TYPES.items():
         value = record.get(name)
-        fits = isinstance(value, str) if kind is str else isinstance(value, int | float) and not isinstance(value, bool)
+        fits = (
+            isinstance(value, str)
+            if kind is str
+            else isinstance(value, int | float) and not isinstance(value, bool)
+        )
         if value is not None and not fits:
             return "wrong_type", f"{name} is {ascii(value):.40}, not {'text' if kind is str else 'a number'}"
     start, duration = record.get("start") or 0.0, record.get("duration")
-    if not math.isfinite(start) or start < 0 or (duration is not None and not (math.isfinite(duration) and duration > 0)):
+    if (
+        not math.isfinite(start)
+        or start < 0
+        or (duration is not None and not (math.isfinite(duration) and duration > 0))
+    ):
         return "bad_offset", f"{duration} s from second {start}"
     return None
 
@@ -521,15 +581,27 @@ def rows(manifest: Path) -> Iterator[tuple[int, dict | BadRow]]:
                 yield place, BadRow(number, "not_utf8", "not UTF-8 text; save the manifest as UTF-8")
                 continue
             except (ValueError, RecursionError) as error:
-                not_a_number = "not JSON compliant" in str(error)  # NaN and infinity, which Python reads and nobody else
-                yield place, BadRow(number, "not_a_number" if not_a_number else "not_json", f"not JSON ({error}); rebuild the manifest")
+                not_a_number = "not JSON compliant" in str(
+                    error
+                )  # NaN and infinity, which Python reads and nobody else
+                yield (
+                    place,
+                    BadRow(
+                        number,
+                        "not_a_number" if not_a_number else "not_json",
+                        f"not JSON ({error}); rebuild the manifest",
+                    ),
+                )
                 continue
             found = wrong(record) if isinstance(record, dict) else ("not_json", "not a JSON object")
             if found is None and record["id"] in seen:
                 found = "repeated_id", f"id '{record['id']}' stands twice; the first is kept"
             if found is None and record["path"] not in safe:
                 if "\0" in record["path"] or not (root / record["path"]).resolve().is_relative_to(root):
-                    found = "outside_the_folder", f"path {ascii(record['path'])} leaves the manifest's folder; not read"
+                    found = (
+                        "outside_the_folder",
+                        f"path {ascii(record['path'])} leaves the manifest's folder; not read",
+                    )
                 else:
                     safe.add(record["path"])
             if found:
@@ -573,7 +645,9 @@ class Output:
     """Manifest and dropped list of one step while they are written, and what the funnel needs to know of them."""
 
     def __init__(self, out: Path, stack: ExitStack, folder: Path):
-        self.places = [stack.enter_context(temporary(out, folder / name)) for name in ("manifest.jsonl", "dropped.jsonl")]
+        self.places = [
+            stack.enter_context(temporary(out, folder / name)) for name in ("manifest.jsonl", "dropped.jsonl")
+        ]
         self.files: list[BinaryIO] = [stack.enter_context(p.open("wb")) for p in self.places]
         self.hashes = [hashlib.sha256(), hashlib.sha256()]
         self.ids, self.sources, self.seconds = array("Q"), {}, 0.0
@@ -599,8 +673,15 @@ class Output:
         """Files, records and hours kept, and why others were dropped, by source."""
         return {
             source: {
-                "kept": {"files": len(set(row["paths"])), "records": row["kept"]["records"], "hours": round(row["kept"]["hours"], 6)},
-                "dropped": {why: {"records": c["records"], "hours": round(c["hours"], 6)} for why, c in sorted(row["why"].items())},
+                "kept": {
+                    "files": len(set(row["paths"])),
+                    "records": row["kept"]["records"],
+                    "hours": round(row["kept"]["hours"], 6),
+                },
+                "dropped": {
+                    why: {"records": c["records"], "hours": round(c["hours"], 6)}
+                    for why, c in sorted(row["why"].items())
+                },
             }
             for source, row in sorted(self.sources.items())
         }
@@ -640,7 +721,9 @@ def join(out: Path, folders: list[Path], results: Iterable[dict], done: list[dic
         entry |= {"input": source, "manifest": manifest, "dropped": drops}
         entry |= {"seconds": round(output.seconds, 3), "sources": output.summary()}
         source = manifest
-    for folder, entry in reversed(list(zip(folders, done, strict=True))):  # the first step last: killed in between, all are joined again
+    for folder, entry in reversed(
+        list(zip(folders, done, strict=True))
+    ):  # the first step last: killed in between, all are joined again
         write_json(out, folder / "done.json", entry)
     return source
 
@@ -665,7 +748,9 @@ def is_done(folder: Path, wanted: dict) -> bool:
         return False
     for name, key in (("manifest.jsonl", "manifest"), ("dropped.jsonl", "dropped")):
         if not (folder / name).is_file() or file_digest(folder / name) != found[key]:
-            raise DataError(f"{folder / name} was changed after it was written: restore it, or delete {folder} to do the step again")
+            raise DataError(
+                f"{folder / name} was changed after it was written: restore it, or delete {folder} to do the step again"
+            )
     return True
 
 
@@ -702,8 +787,12 @@ def curate(
             shutil.rmtree(out / "tmp", ignore_errors=True)
             final, written = out / "manifest.jsonl", read_json(out / "funnel.json")
             if written and final.is_file() and file_digest(final) != written["manifest_sha256"]:
-                raise DataError(f"{final} was changed after it was written: give it another name, then run again")
-            last = run_steps(manifest, steps, part_seconds, out, choose_engine(engine, workers, address), max_bad)
+                raise DataError(
+                    f"{final} was changed after it was written: give it another name, then run again"
+                )
+            last = run_steps(
+                manifest, steps, part_seconds, out, choose_engine(engine, workers, address), max_bad
+            )
             return conclude(out, last, manifest.parent)
     except Timeout:
         raise DataError(f"another run is working in {out}: wait for it or choose another --out") from None
@@ -723,7 +812,9 @@ def choose_engine(engine: str, workers: int | None, address: str | None):
     return lambda job, parts: ray_engine(job, parts, workers, address)
 
 
-def run_steps(manifest: Path, steps: list[Step], part_seconds: float, out: Path, engine, max_bad: float) -> list[Path]:
+def run_steps(
+    manifest: Path, steps: list[Step], part_seconds: float, out: Path, engine, max_bad: float
+) -> list[Path]:
     """Do what is not done yet; returns the folders of all steps, the input's first."""
     folders = [out / "00_input"] + [out / f"{i:02d}_{s.name}" for i, s in enumerate(steps, 1)]
     source, index = take_input(manifest, folders[0], out, max_bad), 0
@@ -738,7 +829,13 @@ def run_steps(manifest: Path, steps: list[Step], part_seconds: float, out: Path,
             end += 1
         forget(out, folders[index + 1 :])
         key = digest(json.dumps([source, wanted[index:end], part_seconds], sort_keys=True).encode())[:16]
-        job = Job(tuple(steps[index:end]), folders[index] / "manifest.jsonl", out / "work" / key, manifest.parent, out)
+        job = Job(
+            tuple(steps[index:end]),
+            folders[index] / "manifest.jsonl",
+            out / "work" / key,
+            manifest.parent,
+            out,
+        )
         parts = cut(job.manifest, part_seconds if steps[index].scope == "map" else None)
         do_parts(job, parts, engine)
         source = join(out, folders[index + 1 : end + 1], part_lines(job, parts), wanted[index:end], source)
@@ -750,12 +847,20 @@ def run_steps(manifest: Path, steps: list[Step], part_seconds: float, out: Path,
 def take_input(manifest: Path, folder: Path, out: Path, max_bad: float) -> str:
     """Check the input and copy its records to 00_input; returns the hash of the copy."""
     if not manifest.is_file():
-        raise DataError(f"no manifest {manifest}: give a JSON-lines file, e.g. one that `python -m data_prep.corpora` wrote")
+        raise DataError(
+            f"no manifest {manifest}: give a JSON-lines file, e.g. one that `python -m data_prep.corpora` wrote"
+        )
     source = file_digest(manifest)
     if (found := read_json(folder / "done.json")) and found["input"] != source:
         raise DataError(f"{out} holds what was made of another manifest: choose another --out, or delete it")
     if not is_done(folder, {"step": "input", "input": source}):
-        join(out, [folder], ({"step": 0, "record": r} for r in check_input(manifest, max_bad, drop=True)), [{"step": "input"}], source)
+        join(
+            out,
+            [folder],
+            ({"step": 0, "record": r} for r in check_input(manifest, max_bad, drop=True)),
+            [{"step": "input"}],
+            source,
+        )
     return read_json(folder / "done.json")["manifest"]
 
 
@@ -772,11 +877,18 @@ def do_parts(job: Job, parts: list[Part], engine) -> None:
     """Do the parts that have no result yet, with a progress bar."""
     todo = [part for part in parts if not job.result(part).exists()]
     began, hours = time.perf_counter(), 0.0
-    with tqdm(total=len(parts), initial=len(parts) - len(todo), desc=" ".join(s.name for s in job.steps), unit="part") as bar:
+    with tqdm(
+        total=len(parts),
+        initial=len(parts) - len(todo),
+        desc=" ".join(s.name for s in job.steps),
+        unit="part",
+    ) as bar:
         for got in engine(job, todo) if todo else ():
             hours += got
             bar.update()
-            bar.set_postfix_str(f"{hours:.2f} h, {3600 * hours / (time.perf_counter() - began):.0f} audio-h/h")
+            bar.set_postfix_str(
+                f"{hours:.2f} h, {3600 * hours / (time.perf_counter() - began):.0f} audio-h/h"
+            )
     if missing := sum(not job.result(part).exists() for part in todo):
         raise DataError(f"{missing} of {len(todo)} parts were not finished: run again to do them")
 
@@ -808,9 +920,12 @@ def conclude(out: Path, folders: list[Path], root: Path) -> dict:
     shutil.rmtree(out / "tmp", ignore_errors=True)
     if not last.stat().st_size:
         step, reason, count = max(
-            ((s["step"], w, c["records"]) for s in table["steps"] for w, c in s["dropped"].items()), key=lambda x: x[2]
+            ((s["step"], w, c["records"]) for s in table["steps"] for w, c in s["dropped"].items()),
+            key=lambda x: x[2],
         )
-        raise DataError(f"no record was kept: {count} dropped by step '{step}' as {reason}; see {out / 'dropped.jsonl'}")
+        raise DataError(
+            f"no record was kept: {count} dropped by step '{step}' as {reason}; see {out / 'dropped.jsonl'}"
+        )
     return table
 
 
@@ -874,5 +989,7 @@ def card(table: dict, manifest: Path) -> str:
     for step in table["steps"]:
         why = ", ".join(f"{reason} {tally['records']}" for reason, tally in step["dropped"].items())
         kept = step["kept"]
-        lines.append(f"| {step['step']} | {kept['files']} | {kept['records']} | {kept['hours']:.2f} | {why} |")
+        lines.append(
+            f"| {step['step']} | {kept['files']} | {kept['records']} | {kept['hours']:.2f} | {why} |"
+        )
     return "\n".join(lines) + "\n"

@@ -29,7 +29,17 @@ DRAWS = 20_000
 PERCENTILES = {"low": 5, "likely": 50, "high": 95}
 PAPER_RAW, PAPER_SYNTHETIC = 300_000, 100_000  # MGM-Omni paper, section 3.3
 NAMED = ("emilia", "libriheavy", "common_voice", "aishell1", "aishell2", "aishell3")  # the paper's list
-COSTLY = ("decode", "loudness", "vad", "language", "quality", "speakers", "duplicates", "tokens", "shards")  # must be measured
+COSTLY = (
+    "decode",
+    "loudness",
+    "vad",
+    "language",
+    "quality",
+    "speakers",
+    "duplicates",
+    "tokens",
+    "shards",
+)  # must be measured
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,9 @@ class Guess:
 
     def __post_init__(self) -> None:
         if not 0 < self.low <= self.likely <= self.high:
-            raise ConfigError(f"an assumption is 0 < low <= likely <= high, not {self.low:g}, {self.likely:g}, {self.high:g}")
+            raise ConfigError(
+                f"an assumption is 0 < low <= likely <= high, not {self.low:g}, {self.likely:g}, {self.high:g}"
+            )
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """(DRAWS,)"""
@@ -89,9 +101,7 @@ FILLERS = [
         "what": "raw, mostly en, CC BY(-SA); its card. Must be cut and transcribed",
     },
 ]
-NOT_COUNTED = (
-    "Multilingual LibriSpeech (en 44.7k h) reads the same LibriVox recordings as Libriheavy; WenetSpeech4TTS is cut from WenetSpeech"
-)
+NOT_COUNTED = "Multilingual LibriSpeech (en 44.7k h) reads the same LibriVox recordings as Libriheavy; WenetSpeech4TTS is cut from WenetSpeech"
 
 
 def supply(raw: float = PAPER_RAW) -> dict:
@@ -110,28 +120,66 @@ def supply(raw: float = PAPER_RAW) -> dict:
         "missing": [round(max(0.0, raw - high)), round(max(0.0, raw - low))],
         "fillers": FILLERS,
         "not_counted": NOT_COUNTED,
-        "missing_after_transcribed_fillers": [round(max(0.0, raw - have - transcribed)) for have in (high, low)],
+        "missing_after_transcribed_fillers": [
+            round(max(0.0, raw - have - transcribed)) for have in (high, low)
+        ],
         "raw_hours_to_curate_instead": [round(max(0.0, raw - have) / keep) for have in (high, low)],
     }
 
 
 NAMED_HOURS = [sum(row["total"] for row in public_sets()) - less for less in (emilia.YODAS_HOURS, 0)]
 ASSUMPTIONS = {
-    "named_hours": Guess(NAMED_HOURS[0], NAMED_HOURS[1], NAMED_HOURS[1], "h", "dataset cards, without and with Emilia-YODAS"),
+    "named_hours": Guess(
+        NAMED_HOURS[0], NAMED_HOURS[1], NAMED_HOURS[1], "h", "dataset cards, without and with Emilia-YODAS"
+    ),
     "keep_named": Guess(0.70, 0.90, 0.98, "share kept", "assumption: these sets were curated before"),
-    "keep_wild": Guess(0.29, 0.3875, 0.48, "share kept", "Emilia-Pipe kept 38.75 % (arXiv 2501.15907), plus or minus a quarter"),
+    "keep_wild": Guess(
+        0.29,
+        0.3875,
+        0.48,
+        "share kept",
+        "Emilia-Pipe kept 38.75 % (arXiv 2501.15907), plus or minus a quarter",
+    ),
     "keep_synthetic": Guess(0.80, 0.92, 0.98, "share kept", "assumption"),
     "transcribe": Guess(
-        10, 15, 20.8, "audio-h per GPU-h", "NeMo Curator 10-19 per H100-h, Emilia-Pipe 20.8 per RTX-4090-h: whole pipelines"
+        10,
+        15,
+        20.8,
+        "audio-h per GPU-h",
+        "NeMo Curator 10-19 per H100-h, Emilia-Pipe 20.8 per RTX-4090-h: whole pipelines",
     ),
-    "rtf_synthesis": Guess(0.19, 0.33, 0.60, "GPU-s per s", "MGM-Omni paper: 0.19-0.34 on one H800, batch 1; MegaTTS3 states none"),
-    "rewrite_tokens": Guess(18e3, 22e3, 30e3, "tokens per audio-h", "assumption: 3 text tokens a second of speech, read and written"),
-    "rewrite_speed": Guess(200, 400, 800, "tokens per GPU-s", "assumption for a 72B model, batched; no source"),
-    "core_factor": Guess(0.5, 1.0, 1.5, "speed of your cores", "assumption: relative to those of the benchmark"),
+    "rtf_synthesis": Guess(
+        0.19,
+        0.33,
+        0.60,
+        "GPU-s per s",
+        "MGM-Omni paper: 0.19-0.34 on one H800, batch 1; MegaTTS3 states none",
+    ),
+    "rewrite_tokens": Guess(
+        18e3,
+        22e3,
+        30e3,
+        "tokens per audio-h",
+        "assumption: 3 text tokens a second of speech, read and written",
+    ),
+    "rewrite_speed": Guess(
+        200, 400, 800, "tokens per GPU-s", "assumption for a 72B model, batched; no source"
+    ),
+    "core_factor": Guess(
+        0.5, 1.0, 1.5, "speed of your cores", "assumption: relative to those of the benchmark"
+    ),
     "utilisation": Guess(0.50, 0.70, 0.85, "busy share", "assumption: input, stragglers, restarts"),
-    "source_mb": Guess(24.9, 27.4, 58.7, "MB per h", "Common Voice 24.0 en, an Emilia archive, Libri-Light FLAC: sizes over hours"),
+    "source_mb": Guess(
+        24.9,
+        27.4,
+        58.7,
+        "MB per h",
+        "Common Voice 24.0 en, an Emilia archive, Libri-Light FLAC: sizes over hours",
+    ),
     "work_mb": Guess(78, 95, 112, "MB per h", "assumption: 24 kHz mono FLAC at 45-65 % of 172.8 MB"),
-    "shard_mb": Guess(0.5, 0.8, 1.5, "MB per h", "25 tokens/s at 2 bytes, a 192-value speaker vector a segment, text"),
+    "shard_mb": Guess(
+        0.5, 0.8, 1.5, "MB per h", "25 tokens/s at 2 bytes, a 192-value speaker vector a segment, text"
+    ),
 }
 
 
@@ -146,11 +194,18 @@ def read_rates(path: Path) -> dict[str, dict[str, float]]:
     try:
         steps = json.loads(Path(path).read_text(encoding="utf-8"))["steps"]
         units = (("core", "audio_hours_per_core_hour"), ("gpu", "audio_hours_per_gpu_hour"))
-        rates = {name: {unit: float(row[key]) for unit, key in units if row.get(key)} for name, row in steps.items()}
+        rates = {
+            name: {unit: float(row[key]) for unit, key in units if row.get(key)}
+            for name, row in steps.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a curation benchmark ({error}): run `python -m omnilib.bench.curation` again") from None
+        raise DataError(
+            f"{path} is not a curation benchmark ({error}): run `python -m omnilib.bench.curation` again"
+        ) from None
     if bad := [name for name, row in rates.items() if any(not 0 < v < np.inf for v in row.values())]:
-        raise DataError(f"{path}: rate of {', '.join(bad)} is not a positive number; run `python -m omnilib.bench.curation` again")
+        raise DataError(
+            f"{path}: rate of {', '.join(bad)} is not a positive number; run `python -m omnilib.bench.curation` again"
+        )
     return {name: row for name, row in rates.items() if row}
 
 
@@ -195,19 +250,30 @@ def plan(
 
     steps: list[tuple[str, str, str, np.ndarray]] = []  # (name, unit, where the rate is from, unit-hours)
     if synthetic:
-        steps.append(("rewrite texts", "gpu", "assumed", spoken * x["rewrite_tokens"] / x["rewrite_speed"] / 3600))
+        steps.append(
+            ("rewrite texts", "gpu", "assumed", spoken * x["rewrite_tokens"] / x["rewrite_speed"] / 3600)
+        )
         steps.append(("synthesise", "gpu", "published", spoken * x["rtf_synthesis"]))
     for name, row in rates.items():
         if name != "transcribe":
             unit = "gpu" if "gpu" in row else "core"
-            steps.append((name, unit, "measured", incoming / row[unit] / (x["core_factor"] if unit == "core" else 1)))
+            steps.append(
+                (name, unit, "measured", incoming / row[unit] / (x["core_factor"] if unit == "core" else 1))
+            )
     heard = rates.get("transcribe", {}).get("gpu")
-    steps.append(("transcribe", "gpu", "measured" if heard else "published", incoming / (heard or x["transcribe"])))
+    steps.append(
+        ("transcribe", "gpu", "measured" if heard else "published", incoming / (heard or x["transcribe"]))
+    )
 
-    busy = {unit: sum((s[3] for s in steps if s[1] == unit), np.zeros(DRAWS)) / x["utilisation"] for unit in ("core", "gpu")}
+    busy = {
+        unit: sum((s[3] for s in steps if s[1] == unit), np.zeros(DRAWS)) / x["utilisation"]
+        for unit in ("core", "gpu")
+    }
     size = {"core": cluster.cores_per_node, "gpu": cluster.gpus_per_node}
     price = {"core": prices.core_hour, "gpu": prices.gpu_hour}
-    nodes = {unit: int(np.ceil(np.percentile(busy[unit], 50) / (cluster.days * 24 * size[unit]))) for unit in busy}
+    nodes = {
+        unit: int(np.ceil(np.percentile(busy[unit], 50) / (cluster.days * 24 * size[unit]))) for unit in busy
+    }
     storage = {
         "sources": (named + wild) * x["source_mb"] / 1e6,
         "working FLAC": incoming * x["work_mb"] / 1e6,
@@ -215,20 +281,30 @@ def plan(
         "token shards": hours * x["shard_mb"] / 1e6,
     }
     stored = storage["sources"] + storage["working FLAC"] + storage["token shards"]
-    money = {unit: busy[unit] * price[unit] for unit in busy} | {"storage": stored * prices.tb_month * cluster.days / 30}
+    money = {unit: busy[unit] * price[unit] for unit in busy} | {
+        "storage": stored * prices.tb_month * cluster.days / 30
+    }
     capacity = {unit: nodes[unit] * size[unit] * 24 for unit in nodes}
     return {
         "hours": hours,
         "supply": supply(raw),
         "incoming_hours": {
-            k: spread(v) for k, v in (("named sets", named), ("further raw", wild), ("synthetic", spoken), ("all", incoming))
+            k: spread(v)
+            for k, v in (
+                ("named sets", named),
+                ("further raw", wild),
+                ("synthetic", spoken),
+                ("all", incoming),
+            )
         },
         "steps": [
             {
                 "name": name,
                 "unit": unit,
                 "rate_from": origin,
-                "audio_hours_per_unit_hour": spread((spoken if name in ("rewrite texts", "synthesise") else incoming) / needed),
+                "audio_hours_per_unit_hour": spread(
+                    (spoken if name in ("rewrite texts", "synthesise") else incoming) / needed
+                ),
                 "unit_hours": spread(needed / x["utilisation"]),
                 "days": spread(needed / x["utilisation"] / capacity[unit]),
                 "cost": spread(needed / x["utilisation"] * price[unit]),
@@ -239,7 +315,10 @@ def plan(
         "core_hours": spread(busy["core"]),
         "gpu_hours": spread(busy["gpu"]),
         "nodes": nodes,
-        "days": {unit: spread(busy[unit] / capacity[unit]) if nodes[unit] else spread(np.zeros(DRAWS)) for unit in nodes},
+        "days": {
+            unit: spread(busy[unit] / capacity[unit]) if nodes[unit] else spread(np.zeros(DRAWS))
+            for unit in nodes
+        },
         "cost": {name: spread(v) for name, v in money.items()} | {"all": spread(sum(money.values()))},
         "missing": [name for name in COSTLY if name not in rates],
         "prices": asdict(prices),
@@ -280,7 +359,10 @@ def render(result: dict) -> str:
     parts = [
         f"# Plan for {result['hours']:,.0f} h of speech\n\nEvery figure: likely (5th - 95th percentile).",
         "## Where the recordings come from\n",
-        table(["named set", "en", "zh", "all"], [[r["name"], *(f"{r[k]:,.0f}" for k in ("en", "zh", "total"))] for r in have["sets"]]),
+        table(
+            ["named set", "en", "zh", "all"],
+            [[r["name"], *(f"{r[k]:,.0f}" for k in ("en", "zh", "total"))] for r in have["sets"]],
+        ),
         f"\nTogether {have['without_yodas']:,} h, {have['with_yodas']:,} h with YODAS ({have['zh']:,} h Mandarin); wanted are "
         f"{have['wanted']:,.0f} h. {verdict}Missing, before any filter: {pair(have['missing'])} h.",
         "\nWhat would fill the gap:\n",
@@ -303,15 +385,24 @@ def render(result: dict) -> str:
                 for s in rows
             ],
         ),
-        f"\n**Not measured, so not in the sums: {unmeasured}. Run `python -m omnilib.bench.curation` first.**" if unmeasured else "",
+        f"\n**Not measured, so not in the sums: {unmeasured}. Run `python -m omnilib.bench.curation` first.**"
+        if unmeasured
+        else "",
         "\n## Sums\n",
         table(
             ["what", "value"],
             [
                 *([f"{unit}-hours", between(result[f"{unit}_hours"])] for unit in units),
-                *([f"{unit} nodes and days", f"{result['nodes'][unit]}, {between(result['days'][unit])}"] for unit in units),
+                *(
+                    [f"{unit} nodes and days", f"{result['nodes'][unit]}, {between(result['days'][unit])}"]
+                    for unit in units
+                ),
                 *([f"storage, {name} (TB)", between(v)] for name, v in result["storage_tb"].items()),
-                *([f"cost, {name}", between(v)] for name, v in result["cost"].items() if name not in ("core", "gpu") or name in units),
+                *(
+                    [f"cost, {name}", between(v)]
+                    for name, v in result["cost"].items()
+                    if name not in ("core", "gpu") or name in units
+                ),
             ],
         ),
         "\n## Assumptions\n",
@@ -322,7 +413,9 @@ def render(result: dict) -> str:
                 for name, a in result["assumptions"].items()
             ],
         ),
-        "\nPrices (placeholders, put in your own): " + ", ".join(f"{k} {v:g}" for k, v in result["prices"].items()) + ".",
+        "\nPrices (placeholders, put in your own): "
+        + ", ".join(f"{k} {v:g}" for k, v in result["prices"].items())
+        + ".",
         "Cluster: " + ", ".join(f"{k} {v:g}" for k, v in result["cluster"].items()) + ".",
         "Every step is charged for all hours that go in; fees of sets, downloads, people and the training itself are not in it.",
     ]
@@ -347,13 +440,26 @@ def assumption(text: str) -> tuple[str, Guess]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hours", type=options.number, default=PAPER_RAW + PAPER_SYNTHETIC, help="hours of speech to end with")
-    parser.add_argument("--synthetic-share", type=options.number, default=PAPER_SYNTHETIC / (PAPER_RAW + PAPER_SYNTHETIC))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--hours",
+        type=options.number,
+        default=PAPER_RAW + PAPER_SYNTHETIC,
+        help="hours of speech to end with",
+    )
+    parser.add_argument(
+        "--synthetic-share", type=options.number, default=PAPER_SYNTHETIC / (PAPER_RAW + PAPER_SYNTHETIC)
+    )
     parser.add_argument("--gpu-price", type=options.number, default=Prices.gpu_hour, help="of a GPU-hour")
     parser.add_argument("--core-price", type=options.number, default=Prices.core_hour, help="of a core-hour")
-    parser.add_argument("--tb-month-price", type=options.number, default=Prices.tb_month, help="of a TB kept for a month")
-    parser.add_argument("--days", type=options.number, default=Cluster.days, help="the nodes are counted for this time")
+    parser.add_argument(
+        "--tb-month-price", type=options.number, default=Prices.tb_month, help="of a TB kept for a month"
+    )
+    parser.add_argument(
+        "--days", type=options.number, default=Cluster.days, help="the nodes are counted for this time"
+    )
     parser.add_argument("--cores-per-node", type=int, default=Cluster.cores_per_node)
     parser.add_argument("--gpus-per-node", type=int, default=Cluster.gpus_per_node)
     parser.add_argument("--assume", action="append", default=[], metavar="NAME=LOW,LIKELY,HIGH")

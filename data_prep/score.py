@@ -41,11 +41,28 @@ from omnilib.report import holds, sources
 KEPT = "kept"
 PASSED = (KEPT, "held_out_text")
 FILTERS = {  # filter -> the fault it is there for, the reasons it gives
-    "decode": ("corrupt", ("missing_file", "empty_file", "unreadable", "truncated", "damaged", "not_finite", "unreadable_audio")),
-    "speech": ("no_speech", ("silent", "no_speech", "not_cut_out", "little_speech", "no_words", "no_voice", "too_short")),
+    "decode": (
+        "corrupt",
+        (
+            "missing_file",
+            "empty_file",
+            "unreadable",
+            "truncated",
+            "damaged",
+            "not_finite",
+            "unreadable_audio",
+        ),
+    ),
+    "speech": (
+        "no_speech",
+        ("silent", "no_speech", "not_cut_out", "little_speech", "no_words", "no_voice", "too_short"),
+    ),
     "noise": ("noisy", ("noisy", "low_quality")),
     "clipping": ("clipped", ("clipped",)),
-    "language": ("wrong_language", ("wrong_language", "language_not_wanted", "language_unsure", "wrong_script")),
+    "language": (
+        "wrong_language",
+        ("wrong_language", "language_not_wanted", "language_unsure", "wrong_script"),
+    ),
     "transcript": ("wrong_transcript", ("wrong_transcript", "speed_outlier", "unspeakable", "empty_text")),
     "speaker": ("wrong_speaker", ("wrong_speaker",)),
     "duplicates": ("copy", ("duplicate_audio", "duplicate_text")),
@@ -88,11 +105,15 @@ def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def spans(records: Iterable[dict], lengths: dict[str, float]) -> dict[str, list[tuple[float, float, str, dict]]]:
+def spans(
+    records: Iterable[dict], lengths: dict[str, float]
+) -> dict[str, list[tuple[float, float, str, dict]]]:
     """Where each record lies in its recording: {file id: [(start, end, "kept" or reason, record), ...]}."""
     found = defaultdict(list)
     for record in records:
-        name = next((n for n in (record.get("recording"), record.get("parent"), record["id"]) if n in lengths), None)
+        name = next(
+            (n for n in (record.get("recording"), record.get("parent"), record["id"]) if n in lengths), None
+        )
         if name is None or record.get("long"):
             continue
         whole = "segment_start" not in record
@@ -138,7 +159,12 @@ def judge(truth: dict, kept: list[dict], dropped: list[dict]) -> list[dict]:
         passed = [p for p in pieces if p[2] in PASSED]
         for unit in file["units"]:
             mine = [p for p in passed if min(p[1], unit["end"]) - max(p[0], unit["start"]) > 0.1]
-            more = {"outcome": outcome(unit, pieces), "fault": fault_of(unit), "file": file["id"], "pieces": mine}
+            more = {
+                "outcome": outcome(unit, pieces),
+                "fault": fault_of(unit),
+                "file": file["id"],
+                "pieces": mine,
+            }
             units.append(unit | more)
     return units
 
@@ -225,7 +251,9 @@ def speech_of(piece: tuple) -> tuple[float, float]:
     return start + regions[0][0], start + regions[-1][1]
 
 
-def boundary_errors(units: Iterable[dict], ends_of: Callable[[tuple], tuple[float, float]] = cut_of) -> list[float]:
+def boundary_errors(
+    units: Iterable[dict], ends_of: Callable[[tuple], tuple[float, float]] = cut_of
+) -> list[float]:
     """Distance of each end of good kept speech from the end of the kept records that hold it."""
     errors = []
     for unit in units:
@@ -258,7 +286,9 @@ def metrics_of(units: Sequence[dict], kept: Sequence[dict]) -> dict[str, dict]:
     good, rows = families(units), {r["filter"]: r for r in filter_rows(units)}
     kept_bad, kept_all = sum(map(passed, bad)), sum(passed(u) for u in units if u["fault"] != "borderline")
     errors = boundary_errors(units)
-    by_kind = {kind: boundary_errors([u for u in units if u["kind"] == kind]) for kind in ("sentence", "turn")}
+    by_kind = {
+        kind: boundary_errors([u for u in units if u["kind"] == kind]) for kind in ("sentence", "turn")
+    }
     return {
         "bad_kept": share(kept_bad, len(bad)),
         "bad_among_kept": share(kept_bad, kept_all),
@@ -266,15 +296,27 @@ def metrics_of(units: Sequence[dict], kept: Sequence[dict]) -> dict[str, dict]:
         "duplicate_recall": rows["duplicates"]["recall"],
         "wrong_transcript_recall": rows["transcript"]["recall"],
         "boundary_error_s": mean(errors),
-        "boundary_error_median_s": mean(errors) | {"value": float(np.median(errors)) if errors else None, "ci95": None},
-        "boundary_error_p95_s": mean(errors) | {"value": float(np.percentile(errors, 95)) if errors else None, "ci95": None},
+        "boundary_error_median_s": mean(errors)
+        | {"value": float(np.median(errors)) if errors else None, "ci95": None},
+        "boundary_error_p95_s": mean(errors)
+        | {"value": float(np.percentile(errors, 95)) if errors else None, "ci95": None},
         "boundaries_near": share(sum(e <= NEAR for e in errors), len(errors)),
         "boundary_error_speech_s": mean(boundary_errors(units, speech_of)),
         "boundary_error_sentence_s": mean(by_kind["sentence"]),
         "boundary_error_turn_s": mean(by_kind["turn"]),
         "mixed_segments": mixed_segments(units),
-        "lost": {"value": sum(u["outcome"] == "lost" for u in units), "n": len(units), "ci95": None, "unit": "units"},
-        "hours_kept": {"value": sum(r["duration"] for r in kept if not r.get("long")) / 3600, "n": len(kept), "ci95": None, "unit": "h"},
+        "lost": {
+            "value": sum(u["outcome"] == "lost" for u in units),
+            "n": len(units),
+            "ci95": None,
+            "unit": "units",
+        },
+        "hours_kept": {
+            "value": sum(r["duration"] for r in kept if not r.get("long")) / 3600,
+            "n": len(kept),
+            "ci95": None,
+            "unit": "h",
+        },
     }
 
 
@@ -295,18 +337,30 @@ def score(wild: Path, curated: Path) -> dict:
     return {
         "name": "curation",
         "scale": "nano",
-        "settings": {"hours": truth["minutes"] / 60, "seed": truth["seed"], "files": len(truth["files"]), "units": len(units)},
+        "settings": {
+            "hours": truth["minutes"] / 60,
+            "seed": truth["seed"],
+            "files": len(truth["files"]),
+            "units": len(units),
+        },
         "metrics": metrics_of(units, kept),
         "filters": filter_rows(units),
         "faults": tally(units, lambda u: u["fault"] or ("good" if not u["copy_of"] else "copy")),
         "details": tally(units, lambda u: detail(u)),
-        "copies": {kind: duplicate_recall([p for p in pairs_of(units) if p[1]["copy"] == kind]) for kind in copies_of(units)},
+        "copies": {
+            kind: duplicate_recall([p for p in pairs_of(units) if p[1]["copy"] == kind])
+            for kind in copies_of(units)
+        },
         "snr": tally((u for u in units if u["snr"] is not None), lambda u: f"{u['snr']:g}"),
         "lengths": {
             "segments": [x for x, r in zip(lengths, kept, strict=True) if not r.get("long")],
             "long": [x for x, r in zip(lengths, kept, strict=True) if r.get("long")],
         },
-        "wrong": [{k: u[k] for k in ("id", "kind", "fault", "detail", "snr", "outcome", "text")} for u in units if mistake(u)],
+        "wrong": [
+            {k: u[k] for k in ("id", "kind", "fault", "detail", "snr", "outcome", "text")}
+            for u in units
+            if mistake(u)
+        ],
         "figures": [],
         "sounds": [],
         "paper": [],
@@ -340,7 +394,14 @@ def aim_rows(metrics: dict[str, dict]) -> list[dict]:
         value = metrics.get(name, {}).get("value", float("nan"))
         met = value <= limit if words.startswith("<=") else value >= limit
         rows.append(
-            {"claim": claim, "ref": "not reported", "paper": f"our aim {words}", "metric": name, "judge": judge, "verdict": holds(met)}
+            {
+                "claim": claim,
+                "ref": "not reported",
+                "paper": f"our aim {words}",
+                "metric": name,
+                "judge": judge,
+                "verdict": holds(met),
+            }
         )
     return rows
 
@@ -350,12 +411,18 @@ def percents(entries: Iterable[dict]) -> list[str]:
     return ["-" if e["value"] is None else f"{100 * e['value']:.0f} % of {e['n']}" for e in entries]
 
 
-def write(result: dict, wild: Path, curated: Path, report: Path, summary: Path | None, seconds: float = 0.0) -> None:
+def write(
+    result: dict, wild: Path, curated: Path, report: Path, summary: Path | None, seconds: float = 0.0
+) -> None:
     """metrics.json, provenance.json and the funnel under `report`, the headlines in `summary`."""
     write_json(report / "metrics.json", result)
     if (curated / "funnel.json").is_file():
         shutil.copyfile(curated / "funnel.json", report / "funnel.json")
-    files = {"wild_manifest": wild / "manifest.jsonl", "truth": wild / "truth.json", "curated_manifest": curated / "manifest.jsonl"}
+    files = {
+        "wild_manifest": wild / "manifest.jsonl",
+        "truth": wild / "truth.json",
+        "curated_manifest": curated / "manifest.jsonl",
+    }
     record = stamp("nano", {"seed": result["settings"]["seed"]}, result["settings"], files, seconds)
     write_json(report / "provenance.json", {"status": "ok", "error": "", **record})
     sources.record(report, "curation")
@@ -370,7 +437,10 @@ def render(result: dict) -> str:
     def percent(entry: dict) -> str:
         return "-" if entry["value"] is None else f"{100 * entry['value']:.1f} % (n {entry['n']})"
 
-    lines = ["| filter | dropped | precision | any fault | recall | by anything |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| filter | dropped | precision | any fault | recall | by anything |",
+        "|---|---|---|---|---|---|",
+    ]
     for r in result["filters"]:
         figures = (r["precision"], r["precision_any"], r["recall"], r["recall_any"])
         lines.append(f"| {r['filter']} | {r['dropped']} | {' | '.join(map(percent, figures))} |")
@@ -382,7 +452,9 @@ def render(result: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--wild", type=Path, required=True, help="folder of data_prep.wild")
     parser.add_argument("--curated", type=Path, required=True, help="--out of data_prep.curate")
     parser.add_argument("--report", type=Path, help="folder for metrics.json (default: print only)")

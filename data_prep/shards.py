@@ -33,7 +33,17 @@ import soundfile
 from tqdm import tqdm
 
 from data_prep.corpora import MAX_BAD, BadRows
-from data_prep.pipeline import Audio, BadRow, digest, file_digest, file_name, read_json, rows, temporary, write_json
+from data_prep.pipeline import (
+    Audio,
+    BadRow,
+    digest,
+    file_digest,
+    file_name,
+    read_json,
+    rows,
+    temporary,
+    write_json,
+)
 from omnilib import options
 from omnilib.data import FIELDS, bucket_batches, padding_waste
 from omnilib.errors import AudioError, ConfigError, DataError, UserError
@@ -44,7 +54,12 @@ RATIO = 1.05  # lengths that may be mixed
 PIECE = 25  # lengths are counted in 1/25 s, the length of a speech token
 AUDIO_TYPE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
 SCHEMA = pyarrow.schema(
-    [("id", pyarrow.string()), ("audio", AUDIO_TYPE), ("duration", pyarrow.float64()), ("rate", pyarrow.int64())]
+    [
+        ("id", pyarrow.string()),
+        ("audio", AUDIO_TYPE),
+        ("duration", pyarrow.float64()),
+        ("rate", pyarrow.int64()),
+    ]
     + [(name, pyarrow.string()) for name in FIELDS if name not in ("id", "path", "start", "duration", "rate")]
     + [("more", pyarrow.string())]
 )
@@ -73,12 +88,22 @@ def plan(manifest: Path, seconds: float, bad: BadRows) -> list[Shard]:
                 continue
             if not record.get("duration") or not record.get("rate"):
                 lacks = "rate" if record.get("duration") else "duration"
-                raise DataError(f"'{record['id']}' has no {lacks}: run the manifest through a recipe with `decode` first")
+                raise DataError(
+                    f"'{record['id']}' has no {lacks}: run the manifest through a recipe with `decode` first"
+                )
             file.seek(offset)
             bucket = int(math.log(record["duration"], RATIO))
-            entry = (bucket, digest(record["id"].encode()), offset, record["duration"], digest(file.readline()))
+            entry = (
+                bucket,
+                digest(record["id"].encode()),
+                offset,
+                record["duration"],
+                digest(file.readline()),
+            )
             splits.setdefault(file_name(record.get("split") or "train"), []).append(entry)
-    return [shard for split, entries in sorted(splits.items()) for shard in pack(split, sorted(entries), seconds)]
+    return [
+        shard for split, entries in sorted(splits.items()) for shard in pack(split, sorted(entries), seconds)
+    ]
 
 
 def pack(split: str, entries: list[tuple], seconds: float) -> Iterator[Shard]:
@@ -88,7 +113,9 @@ def pack(split: str, entries: list[tuple], seconds: float) -> Iterator[Shard]:
         group.append(entry)
         length += entry[3]
         if length >= seconds or number == len(entries):
-            key = digest("".join(e[4] for e in group).encode())[:12]  # other records, other name: a stale shard is never taken up
+            key = digest("".join(e[4] for e in group).encode())[
+                :12
+            ]  # other records, other name: a stale shard is never taken up
             yield Shard(f"{split}/{index:05d}-{key}.parquet", tuple(e[2] for e in group))
             group, length, index = [], 0.0, index + 1
 
@@ -100,7 +127,12 @@ def flac(record: dict, audio: Audio) -> bytes:
         info = soundfile.info(str(path)) if path.suffix == ".flac" else None
     except soundfile.SoundFileError:
         info = None  # `audio.wave` says what is wrong
-    if info and not record["start"] and info.channels == 1 and info.frames == round(record["duration"] * info.samplerate):
+    if (
+        info
+        and not record["start"]
+        and info.channels == 1
+        and info.frames == round(record["duration"] * info.samplerate)
+    ):
         return path.read_bytes()
     rate = record["rate"]
     samples = np.clip(np.rint(audio.wave(record, rate) * 32768.0), -32768, 32767).astype(np.int16)
@@ -128,7 +160,11 @@ def write_shard(job: tuple[Path, Path, Shard]) -> dict:
     target, bad = out / shard.path, []
     if target.exists():
         kept = set(parquet.read_table(target, columns=["id"])["id"].to_pylist())
-        bad = [f"'{record['id']}' was left out by the run that wrote {shard.path}" for record in records if record["id"] not in kept]
+        bad = [
+            f"'{record['id']}' was left out by the run that wrote {shard.path}"
+            for record in records
+            if record["id"] not in kept
+        ]
         records = [record for record in records if record["id"] in kept]
     else:
         found = []
@@ -140,16 +176,25 @@ def write_shard(job: tuple[Path, Path, Shard]) -> dict:
         records, lines = [record for record, _ in found], [line for _, line in found]
         if lines:
             with temporary(out, target) as place:
-                parquet.write_table(pyarrow.Table.from_pylist(lines, SCHEMA), place, compression="zstd", row_group_size=32)
+                parquet.write_table(
+                    pyarrow.Table.from_pylist(lines, SCHEMA), place, compression="zstd", row_group_size=32
+                )
     if not records:
         return {"bad": bad}
     lengths = [record["duration"] for record in records]
     extent = {"seconds": round(sum(lengths), 3), "shortest": min(lengths), "longest": max(lengths)}
-    line = {"path": shard.path, "split": shard.path.split("/")[0], "records": len(records), "sha256": file_digest(target)} | extent
+    line = {
+        "path": shard.path,
+        "split": shard.path.split("/")[0],
+        "records": len(records),
+        "sha256": file_digest(target),
+    } | extent
     return line | ({"bad": bad} if bad else {})
 
 
-def write_shards(manifest: Path, out: Path, seconds: float = SECONDS, workers: int = 1, max_bad: float = MAX_BAD) -> dict:
+def write_shards(
+    manifest: Path, out: Path, seconds: float = SECONDS, workers: int = 1, max_bad: float = MAX_BAD
+) -> dict:
     """Write, or go on writing, the shards of a manifest; returns the index.
 
     Lines that are no record and records whose audio cannot be read are left out and counted in the index under `dropped`.
@@ -162,13 +207,19 @@ def write_shards(manifest: Path, out: Path, seconds: float = SECONDS, workers: i
     manifest, out, bad = Path(manifest), Path(out), BadRows(str(manifest), max_bad)
     jobs = [(manifest, out, shard) for shard in plan(manifest, seconds, bad)]
     if not jobs:
-        raise DataError(f"{manifest} holds no usable record{f' ({bad}); first: {bad.first}' if bad.first else ''}: nothing to write")
+        raise DataError(
+            f"{manifest} holds no usable record{f' ({bad}); first: {bad.first}' if bad.first else ''}: nothing to write"
+        )
     bad.check()
     try:
         (out / "index.json").unlink(missing_ok=True)
         with ExitStack() as stack:
             bar = stack.enter_context(tqdm(total=len(jobs), desc="shards", unit="shard"))
-            many = stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map if workers > 1 else map
+            many = (
+                stack.enter_context(ProcessPoolExecutor(workers, get_context("spawn"))).map
+                if workers > 1
+                else map
+            )
             lines = []
             for line in many(write_shard, jobs):
                 for detail in line.pop("bad", ()):
@@ -178,18 +229,26 @@ def write_shards(manifest: Path, out: Path, seconds: float = SECONDS, workers: i
         bad.check()
         if not lines:
             raise DataError(f"no record of {manifest} could be read ({bad}); first: {bad.first}")
-        for stale in {str(p.relative_to(out)) for p in out.glob("*/*.parquet")} - {line["path"] for line in lines}:
+        for stale in {str(p.relative_to(out)) for p in out.glob("*/*.parquet")} - {
+            line["path"] for line in lines
+        }:
             (out / stale).unlink()
-        (out / "checksums.sha256").write_text("".join(f"{line['sha256']}  {line['path']}\n" for line in lines), encoding="utf-8")
+        (out / "checksums.sha256").write_text(
+            "".join(f"{line['sha256']}  {line['path']}\n" for line in lines), encoding="utf-8"
+        )
         (out / "README.md").write_text(card(lines, manifest), encoding="utf-8")
         index = {"manifest_sha256": file_digest(manifest), "shards": lines}
         index |= {"dropped": dict(bad.reasons)} if bad.reasons else {}
         write_json(out, out / "index.json", index)
         (out / "tmp").rmdir()
     except BrokenProcessPool:
-        raise DataError("a worker process died (out of memory?): run again with fewer --workers; finished shards are kept") from None
+        raise DataError(
+            "a worker process died (out of memory?): run again with fewer --workers; finished shards are kept"
+        ) from None
     except OSError as error:
-        raise DataError(f"cannot write {error.filename or out} ({error.strerror or error}): free some space and run again") from None
+        raise DataError(
+            f"cannot write {error.filename or out} ({error.strerror or error}): free some space and run again"
+        ) from None
     return index
 
 
@@ -218,28 +277,52 @@ class Shards:
         rank, world: this process and how many share the epoch.
     """
 
-    def __init__(self, folder: Path, split: str = "train", batch_seconds: float = 120.0, seed: int = 0, rank: int = 0, world: int = 1):
-        self.folder, self.batch_seconds, self.seed, self.rank, self.world = Path(folder), batch_seconds, seed, rank, world
+    def __init__(
+        self,
+        folder: Path,
+        split: str = "train",
+        batch_seconds: float = 120.0,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        self.folder, self.batch_seconds, self.seed, self.rank, self.world = (
+            Path(folder),
+            batch_seconds,
+            seed,
+            rank,
+            world,
+        )
         index = read_json(self.folder / "index.json")
         self.shards = [s for s in index["shards"] if s["split"] == split] if index else []
         if not self.shards:
-            raise DataError(f"no shards of split '{split}' in {folder}: write them with `python -m data_prep.shards`")
+            raise DataError(
+                f"no shards of split '{split}' in {folder}: write them with `python -m data_prep.shards`"
+            )
 
     def plan(self, shard: dict, epoch: int) -> tuple[list[list[int]], list[int]]:
         """Batches (row numbers) of one shard, and all its lengths in 1/25 s; reads no audio."""
-        durations = parquet.read_table(self.folder / shard["path"], columns=["duration"])["duration"].to_pylist()
+        durations = parquet.read_table(self.folder / shard["path"], columns=["duration"])[
+            "duration"
+        ].to_pylist()
         lengths = [math.ceil(d * PIECE) for d in durations]
         return bucket_batches(lengths, round(self.batch_seconds * PIECE), self.seed, epoch), lengths
 
     def records(self, numbers: Iterable[int]) -> list[dict]:
         """Fields of the records of some shards, without their sound."""
         columns = [name for name in SCHEMA.names if name != "audio"]
-        rows = [row for n in numbers for row in parquet.read_table(self.folder / self.shards[n]["path"], columns=columns).to_pylist()]
+        rows = [
+            row
+            for n in numbers
+            for row in parquet.read_table(self.folder / self.shards[n]["path"], columns=columns).to_pylist()
+        ]
         return [fields_of(row) for row in rows]
 
     def batches(self, epoch: int = 0, skip: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, list[dict]]]:
         """Waves (B, T) float32 padded with zeros, lengths (B,), records. `skip`: batches that a resumed run has had."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))[self.rank :: self.world]
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))[
+            self.rank :: self.world
+        ]
         for number in order:
             shard = self.shards[number]
             batches, _ = self.plan(shard, epoch)
@@ -277,20 +360,32 @@ def fields_of(row: dict) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=options.positive, default=SECONDS, help="audio a shard holds")
     parser.add_argument("--workers", type=options.count, default=1)
     parser.add_argument(
-        "--max-bad", type=float, default=MAX_BAD, help="share of bad rows above which nothing is written (default: %(default)s)"
+        "--max-bad",
+        type=float,
+        default=MAX_BAD,
+        help="share of bad rows above which nothing is written (default: %(default)s)",
     )
-    parser.add_argument("--report", type=Path, help="JSON file for what the data loader would waste on padding")
-    parser.add_argument("--summary", type=Path, help="summary.json to put the padding of the training split in")
+    parser.add_argument(
+        "--report", type=Path, help="JSON file for what the data loader would waste on padding"
+    )
+    parser.add_argument(
+        "--summary", type=Path, help="summary.json to put the padding of the training split in"
+    )
     args = parser.parse_args(argv)
     try:
         index = write_shards(args.manifest, args.out, args.seconds, args.workers, args.max_bad)
-        waste = {split: Shards(args.out, split).padding_waste() for split in sorted({s["split"] for s in index["shards"]})}
+        waste = {
+            split: Shards(args.out, split).padding_waste()
+            for split in sorted({s["split"] for s in index["shards"]})
+        }
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -304,8 +399,14 @@ def main(argv: list[str] | None = None) -> int:
         entry = {"value": waste["train"], "n": counts["train"], "ci95": None}
         add_to_summary(args.summary, {"curation_padding_waste": entry}, source)
     if index.get("dropped"):
-        print("bad rows, left out: " + ", ".join(f"{reason} {count}" for reason, count in index["dropped"].items()))
-    print(f"{len(index['shards'])} shards; padding waste " + ", ".join(f"{split} {share:.1%}" for split, share in waste.items()))
+        print(
+            "bad rows, left out: "
+            + ", ".join(f"{reason} {count}" for reason, count in index["dropped"].items())
+        )
+    print(
+        f"{len(index['shards'])} shards; padding waste "
+        + ", ".join(f"{split} {share:.1%}" for split, share in waste.items())
+    )
     return 0
 
 

@@ -80,7 +80,11 @@ def answers(path: Path) -> Iterator[dict]:
         raise DataError(f"no conversations {path}: give a JSONL file")
     for where, line in lines(path):
         row = parse(line, where)
-        turns = [t.get("value", "") for t in row.get("conversations", []) if t.get("from") not in ("human", "user", "system")]
+        turns = [
+            t.get("value", "")
+            for t in row.get("conversations", [])
+            if t.get("from") not in ("human", "user", "system")
+        ]
         raw = "\n".join(turns) or next((row[k] for k in ANSWERS if isinstance(row.get(k), str)), None)
         if raw is None:
             raise DataError(f"{where}: no answer; expected `conversations` or one of {', '.join(ANSWERS)}")
@@ -97,7 +101,9 @@ def seconds(text: str, language: str) -> float:
     return len(text) / CHARACTERS_PER_SECOND[language]
 
 
-def sample(texts: Iterable[dict], hours: float, span: tuple[float, float], bins: int, seed: int) -> tuple[list[dict], list[dict]]:
+def sample(
+    texts: Iterable[dict], hours: float, span: tuple[float, float], bins: int, seed: int
+) -> tuple[list[dict], list[dict]]:
     """So many hours of texts, equally many from each length bin of each language, and how the bins were filled.
 
     A bin with too few texts gives all it has; the others do not make up for it, so what is there stays uniform.
@@ -106,7 +112,9 @@ def sample(texts: Iterable[dict], hours: float, span: tuple[float, float], bins:
     """
     edges = np.linspace(*span, bins + 1)
     each = hours * 3600 / (bins * sum(span) / 2)  # texts a bin, were there one language only
-    shelves: dict[tuple[str, int], dict[int, dict]] = {}  # the texts that may be taken, by their random number
+    shelves: dict[
+        tuple[str, int], dict[int, dict]
+    ] = {}  # the texts that may be taken, by their random number
     seen: dict[tuple[str, int], set[str]] = {}
     for text in texts:
         length = seconds(text["text"], text["language"])
@@ -127,7 +135,9 @@ def sample(texts: Iterable[dict], hours: float, span: tuple[float, float], bins:
             taken = [shelf[n] for n in sorted(shelf)[:wanted]]
             chosen += taken
             about = {"available": len(seen.get((language, index), ())), "wanted": wanted, "taken": len(taken)}
-            filled.append({"language": language, "from": round(float(low), 1), "to": round(float(high), 1)} | about)
+            filled.append(
+                {"language": language, "from": round(float(low), 1), "to": round(float(high), 1)} | about
+            )
     return sorted(chosen, key=lambda t: t["id"]), filled
 
 
@@ -144,12 +154,25 @@ class Rewriter:
         import httpx
 
         message = {"role": "user", "content": PROMPT[text["language"]] + text["text"]}
-        head = {"Authorization": f"Bearer {os.environ['OPENAI_API_KEY']}"} if "OPENAI_API_KEY" in os.environ else {}
+        head = (
+            {"Authorization": f"Bearer {os.environ['OPENAI_API_KEY']}"}
+            if "OPENAI_API_KEY" in os.environ
+            else {}
+        )
         for attempt in range(self.tries):
             try:
-                body = {"model": self.model, "messages": [message], "temperature": 0.7, "seed": number(text["id"]) % 2**31}
-                reply = httpx.post(f"{self.endpoint.rstrip('/')}/chat/completions", json=body, headers=head, timeout=300)
-                said = clean_text(reply.raise_for_status().json()["choices"][0]["message"]["content"], text["language"])
+                body = {
+                    "model": self.model,
+                    "messages": [message],
+                    "temperature": 0.7,
+                    "seed": number(text["id"]) % 2**31,
+                }
+                reply = httpx.post(
+                    f"{self.endpoint.rstrip('/')}/chat/completions", json=body, headers=head, timeout=300
+                )
+                said = clean_text(
+                    reply.raise_for_status().json()["choices"][0]["message"]["content"], text["language"]
+                )
                 return text | {"text": said, "written": text["text"]}
             except (httpx.HTTPError, KeyError, IndexError, TypeError, ValueError) as error:
                 reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -179,7 +202,9 @@ class Voice:
         if self.clip and not Path(self.clip).is_file():
             path, start, length = self.source
             rate = soundfile.info(path).samplerate
-            wave, _ = soundfile.read(path, start=round(start * rate), frames=round(length * rate), dtype="float32")
+            wave, _ = soundfile.read(
+                path, start=round(start * rate), frames=round(length * rate), dtype="float32"
+            )
             write_audio(Path(self.clip), wave, rate)
 
 
@@ -196,7 +221,9 @@ class Engines:
         if language == "zh" and re.search("[A-Za-z]", text):
             raise ValueError("the syllable engine speaks Chinese only")
         speaker = next(s for s in nano.SPEAKERS if s.name == voice.name)
-        engine = nano.ENGINE_CACHE.setdefault(f"{speaker.engine}-{speaker.voice}", ENGINES[speaker.engine](speaker.voice))
+        engine = nano.ENGINE_CACHE.setdefault(
+            f"{speaker.engine}-{speaker.voice}", ENGINES[speaker.engine](speaker.voice)
+        )
         rng, pieces = np.random.default_rng(number(text, voice.name)), []
         for sentence in re.findall(r"[^.!?;。！？；\n]+[.!?;。！？；\n]*", text):
             if re.search(r"\w", sentence):
@@ -220,7 +247,12 @@ class Command:
 
     def say(self, text: str, language: str, voice: Voice) -> tuple[np.ndarray, int]:
         with tempfile.TemporaryDirectory() as folder:
-            values = {"text": text, "language": language, "reference": voice.clip, "reference_text": voice.text}
+            values = {
+                "text": text,
+                "language": language,
+                "reference": voice.clip,
+                "reference_text": voice.text,
+            }
             values |= {"folder": folder, "output": str(Path(folder) / "out.wav")}
             arguments = [part.format(**values) for part in shlex.split(self.template)]
             done = subprocess.run(arguments, capture_output=True, text=True, timeout=self.timeout)
@@ -246,14 +278,22 @@ class Http:
         import httpx
 
         clip = base64.b64encode(Path(voice.clip).read_bytes()).decode()
-        body = {"model": self.model, "input": text, "language": language, "voice": voice.name, "response_format": "wav"}
+        body = {
+            "model": self.model,
+            "input": text,
+            "language": language,
+            "voice": voice.name,
+            "response_format": "wav",
+        }
         body |= {"reference_audio": clip, "reference_text": voice.text}
         try:
             reply = httpx.post(self.url, json=body, timeout=self.timeout)
         except httpx.HTTPError as error:
             raise RuntimeError(f"{type(error).__name__}: {error}") from None
         if reply.status_code != 200:
-            raise (ValueError if reply.status_code in (400, 413, 422) else RuntimeError)(f"the server answers {reply.status_code}")
+            raise (ValueError if reply.status_code in (400, 413, 422) else RuntimeError)(
+                f"the server answers {reply.status_code}"
+            )
         return soundfile.read(io.BytesIO(reply.content), dtype="float32")
 
 
@@ -265,10 +305,16 @@ def references(manifest: Path, out: Path, language: str, seed: int, count: int =
     """
     records = read_manifest(manifest)
     low, high = REFERENCE_SECONDS
-    usable = [r for r in records if r["language"] == language and r["text"] and r["speaker"] and r["split"] != "test"]
+    usable = [
+        r
+        for r in records
+        if r["language"] == language and r["text"] and r["speaker"] and r["split"] != "test"
+    ]
     usable = [r for r in usable if low <= r["duration"] <= high]
     if not usable:
-        raise DataError(f"no {language} reference of {low:g}-{high:g} s with text and speaker in {manifest}: use another")
+        raise DataError(
+            f"no {language} reference of {low:g}-{high:g} s with text and speaker in {manifest}: use another"
+        )
     turns: dict[str, int] = {}
     order = []
     for record in sorted(usable, key=lambda r: number(seed, r["id"])):
@@ -298,7 +344,10 @@ class Speak:
     def __call__(self, text: dict) -> dict:
         choice = self.voices[text["language"]]
         voice = choice[number(self.seed, "voice", text["id"]) % len(choice)]
-        record = text | {"speaker": f"synthetic-{voice.name}", "reference": voice.clip and Path(voice.clip).stem}
+        record = text | {
+            "speaker": f"synthetic-{voice.name}",
+            "reference": voice.clip and Path(voice.clip).stem,
+        }
         try:
             voice.cut()
             wave, rate = self.synthesiser.say(text["text"], text["language"], voice)
@@ -306,15 +355,30 @@ class Speak:
             raise
         except ValueError as error:
             return drop(record, "speak", "cannot_say", str(error))
-        except (RuntimeError, OSError, subprocess.SubprocessError) as error:  # soundfile's errors are RuntimeErrors
-            return drop(record, "speak", "synthesiser_failed", (str(error) or type(error).__name__).splitlines()[0])
+        except (
+            RuntimeError,
+            OSError,
+            subprocess.SubprocessError,
+        ) as error:  # soundfile's errors are RuntimeErrors
+            return drop(
+                record, "speak", "synthesiser_failed", (str(error) or type(error).__name__).splitlines()[0]
+            )
         wave = wave.mean(axis=1) if wave.ndim == 2 else wave
         if not len(wave) or not np.isfinite(wave).all() or np.abs(wave).max() < 1e-3:
             return drop(record, "speak", "no_sound")
         path = Path("audio") / f"{text['id']}.flac"
         write_audio(self.out / path, wave, rate)
         about = {"path": path.as_posix(), "start": 0.0, "duration": round(len(wave) / rate, 4), "rate": rate}
-        return record | about | {"source": "synthetic", "licence": self.licence, "split": None, "synthesiser": self.synthesiser.name}
+        return (
+            record
+            | about
+            | {
+                "source": "synthetic",
+                "licence": self.licence,
+                "split": None,
+                "synthesiser": self.synthesiser.name,
+            }
+        )
 
 
 def write_audio(path: Path, wave: np.ndarray, rate: int) -> None:
@@ -342,7 +406,14 @@ def append(file: TextIO, results: list[dict]) -> None:
     file.flush()
 
 
-def run(work: Callable[[dict], dict], items: list[dict], path: Path, pool: Executor | None, workers: int, name: str) -> list[dict]:
+def run(
+    work: Callable[[dict], dict],
+    items: list[dict],
+    path: Path,
+    pool: Executor | None,
+    workers: int,
+    name: str,
+) -> list[dict]:
     """`work` on each item not yet in `path`, results appended there; all results in item order.
 
     Raises:
@@ -350,7 +421,10 @@ def run(work: Callable[[dict], dict], items: list[dict], path: Path, pool: Execu
     """
     done = finished(path)
     left = [item for item in items if item["id"] not in done]
-    with path.open("a", encoding="utf-8") as file, tqdm(total=len(items), initial=len(done), desc=name, unit=" texts") as bar:
+    with (
+        path.open("a", encoding="utf-8") as file,
+        tqdm(total=len(items), initial=len(done), desc=name, unit=" texts") as bar,
+    ):
         audio, waiting = 0.0, []  # waiting: failures since the last item that went well
         for start in range(0, len(left), 8 * workers):
             batch = left[start : start + 8 * workers]
@@ -364,7 +438,9 @@ def run(work: Callable[[dict], dict], items: list[dict], path: Path, pool: Execu
                     append(file, waiting)
                     waiting = []
                 elif len(waiting) >= GIVE_UP:
-                    raise DataError(f"{name}: {GIVE_UP} texts in a row failed ({result['dropped']['detail']}); mend it and run again")
+                    raise DataError(
+                        f"{name}: {GIVE_UP} texts in a row failed ({result['dropped']['detail']}); mend it and run again"
+                    )
         append(file, waiting)
     return [done[item["id"]] for item in items]
 
@@ -373,7 +449,11 @@ def pool_of(workers: int, processes: bool = False) -> AbstractContextManager[Exe
     """A pool, or none for one worker."""
     if workers <= 1:
         return nullcontext()
-    return ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if processes else ThreadPoolExecutor(workers)
+    return (
+        ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
+        if processes
+        else ThreadPoolExecutor(workers)
+    )
 
 
 def build(
@@ -396,13 +476,26 @@ def build(
     """
     out, synthesiser = Path(out), synthesiser or Engines()
     if references_manifest is None and not isinstance(synthesiser, Engines):
-        raise DataError("--command and --http need --references, a manifest of recordings to take voices from")
+        raise DataError(
+            "--command and --http need --references, a manifest of recordings to take voices from"
+        )
     out.mkdir(parents=True, exist_ok=True)
-    chosen, bins_filled = sample((t for p in conversations for t in answers(Path(p))), hours, span, bins, seed)
+    chosen, bins_filled = sample(
+        (t for p in conversations for t in answers(Path(p))), hours, span, bins, seed
+    )
     if not chosen:
-        raise DataError(f"no answer of {span[0]:g}-{span[1]:g} s in {', '.join(map(str, conversations))}: widen --seconds")
-    settings = {"texts": number(*(t["id"] for t in chosen)), "seed": seed, "synthesiser": [synthesiser.name, asdict(synthesiser)]}
-    settings |= {"rewriter": rewriter and asdict(rewriter), "references": references_manifest and sha256(references_manifest)}
+        raise DataError(
+            f"no answer of {span[0]:g}-{span[1]:g} s in {', '.join(map(str, conversations))}: widen --seconds"
+        )
+    settings = {
+        "texts": number(*(t["id"] for t in chosen)),
+        "seed": seed,
+        "synthesiser": [synthesiser.name, asdict(synthesiser)],
+    }
+    settings |= {
+        "rewriter": rewriter and asdict(rewriter),
+        "references": references_manifest and sha256(references_manifest),
+    }
     settings = json.dumps(settings, sort_keys=True, indent=1) + "\n"
     note = out / "settings.json"
     if note.is_file() and note.read_text(encoding="utf-8") != settings:
@@ -419,24 +512,39 @@ def build(
             chosen = run(rewriter, chosen, out / "rewritten.jsonl", pool, workers, "rewriting")
     speak = Speak(synthesiser, voices, out, licence, seed)
     with pool_of(workers, processes=isinstance(synthesiser, Engines)) as pool:  # flite keeps global state
-        spoken = run(speak, [t for t in chosen if "dropped" not in t], out / "spoken.jsonl", pool, workers, "speaking")
+        spoken = run(
+            speak, [t for t in chosen if "dropped" not in t], out / "spoken.jsonl", pool, workers, "speaking"
+        )
     lost = [r for r in chosen + spoken if "dropped" in r]
     write_manifest(out / "dropped.jsonl", lost)
     return write_manifest(out / "manifest.jsonl", [r for r in spoken if "dropped" not in r])
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--conversations", type=Path, nargs="+", required=True, help="JSONL files")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--hours", type=options.positive, required=True, help="about so much speech")
     parser.add_argument(
-        "--seconds", type=options.positive, nargs=2, default=(20.0, 600.0), metavar=("FROM", "TO"), help="lengths to sample"
+        "--seconds",
+        type=options.positive,
+        nargs=2,
+        default=(20.0, 600.0),
+        metavar=("FROM", "TO"),
+        help="lengths to sample",
     )
     parser.add_argument("--bins", type=options.count, default=20)
-    parser.add_argument("--rewrite", metavar="URL", help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1 (default: off)")
+    parser.add_argument(
+        "--rewrite",
+        metavar="URL",
+        help="OpenAI-compatible endpoint, e.g. http://localhost:8000/v1 (default: off)",
+    )
     parser.add_argument("--model", default="Qwen2.5-72B-Instruct", help="model of --rewrite")
-    parser.add_argument("--references", type=Path, help="manifest to take voices from, for --command and --http")
+    parser.add_argument(
+        "--references", type=Path, help="manifest to take voices from, for --command and --http"
+    )
     speaker = parser.add_mutually_exclusive_group()
     speaker.add_argument("--command", help="program that speaks; see above")
     speaker.add_argument("--http", metavar="URL", help="server that speaks; see above")
@@ -447,13 +555,26 @@ def main(argv: list[str] | None = None) -> None:
     try:
         synthesiser = Command(args.command) if args.command else Http(args.http) if args.http else None
         rewriter = Rewriter(args.rewrite, args.model) if args.rewrite else None
-        settings = {"span": tuple(args.seconds), "bins": args.bins, "seed": args.seed, "workers": args.workers, "licence": args.licence}
-        print("manifest sha256", build(args.conversations, args.out, args.hours, synthesiser, args.references, rewriter, **settings))
+        settings = {
+            "span": tuple(args.seconds),
+            "bins": args.bins,
+            "seed": args.seed,
+            "workers": args.workers,
+            "licence": args.licence,
+        }
+        print(
+            "manifest sha256",
+            build(
+                args.conversations, args.out, args.hours, synthesiser, args.references, rewriter, **settings
+            ),
+        )
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     except (OSError, soundfile.SoundFileError) as error:
         reason = str(error).splitlines()[0]
-        raise SystemExit(f"error: cannot write to {args.out} ({reason}): free some space, then run again") from None
+        raise SystemExit(
+            f"error: cannot write to {args.out} ({reason}): free some space, then run again"
+        ) from None
 
 
 if __name__ == "__main__":

@@ -213,7 +213,10 @@ def faker_words() -> dict[str, list[str]]:
         raise MissingTool("the lists of names are missing: pip install Faker") from None
     plain = re.compile(r"[A-Z][a-z]+")
     towns = set(TOWNS.split(", ")) | {
-        f"{a}{b}" for a in People.last_names for b in British.city_suffixes if plain.fullmatch(a) and len(a) < 7
+        f"{a}{b}"
+        for a in People.last_names
+        for b in British.city_suffixes
+        if plain.fullmatch(a) and len(a) < 7
     }
     jobs = {job.split(",")[0].split("(")[0].strip().lower() for job in Jobs.jobs}
     return {
@@ -242,7 +245,9 @@ def clock(rng: random.Random) -> str:
         rng.randint(1, 12),
         rng.choice([0, 5, 10, 15, 20, 25, 30, 35, 40, 45, 50, 55, rng.randint(1, 59)]),
     )
-    return f"{hour}:{minute:02d}" + rng.choice(["", "", " in the morning" if 4 < hour < 12 else " in the evening"])
+    return f"{hour}:{minute:02d}" + rng.choice(
+        ["", "", " in the morning" if 4 < hour < 12 else " in the evening"]
+    )
 
 
 def whole(rng: random.Random) -> str:
@@ -264,7 +269,10 @@ def english_slots() -> dict[str, Callable[[random.Random], str]]:
         return lambda rng: rng.choice(words)
 
     slots: dict[str, Callable[[random.Random], str]] = {name: drawn(words) for name, words in lists.items()}
-    slots |= {f"a_{name}": lambda rng, words=lists[name]: article(rng.choice(words)) for name in ("thing", "job", "animal", "plant")}
+    slots |= {
+        f"a_{name}": lambda rng, words=lists[name]: article(rng.choice(words))
+        for name in ("thing", "job", "animal", "plant")
+    }
     ordinals = ["first", "second", "third", *(f"{n}th" for n in range(4, 21)), "21st", "22nd", "33rd", "40th"]
     return slots | {
         "time": clock,

@@ -31,7 +31,10 @@ FORTUNES = Path("/usr/share/games/fortunes")
 
 EN_WORDS = (3, 16)
 ZH_CHARS = (4, 20)
-LEXICON_COUNT = {"en": 50, "zh": 30}  # a word is in the lexicon when the whole text holds it at least so often
+LEXICON_COUNT = {
+    "en": 50,
+    "zh": 30,
+}  # a word is in the lexicon when the whole text holds it at least so often
 
 
 def english() -> Iterator[tuple[str, str]]:
@@ -100,7 +103,9 @@ def chinese_clauses(text: str) -> list[str]:
     """Cut at every punctuation mark; keep runs of Chinese characters alone, end them with a full stop."""
     text = re.sub(r"(?<=[\u4e00-\u9fff])\n\s*(?=[\u4e00-\u9fff])", "", text)
     runs = re.split(r"[^\u4e00-\u9fffA-Za-z0-9]+", text)
-    return [run + "。" for run in runs if re.fullmatch(rf"[\u4e00-\u9fff]{{{ZH_CHARS[0]},{ZH_CHARS[1]}}}", run)]
+    return [
+        run + "。" for run in runs if re.fullmatch(rf"[\u4e00-\u9fff]{{{ZH_CHARS[0]},{ZH_CHARS[1]}}}", run)
+    ]
 
 
 def words(text: str, language: str) -> list[str]:
@@ -209,7 +214,10 @@ def glosses() -> Iterator[tuple[str, str]]:
                 continue
             head, _, gloss = line.partition("|")
             fields = head.split()
-            names = [re.sub(r"\(\w+\)$", "", w).replace("_", " ") for w in fields[4 : 4 + 2 * int(fields[3], 16) : 2]]
+            names = [
+                re.sub(r"\(\w+\)$", "", w).replace("_", " ")
+                for w in fields[4 : 4 + 2 * int(fields[3], 16) : 2]
+            ]
             yield "gloss", f"{', '.join(names[:3])}: {gloss.split(chr(34))[0].strip(' ;')}"
             for example in re.findall(r'"([^"]+)"', gloss):
                 yield "example", example

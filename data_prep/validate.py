@@ -23,7 +23,10 @@ from omnilib.errors import DataError, UserError
 from omnilib.recording import BadRecording, missing_seconds, opened
 
 SLACK = 0.05  # seconds a duration may be off
-SPEEDS = {"zh": (0.5, 12.0), None: (1.0, 40.0)}  # letters, digits and Han characters a second: outside nobody speaks
+SPEEDS = {
+    "zh": (0.5, 12.0),
+    None: (1.0, 40.0),
+}  # letters, digits and Han characters a second: outside nobody speaks
 LEAST_SCRIPT = 0.5
 Problem = tuple[str, str, str]  # id, reason, detail
 
@@ -48,7 +51,9 @@ def problems(manifest: Path) -> Iterator[Problem]:
     records = [DEFAULTS | row for row in found if isinstance(row, dict)]
     sharing, files = Counter(r["path"] for r in records), {}
     for record in tqdm(records, desc="validate", unit="record", disable=len(records) < 1000):
-        yield from ((record["id"], *found) for found in sound_problems(record, manifest.parent, sharing, files))
+        yield from (
+            (record["id"], *found) for found in sound_problems(record, manifest.parent, sharing, files)
+        )
         yield from ((record["id"], *found) for found in text_problems(record))
     yield from voice_problems(records)
     yield from leaks(records)
@@ -76,7 +81,9 @@ def sound_problems(record: dict, root: Path, sharing: Counter, files: dict) -> I
         yield "wrong_duration", f"says {record['duration']} s from {record['start']} s"
         return
     end = record["start"] + record["duration"]
-    whole = sharing[path] == 1 and record["start"] == 0 and "parent" not in record  # nothing says it is a piece of its file
+    whole = (
+        sharing[path] == 1 and record["start"] == 0 and "parent" not in record
+    )  # nothing says it is a piece of its file
     if end > seconds + SLACK or (whole and end < seconds - SLACK):
         yield "wrong_duration", f"ends at {end:.2f} s, {path} at {seconds:.2f} s"
 
@@ -90,7 +97,9 @@ def text_problems(record: dict) -> Iterator[tuple[str, str]]:
     if not letters:
         yield "empty_text", "no words"
         return
-    if language in ("en", "zh") and (script_share(text, language) < LEAST_SCRIPT or (language == "en" and HAN_CHAR.search(text))):
+    if language in ("en", "zh") and (
+        script_share(text, language) < LEAST_SCRIPT or (language == "en" and HAN_CHAR.search(text))
+    ):
         yield "wrong_script", f"'{text[:30]}' is not {language}"
     low, high = SPEEDS.get(language, SPEEDS[None])
     if record["duration"] and not low <= letters / record["duration"] <= high:
@@ -125,7 +134,9 @@ def shard_problems(folder: Path) -> Iterator[Problem]:
     """Shards that are missing, changed or hold something else than the index says."""
     index = read_json(folder / "index.json")
     if index is None:
-        raise DataError(f"no readable index.json in {folder}: write the shards again with `python -m data_prep.shards`")
+        raise DataError(
+            f"no readable index.json in {folder}: write the shards again with `python -m data_prep.shards`"
+        )
     for shard in index["shards"]:
         path = folder / shard["path"]
         if not path.is_file():
@@ -145,19 +156,30 @@ def validate(path: Path, report: Path | None = None) -> int:
     path = Path(path)
     found = list(shard_problems(path) if path.is_dir() else problems(path))
     if report:
-        lines = (json.dumps({"id": i, "reason": why, "detail": detail}, ensure_ascii=False) + "\n" for i, why, detail in found)
+        lines = (
+            json.dumps({"id": i, "reason": why, "detail": detail}, ensure_ascii=False) + "\n"
+            for i, why, detail in found
+        )
         Path(report).write_text("".join(lines), encoding="utf-8")
     if found:
-        counts = ", ".join(f"{reason} {count}" for reason, count in Counter(why for _, why, _ in found).most_common())
+        counts = ", ".join(
+            f"{reason} {count}" for reason, count in Counter(why for _, why, _ in found).most_common()
+        )
         name, reason, detail = found[0]
-        raise DataError(f"{path}: {len(found)} problems ({counts}); first: '{name}' {reason}, {detail}; --report FILE lists all")
+        raise DataError(
+            f"{path}: {len(found)} problems ({counts}); first: '{name}' {reason}, {detail}; --report FILE lists all"
+        )
     return len(read_json(path / "index.json")["shards"]) if path.is_dir() else sum(1 for _ in path.open("rb"))
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("path", type=Path, help="a manifest.jsonl or a folder of shards")
-    parser.add_argument("--report", type=Path, default=None, help="write every problem to this file (JSON lines)")
+    parser.add_argument(
+        "--report", type=Path, default=None, help="write every problem to this file (JSON lines)"
+    )
     args = parser.parse_args(argv)
     try:
         count = validate(args.path, args.report)

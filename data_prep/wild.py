@@ -49,7 +49,11 @@ FROZEN = ROOT / "data_prep" / "frozen"
 RATE = 24_000
 FACTORS = (1.0, 0.93, 1.08, 0.87, 1.16)  # speeds of the worlds
 WORLD_MINUTES = 41.0  # raw audio that the frozen subset makes in one world
-GROUPS = {"reader": ("_100",), "crowd": ("_122", "_132"), "club": ("_085", "_087", "_115")}  # voices by their pitch
+GROUPS = {
+    "reader": ("_100",),
+    "crowd": ("_122", "_132"),
+    "club": ("_085", "_087", "_115"),
+}  # voices by their pitch
 FORMS = {"reader": "flac", "crowd": "mp3", "club": "opus"}
 LEAST_MINUTES = 2.0
 SPOKEN_ALONE = 0.6  # share of a voice's sentences that become files of their own; the others go on the radio
@@ -62,7 +66,14 @@ FAULTS = {  # shares of the sentence files
     "borderline": 0.03,
     "mild": 0.06,  # good, with noise at 25 or 30 dB
 }
-COPIES = {"exact": 0.06, "opus": 0.06, "mp3": 0.06, "shifted": 0.06, "gain": 0.06, "all": 0.05}  # shares of the good sentence files
+COPIES = {
+    "exact": 0.06,
+    "opus": 0.06,
+    "mp3": 0.06,
+    "shifted": 0.06,
+    "gain": 0.06,
+    "all": 0.05,
+}  # shares of the good sentence files
 CORRUPT = ("empty", "garbage", "page", "cut_flac", "cut_mp3", "damaged", "not_finite", "missing")
 CORRUPT_SHARE = 0.05
 BAD_SNR, GOOD_SNR, BORDER_SNR = (0.0, 5.0, 10.0), (25.0, 30.0), (15.0,)
@@ -89,7 +100,9 @@ def noise(kind: str, size: int, rng: np.random.Generator) -> np.ndarray:
         return rng.standard_normal(size).astype(np.float32)
     wave = pink(size, rng)
     if kind == "traffic":
-        wave *= 1 + 0.8 * np.sin(2 * np.pi * np.arange(size) / RATE / rng.uniform(2, 5) + rng.uniform(0, 6)).astype(np.float32)
+        wave *= 1 + 0.8 * np.sin(
+            2 * np.pi * np.arange(size) / RATE / rng.uniform(2, 5) + rng.uniform(0, 6)
+        ).astype(np.float32)
     return wave / wave.std()
 
 
@@ -101,7 +114,9 @@ def music(size: int, rng: np.random.Generator) -> np.ndarray:
         t = np.arange(min(3 * beat, size - start)) / RATE
         for multiple in (1, 4, 5, 6) if number % 2 else (1, 4, 4 * 2 ** (7 / 12), 8):
             for harmonic in (1, 2, 3):
-                tone = np.sin(2 * np.pi * root * multiple * harmonic * t) * np.exp(-3 * harmonic * t) / harmonic
+                tone = (
+                    np.sin(2 * np.pi * root * multiple * harmonic * t) * np.exp(-3 * harmonic * t) / harmonic
+                )
                 wave[start : start + len(t)] += tone.astype(np.float32)
     return wave / max(np.abs(wave).max(), 1e-9)
 
@@ -127,7 +142,12 @@ def write_audio(path: Path, wave: np.ndarray, level: float = 0.5) -> None:
     form = path.suffix[1:]
     if form == "m4a":
         return write_m4a(path, wave)
-    kinds = {"flac": ("FLAC", "PCM_16"), "wav": ("WAV", "PCM_16"), "mp3": ("MP3", "MPEG_LAYER_III"), "opus": ("OGG", "OPUS")}
+    kinds = {
+        "flac": ("FLAC", "PCM_16"),
+        "wav": ("WAV", "PCM_16"),
+        "mp3": ("MP3", "MPEG_LAYER_III"),
+        "opus": ("OGG", "OPUS"),
+    }
     container, subtype = kinds[form]
     more = {} if form in ("flac", "wav") else {"compression_level": level}
     with soundfile.SoundFile(str(path), "w", RATE, 1, subtype, format=container, **more) as file:
@@ -143,7 +163,9 @@ def write_m4a(path: Path, wave: np.ndarray, bits: int = 64_000) -> None:
         stream = file.add_stream("aac", rate=RATE, layout="mono")
         stream.bit_rate = bits
         for start in range(0, len(wave), 1024):
-            frame = av.AudioFrame.from_ndarray(np.clip(wave[None, start : start + 1024], -1, 1), format="fltp", layout="mono")
+            frame = av.AudioFrame.from_ndarray(
+                np.clip(wave[None, start : start + 1024], -1, 1), format="fltp", layout="mono"
+            )
             frame.rate, frame.pts = RATE, start
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
@@ -197,7 +219,10 @@ def choose(share: float, seed: int) -> list[dict]:
     for record in records:
         voices[record["speaker"]].append(record)
     budget, chosen = share * sum(r["duration"] for r in records), []
-    order = sorted(voices, key=lambda v: (list(GROUPS).index(group_of(v)), hashlib.sha256(f"{seed} {v}".encode()).digest()))
+    order = sorted(
+        voices,
+        key=lambda v: (list(GROUPS).index(group_of(v)), hashlib.sha256(f"{seed} {v}".encode()).digest()),
+    )
     most = 10_000 if share >= 1 else max(10, round(30 * share))
     for voice in order:
         mine = sorted(voices[voice], key=lambda r: hashlib.sha256(f"{seed} {r['id']}".encode()).digest())
@@ -227,9 +252,13 @@ def allot(shares: dict[str, float], keys: Sequence[int], rng: np.random.Generato
     return given
 
 
-def wrong_text(sentence: Sentence, others: Sequence[Sentence], rng: np.random.Generator) -> tuple[str, str, float]:
+def wrong_text(
+    sentence: Sentence, others: Sequence[Sentence], rng: np.random.Generator
+) -> tuple[str, str, float]:
     """(wrong text, how, its error against the truth): more than 30 % of words (zh: syllables) are wrong."""
-    same = [s.text for s in others if s.language == sentence.language and s.text != sentence.text] or ["Nothing of the kind."]
+    same = [s.text for s in others if s.language == sentence.language and s.text != sentence.text] or [
+        "Nothing of the kind."
+    ]
     space = "" if sentence.language == "zh" else " "
     words = [c for c in sentence.text if c.isalnum()] if sentence.language == "zh" else sentence.text.split()
     for how in [*rng.permutation(["other", "cut", "mixed"]), "other"] * 5:
@@ -241,7 +270,9 @@ def wrong_text(sentence: Sentence, others: Sequence[Sentence], rng: np.random.Ge
         elif how == "mixed":
             changed = rng.permutation(len(words))[: max(1, round(len(words) * rng.uniform(0.4, 0.8)))]
             text = space.join(str(rng.choice(spare)) if i in changed else w for i, w in enumerate(words))
-        error = line_rates(sentence.text, text, sentence.language)["pinyin" if sentence.language == "zh" else "wer"].error
+        error = line_rates(sentence.text, text, sentence.language)[
+            "pinyin" if sentence.language == "zh" else "wer"
+        ].error
         if error > 0.3:
             return text, str(how), round(error, 3)
     raise DataError(f"no wrong text for '{sentence.text}': give the wild set more sentences")
@@ -251,11 +282,15 @@ def babble(size: int, others: Sequence[Sentence], rng: np.random.Generator) -> n
     """Six voices at once, root mean square 1: (T,)."""
     wave = np.zeros(size, np.float32)
     for index in rng.integers(len(others), size=6):
-        wave += np.roll(np.resize(others[index].wave / np.sqrt(power(others[index].wave)), size), int(rng.integers(size)))
+        wave += np.roll(
+            np.resize(others[index].wave / np.sqrt(power(others[index].wave)), size), int(rng.integers(size))
+        )
     return wave / wave.std()
 
 
-def with_noise(wave: np.ndarray, level: float, snr: float, others: Sequence[Sentence], rng: np.random.Generator) -> tuple[np.ndarray, str]:
+def with_noise(
+    wave: np.ndarray, level: float, snr: float, others: Sequence[Sentence], rng: np.random.Generator
+) -> tuple[np.ndarray, str]:
     """The wave with noise `snr` dB under speech of power `level`, and the kind of noise."""
     kind = str(rng.choice(["pink", "white", "traffic", "babble"]))
     added = babble(len(wave), others, rng) if kind == "babble" else noise(kind, len(wave), rng)
@@ -266,11 +301,31 @@ def with_noise(wave: np.ndarray, level: float, snr: float, others: Sequence[Sent
 
 
 def unit(kind: str, start: float, end: float, **more: object) -> dict:
-    base = {"voice": None, "language": None, "text": None, "speech": [], "fault": None, "detail": None, "snr": None}
-    return {"kind": kind, "start": round(start, 4), "end": round(end, 4)} | base | {"copy_of": None, "copy": None} | more
+    base = {
+        "voice": None,
+        "language": None,
+        "text": None,
+        "speech": [],
+        "fault": None,
+        "detail": None,
+        "snr": None,
+    }
+    return (
+        {"kind": kind, "start": round(start, 4), "end": round(end, 4)}
+        | base
+        | {"copy_of": None, "copy": None}
+        | more
+    )
 
 
-def sentence_item(source: str, form: str, sentence: Sentence, fault: str, everyone: Sequence[Sentence], rng: np.random.Generator) -> Item:
+def sentence_item(
+    source: str,
+    form: str,
+    sentence: Sentence,
+    fault: str,
+    everyone: Sequence[Sentence],
+    rng: np.random.Generator,
+) -> Item:
     """A sentence file: silence, speech, silence, and perhaps a fault."""
     level, lead, tail = power(sentence.wave), *(round(x * RATE) for x in rng.uniform(0.25, 0.9, 2))
     wave = np.pad(sentence.wave, (lead, tail))
@@ -294,7 +349,15 @@ def sentence_item(source: str, form: str, sentence: Sentence, fault: str, everyo
     if fault != "clipped":
         wave = wave / np.abs(wave).max() * rng.uniform(0.15, 0.85)
     start, end = round(lead / RATE, 4), round((lead + len(sentence.wave)) / RATE, 4)
-    truth = unit("sentence", start, end, voice=sentence.voice, language=sentence.language, text=sentence.text, speech=[[start, end]])
+    truth = unit(
+        "sentence",
+        start,
+        end,
+        voice=sentence.voice,
+        language=sentence.language,
+        text=sentence.text,
+        speech=[[start, end]],
+    )
     return Item(
         source,
         form,
@@ -319,13 +382,27 @@ def copy_item(item: Item, kind: str, source: str, rng: np.random.Generator) -> I
         form = str(rng.choice(["opus", "mp3"] if kind == "all" else ["flac", "wav"]))
     shift = lead / RATE
     units = [moved(u, shift) | {"copy": kind} for u in item.units]
-    return Item(source, form, wave, dict(item.claims), units, item.licence, level, original=item if kind == "exact" else None)
+    return Item(
+        source,
+        form,
+        wave,
+        dict(item.claims),
+        units,
+        item.licence,
+        level,
+        original=item if kind == "exact" else None,
+    )
 
 
 def moved(truth: dict, shift: float) -> dict:
     """A unit, `shift` seconds later; its original is looked up when it has an id."""
     speech = [[round(a + shift, 4), round(b + shift, 4)] for a, b in truth["speech"]]
-    return truth | {"start": round(truth["start"] + shift, 4), "end": round(truth["end"] + shift, 4), "speech": speech, "copy_of": truth}
+    return truth | {
+        "start": round(truth["start"] + shift, 4),
+        "end": round(truth["end"] + shift, 4),
+        "speech": speech,
+        "copy_of": truth,
+    }
 
 
 def turns_of(sentences: Sequence[Sentence], rng: np.random.Generator) -> list[list[Sentence]]:
@@ -334,7 +411,9 @@ def turns_of(sentences: Sequence[Sentence], rng: np.random.Generator) -> list[li
     for index in rng.permutation(len(sentences)):
         stacks[sentences[index].voice].append(sentences[index])
     turns, last = [], None
-    while voices := sorted(v for v in stacks if v != last and sum(len(s.wave) for s in stacks[v]) > 4.0 * RATE):
+    while voices := sorted(
+        v for v in stacks if v != last and sum(len(s.wave) for s in stacks[v]) > 4.0 * RATE
+    ):
         weight = np.array([len(stacks[v]) for v in voices], float)
         last = str(rng.choice(voices, p=weight / weight.sum()))
         turn, wanted = [], rng.uniform(4.0, 12.0)
@@ -344,10 +423,20 @@ def turns_of(sentences: Sequence[Sentence], rng: np.random.Generator) -> list[li
     return [t for t in turns if sum(len(s.wave) for s in t) > 3.5 * RATE]
 
 
-def radio_item(source: str, form: str, turns: list[list[Sentence]], everyone: Sequence[Sentence], rng: np.random.Generator) -> Item:
+def radio_item(
+    source: str,
+    form: str,
+    turns: list[list[Sentence]],
+    everyone: Sequence[Sentence],
+    rng: np.random.Generator,
+) -> Item:
     """A long recording: jingle, turns with pauses, a jingle in the middle, some turns in noise, no claims at all."""
     pieces, units, place = [], [], 0
-    quality = allot({"noisy": 0.2, "mild": 0.1, "borderline": 0.05}, range(len(turns)), rng) if len(turns) > 3 else {}
+    quality = (
+        allot({"noisy": 0.2, "mild": 0.1, "borderline": 0.05}, range(len(turns)), rng)
+        if len(turns) > 3
+        else {}
+    )
 
     def add(wave: np.ndarray) -> tuple[float, float]:
         nonlocal place
@@ -365,7 +454,9 @@ def radio_item(source: str, form: str, turns: list[list[Sentence]], everyone: Se
         for index, sentence in enumerate(turn):
             if index:
                 add(np.zeros(round(RATE * rng.uniform(0.15, 0.7))))
-            speech.append([round(x, 4) for x in add(sentence.wave * np.float32(np.sqrt(level / power(sentence.wave))))])
+            speech.append(
+                [round(x, 4) for x in add(sentence.wave * np.float32(np.sqrt(level / power(sentence.wave))))]
+            )
         snr, kind = None, None
         if fault:
             snr = float(rng.choice({"noisy": BAD_SNR, "borderline": BORDER_SNR, "mild": GOOD_SNR}[fault]))
@@ -374,12 +465,27 @@ def radio_item(source: str, form: str, turns: list[list[Sentence]], everyone: Se
         gain = 0.07 / np.sqrt(level)  # one loudness for all speakers
         pieces[first:] = [p * np.float32(gain) for p in pieces[first:]]
         voice, text = turn[0], " ".join(s.text for s in turn)
-        truth = unit("turn", speech[0][0], speech[-1][1], voice=voice.voice, language=voice.language, text=text, speech=speech)
+        truth = unit(
+            "turn",
+            speech[0][0],
+            speech[-1][1],
+            voice=voice.voice,
+            language=voice.language,
+            text=text,
+            speech=speech,
+        )
         units.append(truth | {"fault": None if fault in ("", "mild") else fault, "detail": kind, "snr": snr})
         add(np.zeros(round(RATE * rng.uniform(0.6, 2.5))))
     wave = np.concatenate(pieces)
     wave += noise("pink", len(wave), rng) * np.float32(0.07 * 10 ** (-ROOM / 20))
-    return Item(source, form, wave / max(1.0, np.abs(wave).max()), {}, units, "CC-BY-SA-3.0 and others, see data_prep/frozen")
+    return Item(
+        source,
+        form,
+        wave / max(1.0, np.abs(wave).max()),
+        {},
+        units,
+        "CC-BY-SA-3.0 and others, see data_prep/frozen",
+    )
 
 
 def sound_item(source: str, kind: str, seconds: float, rng: np.random.Generator) -> Item:
@@ -390,9 +496,17 @@ def sound_item(source: str, kind: str, seconds: float, rng: np.random.Generator)
     elif kind == "silence":
         wave = np.zeros(size, np.float32)
     else:
-        wave = noise("pink" if kind == "hiss" else kind, size, rng) * np.float32(2e-4 if kind == "hiss" else 0.05)
+        wave = noise("pink" if kind == "hiss" else kind, size, rng) * np.float32(
+            2e-4 if kind == "hiss" else 0.05
+        )
     fault = kind if kind in ("music", "silence") else "noise"
-    return Item(source, str(rng.choice(["mp3", "flac", "opus"])), wave, {}, [unit("sound", 0, seconds, fault=fault, detail=kind)])
+    return Item(
+        source,
+        str(rng.choice(["mp3", "flac", "opus"])),
+        wave,
+        {},
+        [unit("sound", 0, seconds, fault=fault, detail=kind)],
+    )
 
 
 def corrupt_item(source: str, spoil: str, item: Item) -> Item:
@@ -400,7 +514,15 @@ def corrupt_item(source: str, spoil: str, item: Item) -> Item:
     form = {"cut_mp3": "mp3", "page": "mp3", "not_finite": "wav"}.get(spoil, "flac")
     claims = item.claims | ({"duration": round(len(item.wave) / RATE, 2)} if spoil == "cut_mp3" else {})
     seconds = len(item.wave) / RATE
-    return Item(source, form, item.wave, claims, [unit("file", 0, seconds, fault="corrupt", detail=spoil)], item.licence, spoil=spoil)
+    return Item(
+        source,
+        form,
+        item.wave,
+        claims,
+        [unit("file", 0, seconds, fault="corrupt", detail=spoil)],
+        item.licence,
+        spoil=spoil,
+    )
 
 
 def destroy(path: Path, spoil: str, wave: np.ndarray, rng: np.random.Generator) -> None:
@@ -437,7 +559,9 @@ def world(number: int, share: float, seed: int) -> Iterator[Item]:
     faults = allot(FAULTS, range(len(alone)), rng)
     good = []
     for index, sentence in enumerate(alone):
-        item = sentence_item(source[sentence.group], FORMS[sentence.group], sentence, faults.get(index, ""), sentences, rng)
+        item = sentence_item(
+            source[sentence.group], FORMS[sentence.group], sentence, faults.get(index, ""), sentences, rng
+        )
         good += [] if faults.get(index) else [item]
         yield item
     for index, kind in allot(COPIES, range(len(good)), rng).items():
@@ -447,12 +571,16 @@ def world(number: int, share: float, seed: int) -> Iterator[Item]:
     for group in GROUPS:
         turns = turns_of([s for s in aloud if s.group == group], rng)
         if turns:
-            item = radio_item(source["radio"], str(rng.choice(["m4a", "mp3", "opus", "flac"])), turns, sentences, rng)
+            item = radio_item(
+                source["radio"], str(rng.choice(["m4a", "mp3", "opus", "flac"])), turns, sentences, rng
+            )
             yield item
             if group != "club":
                 yield mirrored(item, source["mirror"], rng)
     for index in range(max(1, round(3 * share)) * len(SOUNDS)):
-        yield sound_item(source["street"], SOUNDS[index % len(SOUNDS)], float(rng.uniform(3, 6) * (1 + 3 * share)), rng)
+        yield sound_item(
+            source["street"], SOUNDS[index % len(SOUNDS)], float(rng.uniform(3, 6) * (1 + 3 * share)), rng
+        )
 
 
 def divide(sentences: list[Sentence], rng: np.random.Generator) -> tuple[list[Sentence], list[Sentence]]:
@@ -497,7 +625,11 @@ def save(item: Item, number: int, seed: int, out: Path) -> tuple[dict, dict]:
         truth["copy_of"] = truth["copy_of"]["id"] if truth["copy_of"] else None
     place = {"id": item.id, "path": path.relative_to(out).as_posix()}
     known = {"source": item.source, "licence": item.licence} | item.claims
-    return place | known, place | {"source": item.source, "duration": round(len(item.wave) / RATE, 4), "units": item.units}
+    return place | known, place | {
+        "source": item.source,
+        "duration": round(len(item.wave) / RATE, 4),
+        "units": item.units,
+    }
 
 
 def build(out: Path, minutes: float, seed: int = 0) -> dict:
@@ -509,7 +641,9 @@ def build(out: Path, minutes: float, seed: int = 0) -> dict:
     """
     most = WORLD_MINUTES * len(FACTORS)
     if not LEAST_MINUTES <= minutes <= most:
-        raise ConfigError(f"{minutes:g} minutes: choose {LEAST_MINUTES:g} (to hold every fault) to {most:.0f} (more would repeat itself)")
+        raise ConfigError(
+            f"{minutes:g} minutes: choose {LEAST_MINUTES:g} (to hold every fault) to {most:.0f} (more would repeat itself)"
+        )
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} is not empty: choose another --out, or delete it")
     out.mkdir(parents=True, exist_ok=True)
@@ -523,7 +657,11 @@ def build(out: Path, minutes: float, seed: int = 0) -> dict:
                 bar.update(round(truth["duration"]))
     order = sorted(range(number), key=lambda i: records[i]["id"])
     (out / "manifest.jsonl").write_bytes(b"".join(dump(records[i]) for i in order))
-    truth = {"seed": seed, "minutes": round(sum(f["duration"] for f in files) / 60, 3), "files": [files[i] for i in order]}
+    truth = {
+        "seed": seed,
+        "minutes": round(sum(f["duration"] for f in files) / 60, 3),
+        "files": [files[i] for i in order],
+    }
     (out / "truth.json").write_text(json.dumps(truth, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
     return truth
 
@@ -534,18 +672,26 @@ def describe(truth: dict) -> str:
     counts = Counter(f"copy: {u['copy']}" if u["copy"] else u["fault"] or "good" for u in units)
     names = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
     sources = len({f["source"] for f in truth["files"]})
-    return f"{truth['minutes'] / 60:.2f} h in {len(truth['files'])} files of {sources} sources; units: {names}"
+    return (
+        f"{truth['minutes'] / 60:.2f} h in {len(truth['files'])} files of {sources} sources; units: {names}"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--hours", type=float, default=3.0)
     parser.add_argument("--minutes", type=float, help="instead of --hours")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     try:
-        print(describe(build(args.out, args.minutes if args.minutes is not None else 60 * args.hours, args.seed)))
+        print(
+            describe(
+                build(args.out, args.minutes if args.minutes is not None else 60 * args.hours, args.seed)
+            )
+        )
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 

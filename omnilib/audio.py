@@ -81,7 +81,9 @@ def sinc_filters(up: int, down: int, zeros: int = 6, rolloff: float = 0.99) -> t
     cutoff = min(up, down) * rolloff
     width = math.ceil(zeros * down / cutoff)
     offset = torch.arange(-width, width + down, dtype=torch.float64) / down  # (K,)
-    phase = -torch.arange(up, dtype=torch.float32).div(up).double()[:, None]  # float32 phases, as the reference's are
+    phase = (
+        -torch.arange(up, dtype=torch.float32).div(up).double()[:, None]
+    )  # float32 phases, as the reference's are
     t = ((phase + offset) * cutoff).clamp(-zeros, zeros)  # (up, K)
     window = torch.cos(t * math.pi / zeros / 2) ** 2
     return (torch.sinc(t) * window * cutoff / down).float()[:, None], width
@@ -97,7 +99,11 @@ def resample(wave: Tensor, from_rate: int, to_rate: int) -> Tensor:
         rows = wave.detach().cpu().reshape(-1, wave.shape[-1])
         count = math.ceil(wave.shape[-1] * up / down)
         moved = [torch.from_numpy(soxr.resample(row.numpy(), from_rate, to_rate)) for row in rows]
-        return torch.stack([pad(row[:count], (0, max(0, count - len(row)))) for row in moved]).to(wave).reshape(*wave.shape[:-1], count)
+        return (
+            torch.stack([pad(row[:count], (0, max(0, count - len(row)))) for row in moved])
+            .to(wave)
+            .reshape(*wave.shape[:-1], count)
+        )
     filters, width = sinc_filters(up, down)
     flat = wave.reshape(-1, 1, wave.shape[-1])  # (N, 1, T)
     phases = conv1d(pad(flat, (width, width + down)), filters.to(wave), stride=down)  # (N, up, T/down)
@@ -188,7 +194,9 @@ def as_batch(wave: Tensor, least: int, what: str) -> Tensor:
     """(T,) or (B, T) -> (B, T), long enough for one window."""
     batch = wave[None] if wave.dim() == 1 else wave
     if batch.shape[-1] < least:
-        raise AudioError(f"audio of {batch.shape[-1]} samples is too short for {what}: give at least {least} samples")
+        raise AudioError(
+            f"audio of {batch.shape[-1]} samples is too short for {what}: give at least {least} samples"
+        )
     return batch
 
 
@@ -224,7 +232,9 @@ def mel_80(wave: Tensor, lengths: Tensor | None = None, window: int = MEL_WINDOW
         raise AudioError(f"a mel window of {window} samples: give {2 * MEL_HOP} to {MEL_WINDOW}")
     batch = as_batch(wave, 721, "a mel spectrum")
     padded = reflect(batch, 720, lengths)
-    spectrum = torch.stft(padded, 1920, MEL_HOP, window, window=table(wave, hann, window), center=False, return_complex=True)
+    spectrum = torch.stft(
+        padded, 1920, MEL_HOP, window, window=table(wave, hann, window), center=False, return_complex=True
+    )
     magnitude = (square(spectrum) + 1e-9).sqrt() * (1920 / window)  # (B, 961, F)
     mel = table(wave, slaney_filters, 24_000, 1920, 80, 0.0, 8000.0) @ magnitude  # (B, 80, F)
     return mel.clamp(min=1e-5).log().reshape(*wave.shape[:-1], 80, -1)
@@ -232,7 +242,9 @@ def mel_80(wave: Tensor, lengths: Tensor | None = None, window: int = MEL_WINDOW
 
 def spectra(frames: Tensor, size: int) -> Tensor:
     """Fourier transform of each frame, filled with zeros up to `size`: (..., N) -> (..., size // 2 + 1) complex."""
-    if frames.device.type == "cpu" and not frames.requires_grad:  # SciPy's, five times as fast as torch's in float32
+    if (
+        frames.device.type == "cpu" and not frames.requires_grad
+    ):  # SciPy's, five times as fast as torch's in float32
         return torch.from_numpy(scipy.fft.rfft(frames.numpy(), size))
     return torch.fft.rfft(frames, size)
 
@@ -242,7 +254,9 @@ def fbank_80(wave: Tensor) -> Tensor:
     batch = as_batch(wave, 400, "a filter bank")
     frames = batch.unfold(-1, 400, 160)  # (B, F, 400)
     frames = frames - frames.mean(-1, keepdim=True)
-    frames = frames - 0.97 * torch.cat((frames[..., :1], frames[..., :-1]), -1)  # pre-emphasis within the frame
+    frames = frames - 0.97 * torch.cat(
+        (frames[..., :1], frames[..., :-1]), -1
+    )  # pre-emphasis within the frame
     power = square(spectra(frames * povey(400).to(wave), 512))  # (B, F, 257)
     bank = power @ kaldi_filters(16_000, 512, 80, 20.0, 8000.0).to(wave).T  # (B, F, 80)
     return bank.clamp(min=torch.finfo(torch.float32).eps).log().reshape(*wave.shape[:-1], -1, 80)

@@ -52,20 +52,45 @@ def build_parser() -> argparse.ArgumentParser:
     parser = options.Parser(prog="omni", description="MGM-Omni to read, train, re-run and trust.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    speak = commands.add_parser("speak", help="text in, wave out", epilog=SPEAK_NOTES, formatter_class=argparse.RawDescriptionHelpFormatter)
+    speak = commands.add_parser(
+        "speak",
+        help="text in, wave out",
+        epilog=SPEAK_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     speak.add_argument("text", help="what to say, or - to read it (UTF-8) from standard input")
-    speak.add_argument("-o", "--out", type=Path, required=True, metavar="OUT.wav", help="the wave; - for standard output")
-    speak.add_argument("--voice", metavar="NAME|REF.wav", help="a committed voice (default: the first), or a recording of 1-30 s to clone")
+    speak.add_argument(
+        "-o", "--out", type=Path, required=True, metavar="OUT.wav", help="the wave; - for standard output"
+    )
+    speak.add_argument(
+        "--voice",
+        metavar="NAME|REF.wav",
+        help="a committed voice (default: the first), or a recording of 1-30 s to clone",
+    )
     speak.add_argument("--voice-text", help="what is said in the recording (needed with a recording)")
     speak.add_argument("--language", help="en or zh (default: told from the text)")
-    speak.add_argument("--scale", default="nano", help="checkpoints/<scale>, or a folder of checkpoints: ours, or a published MGM-Omni-TTS")
+    speak.add_argument(
+        "--scale",
+        default="nano",
+        help="checkpoints/<scale>, or a folder of checkpoints: ours, or a published MGM-Omni-TTS",
+    )
     speak.add_argument("--device", default="cpu", help="cpu or cuda")
     speak.add_argument("--seed", type=options.seed, default=0)
-    speak.add_argument("--temperature", type=options.temperature, help="0 is greedy (default: the checkpoint's)")
-    speak.add_argument("--stream", action="store_true", help="make sound while the text is decoded: with -o - it leaves as it is made")
+    speak.add_argument(
+        "--temperature", type=options.temperature, help="0 is greedy (default: the checkpoint's)"
+    )
+    speak.add_argument(
+        "--stream",
+        action="store_true",
+        help="make sound while the text is decoded: with -o - it leaves as it is made",
+    )
 
-    reproduce = commands.add_parser("reproduce", help="re-evaluate the checkpoints, run every notebook, rebuild reports/")
-    reproduce.add_argument("--only", metavar="NN", help="only the notebooks whose name starts with NN, no re-evaluation")
+    reproduce = commands.add_parser(
+        "reproduce", help="re-evaluate the checkpoints, run every notebook, rebuild reports/"
+    )
+    reproduce.add_argument(
+        "--only", metavar="NN", help="only the notebooks whose name starts with NN, no re-evaluation"
+    )
     reproduce.add_argument("--notebooks", action="store_true", help="every notebook, no re-evaluation")
     reproduce.add_argument("--scale", default="nano", choices=["smoke", "nano", "paper"])
     reproduce.add_argument(
@@ -74,44 +99,72 @@ def build_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     reproduce.add_argument("--seed", metavar="N[,N...]", help="seed of the notebooks: the same as -p seed=N")
 
-    compare = commands.add_parser("compare", help="two runs or commits side by side: settings and figures that differ")
-    compare.add_argument("a", metavar="A", help="a report folder, reports/<scale>, a file of figures, a commit, or COMMIT:PATH")
+    compare = commands.add_parser(
+        "compare", help="two runs or commits side by side: settings and figures that differ"
+    )
+    compare.add_argument(
+        "a", metavar="A", help="a report folder, reports/<scale>, a file of figures, a commit, or COMMIT:PATH"
+    )
     compare.add_argument("b", metavar="B")
     compare.add_argument("--scale", default="nano", help="of which a commit's reports are read")
 
     train = commands.add_parser("train", help="run one training stage")
     train.add_argument("stage", nargs="?", help=", ".join(stages()))
-    train.add_argument("rest", nargs=argparse.REMAINDER, help="--config NAME --set key=value ... --out FOLDER")
+    train.add_argument(
+        "rest", nargs=argparse.REMAINDER, help="--config NAME --set key=value ... --out FOLDER"
+    )
 
     data = commands.add_parser("data", help="build, curate, check, shard and plan corpora")
     data.add_argument("task", nargs="?", help=", ".join(DATA_TASKS))
     data.add_argument("rest", nargs=argparse.REMAINDER)
 
-    fetch = commands.add_parser("fetch", help="download published weights from the hub, pinned to a commit (uses the network)")
+    fetch = commands.add_parser(
+        "fetch", help="download published weights from the hub, pinned to a commit (uses the network)"
+    )
     fetch.add_argument(
-        "pin", metavar="OWNER/NAME@COMMIT", help="for example wcy1122/MGM-Omni-TTS-2B-0927@<40 hex digits>; a branch tells its commit"
+        "pin",
+        metavar="OWNER/NAME@COMMIT",
+        help="for example wcy1122/MGM-Omni-TTS-2B-0927@<40 hex digits>; a branch tells its commit",
     )
     fetch.add_argument("-o", "--out", type=Path, help="folder (default: checkpoints/paper/NAME)")
 
     commands.add_parser("doctor", help="versions, device, judges and engines: what is here, what is missing")
 
-    verify = commands.add_parser("verify", help="recompute chosen numbers from the checkpoints and compare with the reports")
-    verify.add_argument("--scale", default="nano")
-    verify.add_argument("--arithmetic", action="store_true", help="only recount the figures from their records: seconds, no model")
-
-    report = commands.add_parser("report", help="rebuild reports/index.html, reports/README.md and README's results table")
-    report.add_argument("--scale", default="nano")
-    report.add_argument("--check", action="store_true", help="write nothing; fail when what stands behind a figure has changed since")
-    report.add_argument(
-        "--accept", metavar="RESULT", help="keep this result's figures although something behind them has changed (with --why)"
+    verify = commands.add_parser(
+        "verify", help="recompute chosen numbers from the checkpoints and compare with the reports"
     )
-    report.add_argument("--why", default="", help="what changed, and why the figures are kept: printed on the front page")
+    verify.add_argument("--scale", default="nano")
+    verify.add_argument(
+        "--arithmetic",
+        action="store_true",
+        help="only recount the figures from their records: seconds, no model",
+    )
+
+    report = commands.add_parser(
+        "report", help="rebuild reports/index.html, reports/README.md and README's results table"
+    )
+    report.add_argument("--scale", default="nano")
+    report.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; fail when what stands behind a figure has changed since",
+    )
+    report.add_argument(
+        "--accept",
+        metavar="RESULT",
+        help="keep this result's figures although something behind them has changed (with --why)",
+    )
+    report.add_argument(
+        "--why", default="", help="what changed, and why the figures are kept: printed on the front page"
+    )
     return parser
 
 
 def stages() -> list[str]:
     """Training scripts, one per stage (the folder holds shared helpers too)."""
-    return sorted(p.stem for p in TRAIN.glob("*.py") if '__name__ == "__main__"' in p.read_text(encoding="utf-8"))
+    return sorted(
+        p.stem for p in TRAIN.glob("*.py") if '__name__ == "__main__"' in p.read_text(encoding="utf-8")
+    )
 
 
 def read_text(given: str) -> str:
@@ -121,7 +174,9 @@ def read_text(given: str) -> str:
         UserError: not UTF-8, or no text at all.
     """
     if given != "-":
-        raw = given.encode("utf-8", "surrogateescape")  # bytes of the command line that its locale could not read
+        raw = given.encode(
+            "utf-8", "surrogateescape"
+        )  # bytes of the command line that its locale could not read
     elif sys.stdin is None:
         raise UserError("standard input is closed: give the text as an argument")
     else:
@@ -129,12 +184,16 @@ def read_text(given: str) -> str:
             print("type the text, then Ctrl-D", file=sys.stderr)
         raw = sys.stdin.buffer.read()
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw:
-        raise UserError("the text is not UTF-8 (it looks like UTF-16, or like no text at all): save it as UTF-8")
+        raise UserError(
+            "the text is not UTF-8 (it looks like UTF-16, or like no text at all): save it as UTF-8"
+        )
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise UserError(f"the text is not UTF-8 (line {line}): save it as UTF-8, or convert it with iconv") from None
+        raise UserError(
+            f"the text is not UTF-8 (line {line}): save it as UTF-8, or convert it with iconv"
+        ) from None
 
 
 def speak(args: argparse.Namespace) -> int:
@@ -154,7 +213,12 @@ def speak(args: argparse.Namespace) -> int:
     speaker = Speaker.load(args.scale, args.device)
     for entry in speaker.voices.values():
         check_output(args.out, speaker.folder / entry["file"])
-    request = {"voice": args.voice, "voice_text": args.voice_text, "language": args.language, "seed": args.seed}
+    request = {
+        "voice": args.voice,
+        "voice_text": args.voice_text,
+        "language": args.language,
+        "seed": args.seed,
+    }
     request |= {"temperature": args.temperature, "progress": sys.stderr is not None and sys.stderr.isatty()}
     if args.stream:
         result, told = stream_speech(speaker, text, args.out, request)
@@ -213,7 +277,9 @@ def reproduce(args: argparse.Namespace) -> int:
     given = [*args.parameter, *([f"seed={args.seed}"] if args.seed is not None else [])]
     if given:
         return variants(notebooks, args.scale, combinations(given, notebooks))
-    reports = RUNS / "reports" if args.scale == "smoke" else REPORTS  # smoke numbers mean nothing: not beside real ones
+    reports = (
+        RUNS / "reports" if args.scale == "smoke" else REPORTS
+    )  # smoke numbers mean nothing: not beside real ones
     check_writable(reports)
     if args.only is None and not args.notebooks and args.scale == "nano":
         print("evaluating the committed checkpoints", flush=True)
@@ -221,13 +287,17 @@ def reproduce(args: argparse.Namespace) -> int:
             failures.append("omnilib.eval.nano (its message stands above)")
     outcomes = report.run_notebooks(notebooks, args.scale, reports)
     failures += [f"{o.name}: {o.error}" for o in outcomes if not o.ok]
-    where = (reports / "index.html").relative_to(ROOT) if reports.is_relative_to(ROOT) else reports / "index.html"
+    where = (
+        (reports / "index.html").relative_to(ROOT) if reports.is_relative_to(ROOT) else reports / "index.html"
+    )
     if failures or (args.only is not None and args.scale != "smoke"):
         told = f"{where} stays as it was" + ("" if failures else " (`omni report` rebuilds it)")
     else:
         report.build_index(reports, args.scale, readme=ROOT / "README.md" if args.scale == "nano" else None)
         told = f"{where} rebuilt"
-    print(f"{told}; {sum(o.ok for o in outcomes)} of {len(outcomes)} notebooks ok; {(time.time() - started) / 60:.1f} minutes")
+    print(
+        f"{told}; {sum(o.ok for o in outcomes)} of {len(outcomes)} notebooks ok; {(time.time() - started) / 60:.1f} minutes"
+    )
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -284,7 +354,9 @@ def run_module(name: str, arguments: list[str]) -> int:
 def train(args: argparse.Namespace) -> int:
     """Hand over to omnilib/train/<stage>.py."""
     if args.stage is None:
-        print(f"usage: omni train STAGE --config NAME [--set key=value ...] --out FOLDER\nstages: {', '.join(stages())}")
+        print(
+            f"usage: omni train STAGE --config NAME [--set key=value ...] --out FOLDER\nstages: {', '.join(stages())}"
+        )
         return 0
     if args.stage not in stages():
         raise UserError(f"no training stage '{args.stage}': choose one of {', '.join(stages())}")
@@ -294,7 +366,10 @@ def train(args: argparse.Namespace) -> int:
 def data(args: argparse.Namespace) -> int:
     """Hand over to data_prep."""
     if args.task is None:
-        print("usage: omni data TASK [--help] ...\n" + "\n".join(f"  {task:<11} {what}" for task, (_, what) in DATA_TASKS.items()))
+        print(
+            "usage: omni data TASK [--help] ...\n"
+            + "\n".join(f"  {task:<11} {what}" for task, (_, what) in DATA_TASKS.items())
+        )
         return 0
     if args.task not in DATA_TASKS:
         raise UserError(f"no data task '{args.task}': choose one of {', '.join(DATA_TASKS)}")
@@ -316,7 +391,9 @@ def fetch(args: argparse.Namespace) -> int:
     if weights.is_brain(folder):
         print(f"{folder}: a brain; load it with `omnilib.weights.load_brain`")
         return 0
-    print(f"{folder}: speak with `omni speak TEXT --scale {folder} --voice REF.wav --voice-text ... -o out.wav`")
+    print(
+        f"{folder}: speak with `omni speak TEXT --scale {folder} --voice REF.wav --voice-text ... -o out.wav`"
+    )
     return 0
 
 
@@ -338,7 +415,9 @@ def verify(args: argparse.Namespace) -> int:
         checks = recheck(args.scale)
     print(f"{'':<8}{'committed':>10}{'now':>10}{'tolerance':>11}  what")
     for check in checks:
-        print(f"{'ok' if check.ok else 'DIFFERS':<8}{check.committed:>10.4f}{check.measured:>10.4f}{check.tolerance:>11.2g}  {check.name}")
+        print(
+            f"{'ok' if check.ok else 'DIFFERS':<8}{check.committed:>10.4f}{check.measured:>10.4f}{check.tolerance:>11.2g}  {check.name}"
+        )
     return 0 if all(check.ok for check in checks) else 1
 
 
@@ -353,7 +432,10 @@ def report(args: argparse.Namespace) -> int:
     if args.check or args.accept:
         return check_sources(args)
     build_index(REPORTS, args.scale, readme=ROOT / "README.md" if args.scale == "nano" else None)
-    print("wrote reports/index.html, reports/README.md" + (" and the results table of README.md" if args.scale == "nano" else ""))
+    print(
+        "wrote reports/index.html, reports/README.md"
+        + (" and the results table of README.md" if args.scale == "nano" else "")
+    )
     return 0
 
 
@@ -362,7 +444,9 @@ def check_sources(args: argparse.Namespace) -> int:
     from omnilib.report import sources
 
     if args.accept:
-        print(f"{args.accept}: accepted {', '.join(sources.accept(args.accept, args.why, REPORTS, args.scale))}")
+        print(
+            f"{args.accept}: accepted {', '.join(sources.accept(args.accept, args.why, REPORTS, args.scale))}"
+        )
         return 0
     stale = sources.check(REPORTS, args.scale)
     for name, changes in stale.items():
@@ -432,7 +516,9 @@ def stop_on_signals() -> dict:
         raise SystemExit(128 + number)
 
     numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    wanted = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]  # `nohup` goes on ignoring
+    wanted = [
+        number for number in numbers if signal.getsignal(number) != signal.SIG_IGN
+    ]  # `nohup` goes on ignoring
     return {number: signal.signal(number, stop) for number in wanted}
 
 

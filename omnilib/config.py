@@ -44,7 +44,9 @@ def load(cls: type[T], name: str | Path | None = None, overrides: list[str] | No
     except OmegaConfBaseException as error:
         first, key = str(error).strip().splitlines()[0], getattr(error, "full_key", None)
         where = f"{key}: " if key and f"'{key}'" not in first else ""
-        raise ConfigError(f"config {name or cls.__name__}: {where}{first} (see the fields of {cls.__name__})") from None
+        raise ConfigError(
+            f"config {name or cls.__name__}: {where}{first} (see the fields of {cls.__name__})"
+        ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"config {name} is not YAML: {' '.join(str(error).split())}") from None
 

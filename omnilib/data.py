@@ -15,7 +15,19 @@ import torch
 
 from omnilib.errors import DataError
 
-FIELDS = ("id", "path", "start", "duration", "rate", "text", "language", "speaker", "source", "licence", "split")
+FIELDS = (
+    "id",
+    "path",
+    "start",
+    "duration",
+    "rate",
+    "text",
+    "language",
+    "speaker",
+    "source",
+    "licence",
+    "split",
+)
 
 
 def read_manifest(path: Path) -> list[dict]:
@@ -44,7 +56,9 @@ def read_manifest(path: Path) -> list[dict]:
         seen.add(record["id"])
         if record["path"] not in safe:
             if not (root / record["path"]).resolve().is_relative_to(root):
-                raise DataError(f"{path}:{number}: path '{record['path']}' leaves the corpus folder; not read")
+                raise DataError(
+                    f"{path}:{number}: path '{record['path']}' leaves the corpus folder; not read"
+                )
             safe.add(record["path"])
         records.append(record)
     return records
@@ -104,7 +118,9 @@ def load_segment(record: dict, root: Path, start: float = 0.0, duration: float |
     try:
         shard = FlacShard(path) if path.suffix == ".flac" else open_shard(str(path))
     except (OSError, ValueError, soundfile.SoundFileError) as error:
-        raise DataError(f"cannot read {record['path']} of '{record['id']}': {error}; rebuild the corpus") from None
+        raise DataError(
+            f"cannot read {record['path']} of '{record['id']}': {error}; rebuild the corpus"
+        ) from None
     wanted = round((record["duration"] - start if duration is None else duration) * rate)
     first, count = round((record["start"] + start * speed) * rate), round(wanted * speed)
     if speed != 1.0:
@@ -133,10 +149,19 @@ class Segments:
         batch_seconds: audio a batch holds.
     """
 
-    def __init__(self, records: list[dict], root: Path, batch_seconds: float, seconds: float | None = None, seed: int = 0):
+    def __init__(
+        self,
+        records: list[dict],
+        root: Path,
+        batch_seconds: float,
+        seconds: float | None = None,
+        seed: int = 0,
+    ):
         keep = [r for r in records if seconds is None or r["duration"] >= seconds]
         if not keep:
-            raise DataError(f"no recordings of at least {seconds} s in {root}: build more data or shorten the crops")
+            raise DataError(
+                f"no recordings of at least {seconds} s in {root}: build more data or shorten the crops"
+            )
         self.records = sorted(keep, key=lambda r: (r["duration"], r["id"]))
         self.durations = np.array([r["duration"] for r in self.records])
         self.root, self.batch_seconds, self.seconds, self.seed = Path(root), batch_seconds, seconds, seed

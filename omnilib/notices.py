@@ -66,7 +66,9 @@ def doubtful(text: str) -> list[str]:
     if not letters:
         return []
     scripts = listing(dict.fromkeys(map(script, letters)))
-    return [f"this model learnt to speak English and Chinese: the {scripts} letters {''.join(list(letters)[:20])} may sound wrong"]
+    return [
+        f"this model learnt to speak English and Chinese: the {scripts} letters {''.join(list(letters)[:20])} may sound wrong"
+    ]
 
 
 def silent_symbols(text: str, language: str) -> list[str]:
@@ -75,7 +77,11 @@ def silent_symbols(text: str, language: str) -> list[str]:
     frames = ("一{}二", "5{}5") if language == "zh" else ("one {} two", "5{}5")
     plain = [clean_text(frame.format(" "), language) for frame in frames]
     lost = [c for c in symbols if [clean_text(frame.format(f" {c} "), language) for frame in frames] == plain]
-    return [f"not spoken, because nobody says them: {' '.join(lost[:10])}{' …' if len(lost) > 10 else ''}"] if lost else []
+    return (
+        [f"not spoken, because nobody says them: {' '.join(lost[:10])}{' …' if len(lost) > 10 else ''}"]
+        if lost
+        else []
+    )
 
 
 def long_words(text: str, seconds: Callable[[str], float]) -> list[str]:
@@ -133,7 +139,11 @@ def about_chunks(chunks: Sequence[Chunk], greedy: bool) -> list[str]:
     Args:
         greedy: whether another seed would change nothing.
     """
-    advice = "rephrase it, or give a --temperature above 0" if greedy else "try another --seed or a lower --temperature"
+    advice = (
+        "rephrase it, or give a --temperature above 0"
+        if greedy
+        else "try another --seed or a lower --temperature"
+    )
     told = []
     for chunk in (c for c in chunks if c.error == "truncated"):
         at = chunks.index(chunk)
@@ -141,8 +151,14 @@ def about_chunks(chunks: Sequence[Chunk], greedy: bool) -> list[str]:
         told.append(f"the row limit was reached: {before}not spoken, or not to its end: {brief(chunk.text)}")
     for error, happened in GUARDS.items():
         found = [brief(c.text) for c in chunks if c.error == error]
-        told += [f"{x} {happened} and was stopped: words of it may be missing or wrong; {advice}" for x in found[:SHOWN]]
+        told += [
+            f"{x} {happened} and was stopped: words of it may be missing or wrong; {advice}"
+            for x in found[:SHOWN]
+        ]
         told += [f"{len(found) - SHOWN} more parts {happened} and were stopped"] if len(found) > SHOWN else []
     found = [brief(c.text) for c in chunks if c.error == "end"]
-    told += [f"{x} does not end in silence, so a sound may be cut off or added there; {advice}" for x in found[:SHOWN]]
+    told += [
+        f"{x} does not end in silence, so a sound may be cut off or added there; {advice}"
+        for x in found[:SHOWN]
+    ]
     return told + ([f"{len(found) - SHOWN} more parts do not end in silence"] if len(found) > SHOWN else [])

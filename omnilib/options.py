@@ -30,7 +30,9 @@ def temperature(text: str) -> float:
     """A sampling temperature: finite, from 0 on."""
     value = float(text)
     if not math.isfinite(value) or value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is no temperature: give 0 (greedy) or a little more, 0.3 say")
+        raise argparse.ArgumentTypeError(
+            f"{text} is no temperature: give 0 (greedy) or a little more, 0.3 say"
+        )
     return value
 
 

@@ -43,7 +43,9 @@ def shown(path: Path) -> str:
     """A path as it can be printed anywhere."""
     if str(path) in STANDARD_OUTPUT:
         return "standard output"
-    name = "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in str(path))  # a line end, say
+    name = "".join(
+        c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in str(path)
+    )  # a line end, say
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -61,7 +63,9 @@ def check_output(path: Path, reference: str | Path | None = None) -> None:
         if sys.stdout is None:
             raise UserError("standard output is closed: give a file with -o")
         if sys.stdout.isatty():
-            raise UserError("a wave is no text for a terminal: give a file with -o, or a program behind a pipe")
+            raise UserError(
+                "a wave is no text for a terminal: give a file with -o, or a program behind a pipe"
+            )
         return
     try:
         if path.is_dir():
@@ -77,18 +81,24 @@ def check_output(path: Path, reference: str | Path | None = None) -> None:
     if len(os.fsencode(path.name)) > 255:
         raise UserError(f"cannot write {name[:60]}...: the name is too long; give a shorter one with -o")
     if not target.parent.is_dir():
-        raise UserError(f"cannot write {name}: the folder {shown(target.parent)} does not exist; create it first")
+        raise UserError(
+            f"cannot write {name}: the folder {shown(target.parent)} does not exist; create it first"
+        )
     if not os.access(target.parent, os.W_OK | os.X_OK) or (there and not os.access(target, os.W_OK)):
         raise UserError(f"cannot write {name}: no permission; choose another folder with -o")
     if reference is not None and there and Path(reference).exists() and target.samefile(reference):
-        raise UserError(f"-o and --voice are the same file, {name}: give another name with -o, the recording would be lost")
+        raise UserError(
+            f"-o and --voice are the same file, {name}: give another name with -o, the recording would be lost"
+        )
 
 
 def wav_header(rate: int, samples: int | None = None) -> bytes:
     """Header of a mono 16-bit WAV; None leaves the length open."""
     size = OPEN_LENGTH if samples is None else 2 * samples
     whole = OPEN_LENGTH if samples is None else 36 + size
-    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", whole, b"WAVE", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16, b"data", size)
+    return struct.pack(
+        "<4sI4s4sIHHIIHH4sI", b"RIFF", whole, b"WAVE", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16, b"data", size
+    )
 
 
 def pcm(wave) -> bytes:
@@ -160,7 +170,9 @@ class WaveOutput:
         """Append samples (n,)."""
         if self.stream and not self.samples:
             self.start = self.header_place()
-            self.send(wav_header(self.rate, self.expected))  # with the first sound: a failure before it leaves nothing
+            self.send(
+                wav_header(self.rate, self.expected)
+            )  # with the first sound: a failure before it leaves nothing
         data = pcm(wave)
         self.samples += len(data) // 2
         self.send(data)
@@ -169,7 +181,11 @@ class WaveOutput:
         """Where the header of a stream can be written again at the end: `-o - > hello.wav` is a file after all."""
         number = self.file.fileno()
         appends = fcntl is None or fcntl.fcntl(number, fcntl.F_GETFL) & os.O_APPEND  # `>>`
-        return None if appends or not stat.S_ISREG(os.fstat(number).st_mode) else os.lseek(number, 0, os.SEEK_CUR)
+        return (
+            None
+            if appends or not stat.S_ISREG(os.fstat(number).st_mode)
+            else os.lseek(number, 0, os.SEEK_CUR)
+        )
 
     def send(self, data: bytes) -> None:
         """All of it: an unbuffered pipe may take less at a time."""

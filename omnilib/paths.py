@@ -30,7 +30,9 @@ def workspace() -> Path:
 
 def folder(variable: str, name: str) -> Path:
     """A folder of the workspace, or where an environment variable puts it."""
-    return Path(os.environ.get(variable) or ROOT / name).expanduser().absolute()  # notebooks run in another folder
+    return (
+        Path(os.environ.get(variable) or ROOT / name).expanduser().absolute()
+    )  # notebooks run in another folder
 
 
 ROOT = workspace()

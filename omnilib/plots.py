@@ -20,13 +20,20 @@ COLOURS = {"recording": "#8a94a3", "codec": "#2f7fb8", "speech": "#e07b39"}
 CELLS = {"code": "#f3d9c4", "pad": "#eef1f4", "silence": "#cfd6de", "eos": "#c0392b", "separator": "#0b6e6e"}
 
 sns.set_theme(
-    style="whitegrid", context="notebook", font_scale=1.0, rc={"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100}
+    style="whitegrid",
+    context="notebook",
+    font_scale=1.0,
+    rc={"axes.spines.top": False, "axes.spines.right": False, "figure.dpi": 100},
 )
 
 
-def new(width: float = 8.0, height: float = 3.2, rows: int = 1, columns: int = 1, **more) -> tuple[Figure, np.ndarray]:
+def new(
+    width: float = 8.0, height: float = 3.2, rows: int = 1, columns: int = 1, **more
+) -> tuple[Figure, np.ndarray]:
     """A figure and its axes, always as a flat array."""
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **more)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, height), squeeze=False, layout="constrained", **more
+    )
     return figure, axes.reshape(-1)
 
 
@@ -35,7 +42,9 @@ def read_log(path: Path) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
-def loss_curves(runs: dict[str, Path | list[dict]], keys: Sequence[str] = ("loss",), smooth: int = 5, log: bool = False) -> Figure:
+def loss_curves(
+    runs: dict[str, Path | list[dict]], keys: Sequence[str] = ("loss",), smooth: int = 5, log: bool = False
+) -> Figure:
     """One panel a key, two beside each other; one line a run: pale what was logged, strong its running mean."""
     columns = min(2, len(keys))
     rows = -(-len(keys) // columns)
@@ -47,11 +56,21 @@ def loss_curves(runs: dict[str, Path | list[dict]], keys: Sequence[str] = ("loss
             logged = [r for r in (run if isinstance(run, list) else read_log(run)) if r.get(key) is not None]
             if not logged:
                 continue
-            steps, values = np.array([r["step"] for r in logged]), np.array([r[key] for r in logged], dtype=float)
+            steps, values = (
+                np.array([r["step"] for r in logged]),
+                np.array([r[key] for r in logged], dtype=float),
+            )
             colour = sns.color_palette()[number]
             width = min(smooth, max(1, len(values) // 4))  # few points are shown as they are
-            axis.plot(steps, values, color=colour, alpha=0.25, lw=1, marker="o" if len(values) <= 12 else None, ms=4)
-            axis.plot(steps[width - 1 :], np.convolve(values, np.ones(width) / width, "valid"), color=colour, label=name)
+            axis.plot(
+                steps, values, color=colour, alpha=0.25, lw=1, marker="o" if len(values) <= 12 else None, ms=4
+            )
+            axis.plot(
+                steps[width - 1 :],
+                np.convolve(values, np.ones(width) / width, "valid"),
+                color=colour,
+                label=name,
+            )
         axis.set(xlabel="step", title=key.replace("_", " "), yscale="log" if log else "linear")
     axes[0].legend(frameon=False)
     return figure
@@ -67,7 +86,9 @@ def waveform(wave: np.ndarray, rate: int, marks: Sequence[float] = (), title: st
     return figure
 
 
-def spectrograms(mels: dict[str, np.ndarray], frames_per_second: float | Sequence[float], shared: bool = False) -> Figure:
+def spectrograms(
+    mels: dict[str, np.ndarray], frames_per_second: float | Sequence[float], shared: bool = False
+) -> Figure:
     """Spectra (bins, frames) under one another on one time axis; `shared` uses one colour range for all."""
     rates = frames_per_second if isinstance(frames_per_second, Sequence) else [frames_per_second] * len(mels)
     figure, axes = new(8, 1.9 * len(mels) + 0.4, rows=len(mels), sharex=True)
@@ -75,7 +96,13 @@ def spectrograms(mels: dict[str, np.ndarray], frames_per_second: float | Sequenc
     low, high = (min(a.min() for a in arrays), max(a.max() for a in arrays)) if shared else (None, None)
     for axis, name, array, rate in zip(axes, mels, arrays, rates, strict=True):
         axis.imshow(
-            array, origin="lower", aspect="auto", cmap="magma", vmin=low, vmax=high, extent=(0, array.shape[1] / rate, 0, array.shape[0])
+            array,
+            origin="lower",
+            aspect="auto",
+            cmap="magma",
+            vmin=low,
+            vmax=high,
+            extent=(0, array.shape[1] / rate, 0, array.shape[0]),
         )
         axis.set(title=name, ylabel="bin")
         axis.grid(False)
@@ -102,27 +129,67 @@ def token_grid(
     """
     speech = np.asarray(speech)
     rows, streams = speech.shape
-    kinds = np.select([speech == eos, speech == pad, np.isin(speech, list(blanks))], [3, 1, 2], default=0).T  # (k, rows)
+    kinds = np.select(
+        [speech == eos, speech == pad, np.isin(speech, list(blanks))], [3, 1, 2], default=0
+    ).T  # (k, rows)
     kinds[:, list(separators)] = 4
     figure, (axis,) = new(max(6.0, 0.36 * rows + 1), 0.42 * (streams + 2) + 0.6)
-    axis.imshow(kinds, cmap=ListedColormap(list(CELLS.values())), vmin=0, vmax=4, aspect="auto", extent=(0, rows, streams, 0))
+    axis.imshow(
+        kinds,
+        cmap=ListedColormap(list(CELLS.values())),
+        vmin=0,
+        vmax=4,
+        aspect="auto",
+        extent=(0, rows, streams, 0),
+    )
     for row in range(rows):
-        axis.text(row + 0.5, -0.15, text[row], ha="center", va="bottom", rotation=60 if len(text[row]) > 3 else 0, fontsize=10)
+        axis.text(
+            row + 0.5,
+            -0.15,
+            text[row],
+            ha="center",
+            va="bottom",
+            rotation=60 if len(text[row]) > 3 else 0,
+            fontsize=10,
+        )
         if numbers:
             for stream in range(streams):
                 if kinds[stream, row] in (0, 2):
-                    axis.text(row + 0.5, stream + 0.5, int(speech[row, stream]), ha="center", va="center", fontsize=8.5)
-    axis.set(yticks=np.arange(streams) + 0.5, yticklabels=[f"stream {i + 1}" for i in range(streams)], xlabel="row (6.25 a second)")
+                    axis.text(
+                        row + 0.5,
+                        stream + 0.5,
+                        int(speech[row, stream]),
+                        ha="center",
+                        va="center",
+                        fontsize=8.5,
+                    )
+    axis.set(
+        yticks=np.arange(streams) + 0.5,
+        yticklabels=[f"stream {i + 1}" for i in range(streams)],
+        xlabel="row (6.25 a second)",
+    )
     axis.set_xticks(np.arange(rows + 1), minor=True)
     axis.grid(which="minor", color="white", lw=1)
     axis.grid(False, which="major")
     handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in CELLS.values()]
-    axis.legend(handles, CELLS, ncol=len(CELLS), frameon=False, fontsize=10, loc="upper left", bbox_to_anchor=(0, -0.35))
+    axis.legend(
+        handles,
+        CELLS,
+        ncol=len(CELLS),
+        frameon=False,
+        fontsize=10,
+        loc="upper left",
+        bbox_to_anchor=(0, -0.35),
+    )
     return figure
 
 
 def bars(
-    values: dict[str, tuple[float, float, float]], ylabel: str, percent: bool = True, line: float | None = None, line_label: str = ""
+    values: dict[str, tuple[float, float, float]],
+    ylabel: str,
+    percent: bool = True,
+    line: float | None = None,
+    line_label: str = "",
 ) -> Figure:
     """Bars with 95 % intervals: name -> (value, low, high); `line` is a level to compare with."""
     figure, (axis,) = new(1.4 * len(values) + 2, 3.2)
@@ -131,7 +198,13 @@ def bars(
     for place, (name, (value, low, high)) in enumerate(values.items()):
         colour = COLOURS[next((c for word, c in palette.items() if word in name.lower()), "speech")]
         axis.bar(place, value * factor, color=colour, width=0.62)
-        axis.errorbar(place, value * factor, [[(value - low) * factor], [(high - value) * factor]], color="#333", capsize=4)
+        axis.errorbar(
+            place,
+            value * factor,
+            [[(value - low) * factor], [(high - value) * factor]],
+            color="#333",
+            capsize=4,
+        )
         axis.text(place, high * factor, f" {value * factor:.3g}", ha="center", va="bottom", fontsize=10)
     if line is not None:
         axis.axhline(line * factor, color=CELLS["separator"], ls="--", lw=1, label=line_label)
@@ -153,7 +226,9 @@ def shares(seconds: dict[str, float], total: float, title: str = "") -> Figure:
     return figure
 
 
-def histogram(groups: dict[str, Sequence[float]], xlabel: str, line: float | None = None, line_label: str = "") -> Figure:
+def histogram(
+    groups: dict[str, Sequence[float]], xlabel: str, line: float | None = None, line_label: str = ""
+) -> Figure:
     """Overlaid distributions, for example similarity of same and different speakers, with a threshold."""
     figure, (axis,) = new(7, 3)
     bins = np.histogram_bin_edges(np.concatenate([np.asarray(v, dtype=float) for v in groups.values()]), 30)
@@ -166,7 +241,9 @@ def histogram(groups: dict[str, Sequence[float]], xlabel: str, line: float | Non
     return figure
 
 
-def series(lines: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str, **style) -> Figure:
+def series(
+    lines: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str, **style
+) -> Figure:
     """Plain lines with markers: name -> (x, y)."""
     figure, (axis,) = new(7, 3)
     for name, (x, y) in lines.items():
@@ -183,8 +260,12 @@ def funnel(steps: Sequence[tuple[str, float]], unit: str = "hours") -> Figure:
     first = steps[0][1]
     for place, (_, amount) in enumerate(steps):
         axis.barh(place, amount, color=sns.color_palette("crest", len(steps))[place])
-        axis.text(amount, place, f" {amount:,.4g} {unit} ({100 * amount / first:.0f} %)", va="center", fontsize=10)
-    axis.set(yticks=range(len(steps)), yticklabels=[name for name, _ in steps], xlim=(0, first * 1.35), xticks=[])
+        axis.text(
+            amount, place, f" {amount:,.4g} {unit} ({100 * amount / first:.0f} %)", va="center", fontsize=10
+        )
+    axis.set(
+        yticks=range(len(steps)), yticklabels=[name for name, _ in steps], xlim=(0, first * 1.35), xticks=[]
+    )
     axis.invert_yaxis()
     axis.grid(False)
     return figure
@@ -206,7 +287,15 @@ def along(shares: np.ndarray, words: np.ndarray, xlabel: str, ylabel: str) -> Fi
     figure, (axis,) = new(7, 3)
     middles = (np.arange(len(shares)) + 0.5) / len(shares)
     spread = 1.96 * np.sqrt(np.clip(shares * (1 - shares), 0, None) / np.maximum(words, 1))
-    axis.bar(middles, 100 * shares, width=0.8 / len(shares), color=COLOURS["speech"], yerr=100 * spread, ecolor="#333", capsize=3)
+    axis.bar(
+        middles,
+        100 * shares,
+        width=0.8 / len(shares),
+        color=COLOURS["speech"],
+        yerr=100 * spread,
+        ecolor="#333",
+        capsize=3,
+    )
     axis.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1))
     axis.grid(axis="x", visible=False)
     return figure

@@ -20,30 +20,51 @@ from omnilib.environment import attention_kernel, device_model, versions
 from omnilib.errors import DataError
 from omnilib.paths import CHECKPOINTS, DATA, ROOT
 
-WHEN_AND_WHERE = ("date", "device", "wall_seconds", "peak_memory_gb")  # of timings.json; everything else stands in provenance.json
+WHEN_AND_WHERE = (
+    "date",
+    "device",
+    "wall_seconds",
+    "peak_memory_gb",
+)  # of timings.json; everything else stands in provenance.json
 
 
 def git_state() -> dict:
     """Commit, and whether tracked or new files differ from it (reports aside: making them is what we are doing)."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", ".", ":!reports", ":!README.md"))}
+        return {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty": bool(git("status", "--porcelain", "--", ".", ":!reports", ":!README.md")),
+        }
     except (OSError, subprocess.CalledProcessError):
         return {"commit": "unknown", "dirty": True}
 
 
 def fingerprints(scale: str) -> dict:
     """sha256 of every checkpoint of a scale and of every manifest that a result can depend on."""
-    checkpoints = {p.parent.name: sha256(p) for p in sorted((CHECKPOINTS / scale).glob("*/model.safetensors"))}
-    known = {"frozen": ROOT / "data_prep" / "frozen" / "manifest.jsonl", "corpus": DATA / scale / "manifest.jsonl"}
+    checkpoints = {
+        p.parent.name: sha256(p) for p in sorted((CHECKPOINTS / scale).glob("*/model.safetensors"))
+    }
+    known = {
+        "frozen": ROOT / "data_prep" / "frozen" / "manifest.jsonl",
+        "corpus": DATA / scale / "manifest.jsonl",
+    }
     manifests = {name: sha256(path) for name, path in known.items() if path.is_file()}
     return {"checkpoint_sha256": checkpoints, "manifest_sha256": manifests}
 
 
-def stamp(scale: str, parameters: dict, settings: dict | None = None, files: dict[str, Path] | None = None, seconds: float = 0.0) -> dict:
+def stamp(
+    scale: str,
+    parameters: dict,
+    settings: dict | None = None,
+    files: dict[str, Path] | None = None,
+    seconds: float = 0.0,
+) -> dict:
     """The provenance record of one result.
 
     Args:
@@ -76,9 +97,16 @@ def peak_memory_gb() -> float:
 
 def scrub(text: str) -> str:
     """Replace the folders of this machine by what they mean."""
-    for folder, name in ((ROOT, "."), (Path(sys.prefix), "<python>"), (Path.home(), "~"), (Path(tempfile.gettempdir()), "<tmp>")):
+    for folder, name in (
+        (ROOT, "."),
+        (Path(sys.prefix), "<python>"),
+        (Path.home(), "~"),
+        (Path(tempfile.gettempdir()), "<tmp>"),
+    ):
         if len(str(folder)) > 1:  # a home of "/" would eat every slash
-            text = re.sub(re.escape(str(folder)) + r"(?![\w.-])", lambda _, name=name: name, text)  # /tmp, not /tmp.old
+            text = re.sub(
+                re.escape(str(folder)) + r"(?![\w.-])", lambda _, name=name: name, text
+            )  # /tmp, not /tmp.old
     return text
 
 
@@ -90,7 +118,9 @@ def write_stamp(folder: Path, record: dict, speed: dict | None = None) -> None:
     """
     timings = {key: record[key] for key in WHEN_AND_WHERE if key in record}
     write_json(folder / "timings.json", timings | (speed or {}))
-    write_json(folder / "provenance.json", {key: value for key, value in record.items() if key not in WHEN_AND_WHERE})
+    write_json(
+        folder / "provenance.json", {key: value for key, value in record.items() if key not in WHEN_AND_WHERE}
+    )
 
 
 def read_stamp(folder: Path) -> dict:
@@ -100,7 +130,9 @@ def read_stamp(folder: Path) -> dict:
         DataError: damaged file.
     """
     timings = read_json(folder / "timings.json")
-    return {key: timings[key] for key in WHEN_AND_WHERE if key in timings} | read_json(folder / "provenance.json")
+    return {key: timings[key] for key in WHEN_AND_WHERE if key in timings} | read_json(
+        folder / "provenance.json"
+    )
 
 
 def read_json(path: Path) -> dict:
@@ -114,9 +146,13 @@ def read_json(path: Path) -> dict:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:  # UnicodeDecodeError is a ValueError
-        raise DataError(f"cannot read {scrub(str(path))}: {error}; restore it with `git checkout` or make it again") from None
+        raise DataError(
+            f"cannot read {scrub(str(path))}: {error}; restore it with `git checkout` or make it again"
+        ) from None
     if not isinstance(found, dict):
-        raise DataError(f"{scrub(str(path))} holds no JSON object; restore it with `git checkout` or make it again")
+        raise DataError(
+            f"{scrub(str(path))} holds no JSON object; restore it with `git checkout` or make it again"
+        )
     return found
 
 

@@ -79,7 +79,9 @@ def unclosed(file: BufferedReader) -> tuple[int, ...]:
             if name == b"data":
                 follows = file.read(4)
                 file.seek(-len(follows), SEEK_CUR)
-                another = len(follows) == 4 and all(32 <= byte < 127 for byte in follows)  # the name of a further chunk
+                another = len(follows) == 4 and all(
+                    32 <= byte < 127 for byte in follows
+                )  # the name of a further chunk
                 return (place + 4,) if length == 0 and not another else ()
             place += 8 + length + length % 2
     return ()
@@ -104,17 +106,24 @@ def opened(path: str | Path) -> Iterator[soundfile.SoundFile]:
                 readable = True
                 if not RATES[0] <= file.samplerate <= RATES[1]:
                     raise BadRecording(
-                        "wrong_rate", f"{path} says it has {file.samplerate:,} samples a second, no rate of a recording: export it again"
+                        "wrong_rate",
+                        f"{path} says it has {file.samplerate:,} samples a second, no rate of a recording: export it again",
                     )
                 yield file
     except OSError as error:
-        raise BadRecording("unreadable", f"cannot read {path} ({error.strerror}): change its permissions") from None
+        raise BadRecording(
+            "unreadable", f"cannot read {path} ({error.strerror}): change its permissions"
+        ) from None
     except (soundfile.SoundFileError, RuntimeError, TypeError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0].rsplit(": ", 1)[-1]
         if readable:
-            raise BadRecording("damaged", f"{path} is damaged or cut short ({said}): copy or record it again") from None
+            raise BadRecording(
+                "damaged", f"{path} is damaged or cut short ({said}): copy or record it again"
+            ) from None
         reason = "unreadable" if path.stat().st_size else "empty_file"
-        raise BadRecording(reason, f"{path} is not readable as audio ({said}): give a wav, flac, ogg or mp3 file") from None
+        raise BadRecording(
+            reason, f"{path} is not readable as audio ({said}): give a wav, flac, ogg or mp3 file"
+        ) from None
 
 
 def missing_seconds(file: soundfile.SoundFile) -> float:
@@ -126,7 +135,10 @@ def missing_seconds(file: soundfile.SoundFile) -> float:
     log = file.extra_info
     if re.search(r"Ogg ?: (Last page lacks an end-of-stream bit|Junk after the last page)", log):
         return float("inf")
-    found = re.search(rf"(?:data|SSND|Data Size|{'riff' if file.format == 'W64' else 'data'})\s*: (\d+) \(should be (\d+)\)", log)
+    found = re.search(
+        rf"(?:data|SSND|Data Size|{'riff' if file.format == 'W64' else 'data'})\s*: (\d+) \(should be (\d+)\)",
+        log,
+    )
     promised, held = (int(number) for number in found.groups()) if found else (0, 0)
     if promised <= held or (promised >= PIPED and file.format in ("WAV", "WAVEX")):
         return 0.0
@@ -173,7 +185,9 @@ def full_scale(file: soundfile.SoundFile) -> float:
     if peak <= LEAST_UNIT:
         return 1.0
     if peak > UNITS[-1]:
-        raise BadRecording("wrong_units", f"{file.name} holds samples up to {peak:.3g}: export it again, as 16-bit wav")
+        raise BadRecording(
+            "wrong_units", f"{file.name} holds samples up to {peak:.3g}: export it again, as 16-bit wav"
+        )
     return next(unit for unit in UNITS if peak <= unit)
 
 
@@ -190,9 +204,13 @@ def blocks(
     with opened(path) as file:
         rate, claimed = file.samplerate, file.frames
         if claimed >= UNKNOWN_FRAMES:  # which soundfile cannot read in blocks
-            raise BadRecording("unknown_length", f"{path} does not say how long it is: convert it to wav, e.g. with ffmpeg")
+            raise BadRecording(
+                "unknown_length", f"{path} does not say how long it is: convert it to wav, e.g. with ffmpeg"
+            )
         if duration is None and claimed / rate - start > longest:
-            raise BadRecording("too_long", f"{path} lasts {claimed / rate:.0f} s: cut out at most {longest:.0f} s")
+            raise BadRecording(
+                "too_long", f"{path} lasts {claimed / rate:.0f} s: cut out at most {longest:.0f} s"
+            )
         if duration is None and (missing := missing_seconds(file)) > 0.02:
             raise BadRecording("truncated", cut_short(path, missing))
         scale = full_scale(file)
@@ -202,9 +220,13 @@ def blocks(
         file.seek(first)
         wanted = claimed - first if duration is None else round(duration * rate)
         size, read = max(1, min(round(BLOCK_SECONDS * rate), BLOCK_VALUES // file.channels)), 0
-        while read < wanted and len(block := file.read(min(size, wanted - read), dtype="float32", always_2d=True)):
+        while read < wanted and len(
+            block := file.read(min(size, wanted - read), dtype="float32", always_2d=True)
+        ):
             if not np.isfinite(block).all():
-                raise BadRecording("not_finite", f"{path} holds NaN or infinite samples: export it again as 16-bit wav")
+                raise BadRecording(
+                    "not_finite", f"{path} holds NaN or infinite samples: export it again as 16-bit wav"
+                )
             read += len(block)
             yield to_mono(block) if scale == 1.0 else to_mono(block / np.float32(scale)), rate
         missing = (wanted - read) / rate

@@ -20,7 +20,9 @@ SILENT = 1e-4  # peak: what is quieter is refused as silence where the voice is 
 SHORT = 0.5  # seconds: refused there too
 MOST_CLIPPED = 0.05  # share of samples at full scale; ours have none
 FULL = 0.999
-OFFSET = 1e-3  # of full scale: a smaller constant offset is no fault, and its removal would only change tokens
+OFFSET = (
+    1e-3  # of full scale: a smaller constant offset is no fault, and its removal would only change tokens
+)
 
 
 def load_reference(path: str | Path, rate: int, longest: float) -> Tensor:
@@ -33,13 +35,17 @@ def load_reference(path: str | Path, rate: int, longest: float) -> Tensor:
     wave = torch.from_numpy(samples)
     clipped = float((wave.abs() >= FULL).float().mean())
     if clipped > MOST_CLIPPED:
-        raise AudioError(f"{path} is clipped, {clipped:.0%} of it at full scale: record it again at a lower level")
+        raise AudioError(
+            f"{path} is clipped, {clipped:.0%} of it at full scale: record it again at a lower level"
+        )
     offset = wave.double().mean().float()
     wave = wave - offset if abs(offset) > OFFSET else wave
     if len(wave) >= SHORT * own_rate and wave.abs().max() >= SILENT:
         heard = speech_seconds(resample(wave, own_rate, VAD_RATE))
         if heard < LEAST_SPEECH:
-            raise AudioError(f"nobody speaks in {path} (noise, a tone, music?): give 3 to {longest:.0f} s of one person's speech")
+            raise AudioError(
+                f"nobody speaks in {path} (noise, a tone, music?): give 3 to {longest:.0f} s of one person's speech"
+            )
     return resample(wave, own_rate, rate)
 
 
@@ -47,7 +53,9 @@ def speech_seconds(wave: Tensor) -> float:
     """Seconds of speech in a 16 kHz wave (T,), by Silero VAD (MIT), the model in its PyPI package."""
     model, timestamps = detector()
     loud = wave.square()
-    level = loud[loud >= loud.mean()].mean().sqrt().clamp(min=1e-9)  # of the louder part, so that quiet recordings are heard too
+    level = (
+        loud[loud >= loud.mean()].mean().sqrt().clamp(min=1e-9)
+    )  # of the louder part, so that quiet recordings are heard too
     found = timestamps((wave * (LEVEL / level)).clamp(-1, 1).numpy(), model)
     return sum(part["end"] - part["start"] for part in found) / VAD_RATE
 
@@ -61,6 +69,8 @@ def detector() -> tuple:
 
         return load_silero_vad(onnx=True, sequence=True), get_speech_timestamps_sequence
     except ImportError:
-        raise MissingTool("checking a reference recording needs Silero VAD: pip install silero-vad==6.2.3 onnxruntime") from None
+        raise MissingTool(
+            "checking a reference recording needs Silero VAD: pip install silero-vad==6.2.3 onnxruntime"
+        ) from None
     finally:
         torch.set_num_threads(threads)  # importing the package sets one thread for the whole process

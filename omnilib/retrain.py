@@ -37,7 +37,12 @@ def needs(stages: dict[str, dict]) -> dict[str, set[str]]:
             written[entry if isinstance(entry, str) else next(iter(entry))] = name
     inside = lambda path, folder: path == folder or path.startswith(f"{folder}/")  # noqa: E731
     return {
-        name: {owner for dep in stage.get("deps", []) for path, owner in written.items() if inside(dep, path) or inside(path, dep)}
+        name: {
+            owner
+            for dep in stage.get("deps", [])
+            for path, owner in written.items()
+            if inside(dep, path) or inside(path, dep)
+        }
         for name, stage in stages.items()
     }
 
@@ -55,10 +60,16 @@ def plan(stages: dict[str, dict]) -> tuple[list[str], dict[str, list[str]], list
 
     for name in stages:
         visit(name, order)
-    wanted = {lane: {n for end in ends if end in stages for n in visit(end, [])} for lane, ends in LANES.items()}
+    wanted = {
+        lane: {n for end in ends if end in stages for n in visit(end, [])} for lane, ends in LANES.items()
+    }
     shared = set.intersection(*wanted.values())
     lanes = {lane: [n for n in order if n in names - shared] for lane, names in wanted.items()}
-    return [n for n in order if n in shared], lanes, [n for n in order if n not in set.union(*wanted.values())]
+    return (
+        [n for n in order if n in shared],
+        lanes,
+        [n for n in order if n not in set.union(*wanted.values())],
+    )
 
 
 def wall_seconds(seconds: dict[str, float]) -> float:
@@ -87,9 +98,14 @@ def main(flags: list[str] | None = None) -> int:
     if repro(first, flags, {}):
         return 1
     with ThreadPoolExecutor(len(lanes)) as pool:
-        codes = pool.map(lambda names: repro(names, flags, {"OMP_NUM_THREADS": str(threads())}), lanes.values())
+        codes = pool.map(
+            lambda names: repro(names, flags, {"OMP_NUM_THREADS": str(threads())}), lanes.values()
+        )
     if failed := [lane for lane, code in zip(lanes, codes, strict=True) if code]:
-        print(f"error: {' and '.join(failed)} did not end (see above); go on with: make retrain DVC_FLAGS=", file=sys.stderr)
+        print(
+            f"error: {' and '.join(failed)} did not end (see above); go on with: make retrain DVC_FLAGS=",
+            file=sys.stderr,
+        )
         return 1
     return 1 if repro(rest, flags, {}) else 0
 

@@ -43,9 +43,15 @@ def recordings(role: str | None = None, language: str | None = None) -> list[dic
     Raises:
         DataError: none fits.
     """
-    records = [r for r in read_manifest(FROZEN / "manifest.jsonl") if role in (None, r["role"]) and language in (None, r["language"])]
+    records = [
+        r
+        for r in read_manifest(FROZEN / "manifest.jsonl")
+        if role in (None, r["role"]) and language in (None, r["language"])
+    ]
     if not records:
-        raise DataError(f"the frozen subset has no '{role}' recording in '{language}': restore data_prep/frozen with `git checkout`")
+        raise DataError(
+            f"the frozen subset has no '{role}' recording in '{language}': restore data_prep/frozen with `git checkout`"
+        )
     return records
 
 
@@ -79,10 +85,14 @@ def checkpoints(scale: str, *parts: str) -> Path:
     if scale == "nano":
         missing = [p for p in parts if not (CHECKPOINTS / scale / p).is_dir()]
         if missing:
-            raise CheckpointError(f"checkpoints/nano/{missing[0]} is missing: restore it with `git checkout` or run `make retrain`")
+            raise CheckpointError(
+                f"checkpoints/nano/{missing[0]} is missing: restore it with `git checkout` or run `make retrain`"
+            )
         return CHECKPOINTS / scale
     if scale != "smoke":
-        raise ConfigError(f"scale '{scale}': a chapter runs at smoke or nano; paper scale needs the published weights (see weights.py)")
+        raise ConfigError(
+            f"scale '{scale}': a chapter runs at smoke or nano; paper scale needs the published weights (see weights.py)"
+        )
     folder = SMOKE / fingerprint()
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
@@ -117,7 +127,12 @@ def report_of(scale: str, name: str) -> dict | None:
 def fingerprint() -> str:
     """Name of the smoke folder: changes with the code and the recordings, so a stale model is never read."""
     digest = hashlib.sha256()
-    files = [*(ROOT / "omnilib").rglob("*.py"), *CONFIGS.glob("*_smoke.yaml"), *CONFIGS.glob("*_nano.yaml"), FROZEN / "manifest.jsonl"]
+    files = [
+        *(ROOT / "omnilib").rglob("*.py"),
+        *CONFIGS.glob("*_smoke.yaml"),
+        *CONFIGS.glob("*_nano.yaml"),
+        FROZEN / "manifest.jsonl",
+    ]
     for path in sorted(files):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
@@ -142,7 +157,12 @@ def train_missing(folder: Path, parts: tuple[str, ...]) -> None:
 def quiet(path: Path) -> Iterator[None]:
     """Send what is printed to a file, and leave the random generators as they were."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002  the global state is what we keep
-    with torch.random.fork_rng(), path.open("w") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+    with (
+        torch.random.fork_rng(),
+        path.open("w") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+    ):
         yield
     random.setstate(states[0])
     np.random.set_state(states[1])  # noqa: NPY002
@@ -159,7 +179,13 @@ def smoke_corpus(folder: Path) -> None:
         with wavefile.open(str(folder / "corpus" / path), "wb") as file:
             file.setparams((1, 2, VOICE_RATE, 0, "NONE", ""))
             file.writeframes(samples.tobytes())
-        place = {"path": path, "start": 0.0, "duration": len(samples) / VOICE_RATE, "rate": VOICE_RATE, "split": split}
+        place = {
+            "path": path,
+            "start": 0.0,
+            "duration": len(samples) / VOICE_RATE,
+            "rate": VOICE_RATE,
+            "split": split,
+        }
         records.append(record | place)
     write_manifest(folder / "corpus" / "manifest.jsonl", records)
     # the text tokenizer reads every frozen text: whole words keep transcripts shorter than their recordings
@@ -184,7 +210,10 @@ def hift(folder: Path) -> None:
     from omnilib import config as configs
     from omnilib.train import hift as script
 
-    script.train(configs.load(script.Config, "hift_smoke", [f"manifest={folder}/corpus/manifest.jsonl"]), folder / "hift")
+    script.train(
+        configs.load(script.Config, "hift_smoke", [f"manifest={folder}/corpus/manifest.jsonl"]),
+        folder / "hift",
+    )
 
 
 def encode(kind: str, part: str, name: str) -> Callable[[Path], None]:
@@ -194,7 +223,14 @@ def encode(kind: str, part: str, name: str) -> Callable[[Path], None]:
         from omnilib.train.tokens import export
 
         records = read_manifest(folder / "corpus" / "manifest.jsonl")
-        export(records, folder / "corpus", kind, folder / part, folder / name / f"{name}.safetensors", processes=1)
+        export(
+            records,
+            folder / "corpus",
+            kind,
+            folder / part,
+            folder / name / f"{name}.safetensors",
+            processes=1,
+        )
 
     return recipe
 
@@ -206,7 +242,9 @@ def voices(folder: Path) -> None:
         name = Path(record["path"]).name
         shutil.copy(FROZEN / record["path"], folder / "voices" / name)
         entries[record["speaker"]] = {"file": name, "text": record["text"], "language": record["language"]}
-    (folder / "voices" / "voices.json").write_text(json.dumps(entries, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (folder / "voices" / "voices.json").write_text(
+        json.dumps(entries, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )
     (folder / "decode.yaml").write_text(
         "chunk_min_tokens: 20\nchunk_max_tokens: 80\nrows_per_token: 1.5\nmax_rows: 150\n", encoding="utf-8"
     )
@@ -216,8 +254,17 @@ def grid(folder: Path) -> None:
     """The stage-2 ablation, a few steps a run."""
     from omnilib.eval import stage2_grid
 
-    arguments = ["--config", "speechlm_stage2_smoke", "--out", str(folder / "stage2_grid"), "--work", str(folder / "stage2_grid" / "runs")]
-    stage2_grid.main([*arguments, "--steps", "4", "--seeds", "1", "--set", *(o.replace("{}", str(folder)) for o in SPOKEN)])
+    arguments = [
+        "--config",
+        "speechlm_stage2_smoke",
+        "--out",
+        str(folder / "stage2_grid"),
+        "--work",
+        str(folder / "stage2_grid" / "runs"),
+    ]
+    stage2_grid.main(
+        [*arguments, "--steps", "4", "--seeds", "1", "--set", *(o.replace("{}", str(folder)) for o in SPOKEN)]
+    )
 
 
 TINY = ("manifest={}/corpus/text.jsonl", "size=3000", "alphabet=1500")

@@ -63,7 +63,9 @@ class SpeakResult:
     tokens: Tensor  # (N,)
     chunks: list[Chunk]
     timings: dict[str, float]  # seconds of work in each module
-    messages: list[str] = field(default_factory=list)  # one sentence each: what the user should know about the result
+    messages: list[str] = field(
+        default_factory=list
+    )  # one sentence each: what the user should know about the result
     complete: bool = True  # whether all of the text was spoken
 
     @property
@@ -191,7 +193,9 @@ class Speaker:
                 f"no checkpoints '{scale}': there are {', '.join(sorted(p.name for p in CHECKPOINTS.glob('*/'))) or 'none'}"
             )
         if (folder / "config.json").exists():
-            return cls.from_published(weights.load(folder, torch.bfloat16 if device.startswith("cuda") else torch.float32, device))
+            return cls.from_published(
+                weights.load(folder, torch.bfloat16 if device.startswith("cuda") else torch.float32, device)
+            )
         settings = folder / "decode.yaml"
         return cls(
             SpeechLM.load(folder / "speechlm", device=device),
@@ -217,7 +221,9 @@ class Speaker:
         if voice is None:
             fitting = [name for name, entry in self.voices.items() if entry["language"] == language]
             if not fitting:
-                raise UserError(f"no committed voice speaks '{language}': give a recording with --voice and --voice-text")
+                raise UserError(
+                    f"no committed voice speaks '{language}': give a recording with --voice and --voice-text"
+                )
             voice = fitting[0]
         if str(voice) in self.voices:
             entry = self.voices[str(voice)]
@@ -225,9 +231,13 @@ class Speaker:
         else:
             path, text = Path(voice), voice_text
             if not path.exists():
-                raise AudioError(f"no recording {voice}, and no voice of that name: choose a file or one of {', '.join(self.voices)}")
+                raise AudioError(
+                    f"no recording {voice}, and no voice of that name: choose a file or one of {', '.join(self.voices)}"
+                )
             if not (text and text.strip()):
-                raise UserError(f"say with --voice-text what is spoken in {voice}: the model continues from it")
+                raise UserError(
+                    f"say with --voice-text what is spoken in {voice}: the model continues from it"
+                )
             spoken = detect_language(text)
         key = (str(path), text)
         if key not in self.heard:
@@ -272,9 +282,13 @@ class Speaker:
         job = self.job(text, voice, voice_text, language, seed, temperature)
         return job.reference, job.request, job.settings
 
-    def decode(self, job: Job, ids: tuple[int, ...], trial: int = 0) -> Generator[list[int], None, tuple[list[Chunk], tuple[int, ...]]]:
+    def decode(
+        self, job: Job, ids: tuple[int, ...], trial: int = 0
+    ) -> Generator[list[int], None, tuple[list[Chunk], tuple[int, ...]]]:
         """One pass: its tokens row by row; returns its chunks and the ids it leaves over."""
-        machine = yield from decode.stream(self.model, self.tokenizer, replace(job.request, ids=ids), job.settings, trial)
+        machine = yield from decode.stream(
+            self.model, self.tokenizer, replace(job.request, ids=ids), job.settings, trial
+        )
         for chunk, part in zip(machine.chunks, chunk_ids(ids, machine), strict=False):
             chunk.text = self.tokenizer.decode(part).strip()
         return machine.chunks, left_over(machine)
@@ -400,7 +414,9 @@ class Pass:
 
 def no_sound(job: Job) -> UserError:
     greedy = job.settings.temperature == 0
-    return UserError(f"the model gave no sound for this text: {'rephrase it' if greedy else 'try another --seed or rephrase it'}")
+    return UserError(
+        f"the model gave no sound for this text: {'rephrase it' if greedy else 'try another --seed or rephrase it'}"
+    )
 
 
 def flag_loud_ends(chunks: list[Chunk], levels: Levels) -> None:
@@ -426,7 +442,9 @@ def join(waves: list[Tensor]) -> Tensor:
     return whole
 
 
-def speak_tokens(codec: Codec, tokens: Tensor, voice: Voice, bar: tqdm | None = None) -> tuple[Tensor, dict[str, float]]:
+def speak_tokens(
+    codec: Codec, tokens: Tensor, voice: Voice, bar: tqdm | None = None
+) -> tuple[Tensor, dict[str, float]]:
     """`codec.decode` with a stop-watch on each module: wave (T,), {"flow": s, "hift": s}."""
     vocoder, pieces, seconds = codec.hift.stream(), [], {"flow": 0.0, "hift": 0.0}
     blocks = codec.mel_blocks(tokens.to(codec.device), voice)
@@ -454,10 +472,16 @@ def load_voices(folder: Path) -> dict[str, dict]:
         return {}
     try:
         voices = json.loads(path.read_text(encoding="utf-8"))
-        files = [(folder / entry["file"]).resolve() for entry in voices.values() if entry["text"] and entry["language"]]
+        files = [
+            (folder / entry["file"]).resolve()
+            for entry in voices.values()
+            if entry["text"] and entry["language"]
+        ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}): restore it with `git checkout`") from None
     for file in files:
         if not file.is_relative_to(folder.resolve()) or not file.is_file():
-            raise CheckpointError(f"{path} names {file.name}, which is not in its folder: restore it with `git checkout`")
+            raise CheckpointError(
+                f"{path} names {file.name}, which is not in its folder: restore it with `git checkout`"
+            )
     return voices

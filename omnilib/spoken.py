@@ -25,15 +25,62 @@ __all__ = ["HAN", "LANGUAGES", "clean_text", "detect_language", "integer_zh"]
 LANGUAGES = ("en", "zh")
 HAN = "\u4e00-\u9fff"
 SYMBOLS = {
-    "en": {"&": "and", "@": "at", "%": "percent", "‰": "per thousand", "+": "plus", "=": "equals", "°": "degrees", "×": "times"}
-    | {"÷": "divided by", "¢": "cents", "$": "dollars", "£": "pounds", "€": "euros", "¥": "yuan", "₹": "rupees"},
-    "zh": {"&": "和", "@": "艾特", "%": "百分号", "‰": "千分号", "+": "加", "=": "等于", "°": "度", "×": "乘", "÷": "除以"}
+    "en": {
+        "&": "and",
+        "@": "at",
+        "%": "percent",
+        "‰": "per thousand",
+        "+": "plus",
+        "=": "equals",
+        "°": "degrees",
+        "×": "times",
+    }
+    | {
+        "÷": "divided by",
+        "¢": "cents",
+        "$": "dollars",
+        "£": "pounds",
+        "€": "euros",
+        "¥": "yuan",
+        "₹": "rupees",
+    },
+    "zh": {
+        "&": "和",
+        "@": "艾特",
+        "%": "百分号",
+        "‰": "千分号",
+        "+": "加",
+        "=": "等于",
+        "°": "度",
+        "×": "乘",
+        "÷": "除以",
+    }
     | {"¢": "美分", "$": "美元", "£": "英镑", "€": "欧元", "¥": "元", "₹": "卢比"},
 }
 ADDRESS = {  # how the signs of an address are dictated
-    "en": {".": "dot", "@": "at", "/": "slash", "-": "dash", "_": "underscore", ":": "colon", "?": "question mark", "#": "hash"}
+    "en": {
+        ".": "dot",
+        "@": "at",
+        "/": "slash",
+        "-": "dash",
+        "_": "underscore",
+        ":": "colon",
+        "?": "question mark",
+        "#": "hash",
+    }
     | {"=": "equals", "&": "and", "%": "percent", "+": "plus", "~": "tilde"},
-    "zh": {".": "点", "@": "艾特", "/": "斜杠", "-": "杠", "_": "下划线", ":": "冒号", "?": "问号", "#": "井号", "=": "等于", "&": "和"}
+    "zh": {
+        ".": "点",
+        "@": "艾特",
+        "/": "斜杠",
+        "-": "杠",
+        "_": "下划线",
+        ":": "冒号",
+        "?": "问号",
+        "#": "井号",
+        "=": "等于",
+        "&": "和",
+    }
     | {"%": "百分号", "+": "加", "~": "波浪号"},
 }
 MARKS = ",.?!;:，。！？；：、"
@@ -127,8 +174,12 @@ TAGS = [
     "video",
 ]
 ATTRIBUTE = r"\s{1,9}[A-Za-z:-]{1,40}(?:\s?=\s?(?:\"[^\"<>]{0,2000}\"|'[^'<>]{0,2000}'|[^\s<>\"'=]{1,400}))"
-TAG = re.compile(rf"</?(?:{'|'.join(TAGS)})(?:{ATTRIBUTE}){{0,20}}\s{{0,9}}/?>|<!doctype [^<>]{{0,80}}>", re.I)
-INVISIBLE_LETTERS = "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"  # fillers and joiners that Unicode does not class as format
+TAG = re.compile(
+    rf"</?(?:{'|'.join(TAGS)})(?:{ATTRIBUTE}){{0,20}}\s{{0,9}}/?>|<!doctype [^<>]{{0,80}}>", re.I
+)
+INVISIBLE_LETTERS = (
+    "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"  # fillers and joiners that Unicode does not class as format
+)
 
 
 def detect_language(text: str) -> str:
@@ -152,7 +203,9 @@ def clean_text(text: str, language: str | None = None) -> str:
     text = strip_markdown("\n".join(filter(None, lines)))  # no runs of blanks from here on
     language = language or detect_language(text)
     text = spell_web(text, language)
-    for _ in range(3):  # once as a rule; again where the words of the first pass make a form of their own ("SR\n0")
+    for _ in range(
+        3
+    ):  # once as a rule; again where the words of the first pass make a form of their own ("SR\n0")
         before, text = text, tidy(numbers_zh(text) if language == "zh" else numbers_en(text), language)
         if text == before:
             break
@@ -175,7 +228,9 @@ def strip_tags(text: str) -> str:
 
 def entities(text: str) -> str:
     """&amp; &eacute; &#39; as the characters they stand for; an unknown name stays."""
-    return re.sub(r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z][A-Za-z\d]{1,30});", lambda m: html.unescape(m[0]), text)
+    return re.sub(
+        r"&(?:#\d{1,7}|#[xX][\da-fA-F]{1,6}|[A-Za-z][A-Za-z\d]{1,30});", lambda m: html.unescape(m[0]), text
+    )
 
 
 def characters(text: str) -> str:
@@ -195,7 +250,9 @@ def characters(text: str) -> str:
 
 
 PLAIN = str.maketrans(
-    dict.fromkeys("’‘ʼ`´′", "'") | dict.fromkeys("−‐‑﹣", "-") | {"⁄": "/", "∕": "/", "∶": ":", "∗": "*", "‒": "–", "″": '"'}
+    dict.fromkeys("’‘ʼ`´′", "'")
+    | dict.fromkeys("−‐‑﹣", "-")
+    | {"⁄": "/", "∕": "/", "∶": ":", "∗": "*", "‒": "–", "″": '"'}
 )
 PLAIN |= {ord("`"): "`", ord("〜"): "~", ord("µ"): "μ"}
 
@@ -203,7 +260,12 @@ PLAIN |= {ord("`"): "`", ord("〜"): "~", ord("µ"): "μ"}
 def visible(char: str) -> str:
     """Nothing for an invisible character (soft hyphen, zero-width, direction and variation marks), a space for a control."""
     category = unicodedata.category(char)
-    if category == "Cf" or char in INVISIBLE_LETTERS or "\ufe00" <= char <= "\ufe0f" or "\U000e0100" <= char <= "\U000e01ef":
+    if (
+        category == "Cf"
+        or char in INVISIBLE_LETTERS
+        or "\ufe00" <= char <= "\ufe0f"
+        or "\U000e0100" <= char <= "\U000e01ef"
+    ):
         return ""
     if category[0] == "C" and not char.isspace():
         return " "
@@ -222,11 +284,17 @@ def strip_markdown(text: str) -> str:
     """Links keep their text, lines become sentences, signs of emphasis go."""
     address = r"(?:[a-z]{2,10}:|www\.|[./#])[^()\s]*"
     text = re.sub(rf"!?\[([^\[\]]*)\]\({address}\)", r"\1", text)  # [text](address)
-    text = re.sub(r"(?m)^[ \t]{0,8}(?:#{1,6}|[-*+]|>(?! ?\d))[ \t]+", "", text)  # headings, bullets, quotations
-    text = re.sub(rf"<([^<>\s{HAN}]{{1,60}})>|(?<!\w)<([^<>\s]{{1,60}})>", lambda m: f" {m[1] or m[2]} ", text)  # <name>, List<int>
+    text = re.sub(
+        r"(?m)^[ \t]{0,8}(?:#{1,6}|[-*+]|>(?! ?\d))[ \t]+", "", text
+    )  # headings, bullets, quotations
+    text = re.sub(
+        rf"<([^<>\s{HAN}]{{1,60}})>|(?<!\w)<([^<>\s]{{1,60}})>", lambda m: f" {m[1] or m[2]} ", text
+    )  # <name>, List<int>
     text = re.sub(r"\.{2,}", "…", text)
     text = re.sub(r"([=*_~#+|`-])\1{2,}", " ", text)  # rules, fences
-    text = re.sub(r"[_`|\\{}]|(?<!\d)\*+|\*+(?![\s*]*\d)", " ", text)  # emphasis, code, columns; 2*3 is a product
+    text = re.sub(
+        r"[_`|\\{}]|(?<!\d)\*+|\*+(?![\s*]*\d)", " ", text
+    )  # emphasis, code, columns; 2*3 is a product
     return re.sub(rf"([^\s{MARKS}]) {{0,9}}\n", r"\1.\n", text)  # a line is a sentence
 
 
@@ -245,7 +313,9 @@ def spell_web(text: str, language: str) -> str:
     host = rf"(?:[A-Za-z\d][A-Za-z\d-]{{0,62}}\.){{1,6}}{ends}"
     mail = r"[A-Za-z\d][\w.+-]{0,63}@[A-Za-z\d][A-Za-z\d-]{0,62}(?:\.[A-Za-z\d-]{1,63}){1,6}"
     before = r"(?<![A-Za-z\d.@_+-])"
-    return re.sub(rf"{before}(?:(?:https?|ftp)://[\w./?#=&%+~:@-]+|{mail}|{host}{path})", spell, text, flags=re.A | re.I)
+    return re.sub(
+        rf"{before}(?:(?:https?|ftp)://[\w./?#=&%+~:@-]+|{mail}|{host}{path})", spell, text, flags=re.A | re.I
+    )
 
 
 # ---- punctuation -----------------------------------------------------------------------------------------------------
@@ -256,7 +326,9 @@ def tidy(text: str, language: str) -> str:
     for symbol, word in SYMBOLS[language].items():
         text = text.replace(symbol, f" {word} ")
     text = re.sub(r"(?<![\u0370-\u03ff])[Α-Ωα-ω](?![\u0370-\u03ff])", lambda m: f" {greek(m[0])} ", text)
-    text = re.sub(r"[\u20a0-\u20cf]", lambda m: f" {unicodedata.name(m[0], '').removesuffix(' SIGN').lower()} ", text)  # other currencies
+    text = re.sub(
+        r"[\u20a0-\u20cf]", lambda m: f" {unicodedata.name(m[0], '').removesuffix(' SIGN').lower()} ", text
+    )  # other currencies
     text = re.sub(r"…|\.{2,}", ". ", text)
     text = re.sub(r"\s?[()（）\[\]{}—–]+\s?|\s-+\s|--+", ", ", text)  # brackets and dashes are pauses
     text = keep(text)

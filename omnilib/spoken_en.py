@@ -24,9 +24,33 @@ MAY_END = ("jr", "sr")  # before a capital the dot of these also ends the senten
 BEFORE_NUMBER = ("no", "vol", "fig")  # words otherwise
 ROADS = {"st": "street", "ave": "avenue", "rd": "road", "blvd": "boulevard"}  # after a name
 
-MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December")
+MONTHS = (
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
+    "December",
+)
 MONTH = "(?P<month>" + "|".join(f"{m[:3]}(?:{m[3:]})?" if m != "May" else m for m in MONTHS) + r"|Sept)\.?"
-DECADES = ("hundreds", "tens", "twenties", "thirties", "forties", "fifties", "sixties", "seventies", "eighties", "nineties")
+DECADES = (
+    "hundreds",
+    "tens",
+    "twenties",
+    "thirties",
+    "forties",
+    "fifties",
+    "sixties",
+    "seventies",
+    "eighties",
+    "nineties",
+)
 YEAR = r"(?:1[1-9]\d\d|20\d\d)"
 CURRENCIES = {  # one, many, one hundredth
     "$": ("dollar", "dollars", "cent"), "US$": ("US dollar", "US dollars", "cent"), "£": ("pound", "pounds", "pence"),
@@ -111,7 +135,9 @@ KNOWN = [
 ]
 SYMBOLS_OF_UNITS = "|".join(re.escape(u) for u in sorted([*UNITS, *KNOWN], key=len, reverse=True))
 UNIT = rf"(?:{SYMBOLS_OF_UNITS})(?![\w^/°])"
-FILES = "(?:txt|py|md|pdf|jpe?g|png|gif|mp3|mp4|wav|flac|json|ya?ml|csv|html?|js|css|zip|exe|docx?|xlsx?|pptx?)"
+FILES = (
+    "(?:txt|py|md|pdf|jpe?g|png|gif|mp3|mp4|wav|flac|json|ya?ml|csv|html?|js|css|zip|exe|docx?|xlsx?|pptx?)"
+)
 RELATIONS = {
     "&&": "and",
     "<=": "less than or equal to", ">=": "greater than or equal to", "≤": "less than or equal to", "≥": "greater than or equal to",
@@ -136,13 +162,27 @@ def sub(pattern: str, replacement: str | Callable[[re.Match], str], text: str, f
 
 def numbers_en(text: str) -> str:
     """Digits, abbreviations, units and symbols as English words."""
-    if not re.search(r"[^\w\s,?!;:'\"()-]|\d|[IVXLC]{2}|[A-Z][a-z]{1,30} [IVX]\b", text):  # words and plain marks only
+    if not re.search(
+        r"[^\w\s,?!;:'\"()-]|\d|[IVXLC]{2}|[A-Z][a-z]{1,30} [IVX]\b", text
+    ):  # words and plain marks only
         return text
     text = abbreviations(text)
     text = romans(text)
     text = spans(text)
     if re.search(r"[\d^]", text):
-        for rule in (plain_numbers, telephones, dates, times, powers, money, signs, ranges, measures, fractions, years):
+        for rule in (
+            plain_numbers,
+            telephones,
+            dates,
+            times,
+            powers,
+            money,
+            signs,
+            ranges,
+            measures,
+            fractions,
+            years,
+        ):
             text = re.sub(" {2,}", " ", rule(text))
     text = relations(text)
     return sub(r"\d+", lambda m: f" {words(m[0])} ", text)
@@ -158,12 +198,21 @@ def abbreviation(match: re.Match) -> str:
 
 def sentence_end(match: re.Match) -> str:
     """The dot of an abbreviation, where it also ends the sentence."""
-    return "." if match[0].endswith(".") and re.match(r"\s+[A-Z]|\s*$", match.string[match.end() : match.end() + 9]) else ""
+    return (
+        "."
+        if match[0].endswith(".") and re.match(r"\s+[A-Z]|\s*$", match.string[match.end() : match.end() + 9])
+        else ""
+    )
 
 
 def abbreviations(text: str) -> str:
     """Titles, streets and dotted capitals."""
-    text = sub(rf"\b([A-Z][a-z]{{1,30}}) ({'|'.join(ROADS)})\.(?= [a-z]|\s*$|,)", lambda m: f"{m[1]} {ROADS[m[2].lower()]}", text, re.I)
+    text = sub(
+        rf"\b([A-Z][a-z]{{1,30}}) ({'|'.join(ROADS)})\.(?= [a-z]|\s*$|,)",
+        lambda m: f"{m[1]} {ROADS[m[2].lower()]}",
+        text,
+        re.I,
+    )
     names = "|".join(map(re.escape, ABBREVIATIONS))
     text = sub(rf"\b({names})\. ?(?=(\w|&))", abbreviation, text, re.I)
     text = sub(r"\b(e\.g|i\.e)\.?(?=,)", lambda m: ABBREVIATIONS[m[1].lower()], text, re.I)
@@ -181,7 +230,17 @@ def roman(numeral: str) -> int | None:
     values = [ROMAN_VALUES[c] for c in numeral]
     total = sum(-v if v < max(values[i + 1 :], default=0) else v for i, v in enumerate(values))
     written, rest = "", total
-    for value, letters in ((100, "C"), (90, "XC"), (50, "L"), (40, "XL"), (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I")):
+    for value, letters in (
+        (100, "C"),
+        (90, "XC"),
+        (50, "L"),
+        (40, "XL"),
+        (10, "X"),
+        (9, "IX"),
+        (5, "V"),
+        (4, "IV"),
+        (1, "I"),
+    ):
         written += letters * (rest // value)
         rest %= value
     return total if written == numeral else None
@@ -220,24 +279,40 @@ def spans(text: str) -> str:
 
 def plain_numbers(text: str) -> str:
     """Very long numbers spelt, thousands' commas away (and the cardinal said at once: 1,905 is no year), .5 as 0.5."""
-    text = sub(r"(?<![\w.,])\d{1,3}(?:\.\d{3}){1,4},\d\d(?!\d)", lambda m: m[0].replace(".", "").replace(",", "."), text)  # 1.234,56
-    text = sub(r"(?<![\w.,])\d{1,3}(?:\.\d{3}){2,4}(?![\d.])", lambda m: m[0].replace(".", "") + "\ue000", text)
+    text = sub(
+        r"(?<![\w.,])\d{1,3}(?:\.\d{3}){1,4},\d\d(?!\d)",
+        lambda m: m[0].replace(".", "").replace(",", "."),
+        text,
+    )  # 1.234,56
+    text = sub(
+        r"(?<![\w.,])\d{1,3}(?:\.\d{3}){2,4}(?![\d.])", lambda m: m[0].replace(".", "") + "\ue000", text
+    )
     text = sub(r"(?<![\w.,])\d{1,3}(?: 000){1,4}(?!\d)", lambda m: m[0].replace(" ", "") + "\ue000", text)
     text = sub(r"\b0x([\dA-Fa-f]{1,16})\b", lambda m: "zero x " + " ".join(spell(c) or c for c in m[1]), text)
     text = sub(r"\d{16,}", lambda m: f" {spell(m[0])} ", text)
     text = sub(r"(?<![\d.,])(\d{1,12}),(\d\d)(?= ?(?:€|EUR\b|euros?\b))", r"\1.\2", text)  # 12,50 €
     text = sub(rf"(?<![\d.,])(\d{{1,3}}),(\d{{1,2}})(?= ?(?:{UNIT}|%))", r"\1.\2", text)  # 2,5 kg
     text = sub(r"(?<![\w.])(\d{3})\.(\d{3})\.(\d{4})(?![\w.]\d)", r"\1-\2-\3", text)  # a telephone number
-    text = sub(r"(?<![\d.,])\d{1,3}(?:,\d{3}){1,4}(?!\d|,\d)", lambda m: m[0].replace(",", "") + "\ue000", text)
+    text = sub(
+        r"(?<![\d.,])\d{1,3}(?:,\d{3}){1,4}(?!\d|,\d)", lambda m: m[0].replace(",", "") + "\ue000", text
+    )
     text = sub("(\\d)\ue000(?=\\.\\d)", r"\1", text)
     text = sub(r"(?<![\w.])\.(?=\d)", "0.", text)
     text = sub(r"\bv(?:er)?\.? ?(?=\d{1,15}\.\d)", "version ", text, re.I)
-    return sub(rf"{START}(\d{{1,15}})((?:\.\d{{1,15}}){{2,9}}){END}", lambda m: " point ".join(words(n) for n in m[0].split(".")), text)
+    return sub(
+        rf"{START}(\d{{1,15}})((?:\.\d{{1,15}}){{2,9}}){END}",
+        lambda m: " point ".join(words(n) for n in m[0].split(".")),
+        text,
+    )
 
 
 def telephones(text: str) -> str:
     """Numbers with separators, and long codes such as 978-3-16-148410-0, are spelt."""
-    text = sub(r"(?<![\d.])\b1-(800|888|877|900)-(\d{3})-(\d{4})\b", lambda m: f"one {words(m[1])}, {spell(m[2])}, {spell(m[3])}", text)
+    text = sub(
+        r"(?<![\d.])\b1-(800|888|877|900)-(\d{3})-(\d{4})\b",
+        lambda m: f"one {words(m[1])}, {spell(m[2])}, {spell(m[3])}",
+        text,
+    )
     groups = r"\d{1,8}(?:[ -]\d{2,8}){1,6}"
     number = rf"\+\d{{1,4}}[ -]?(?:\(\d{{1,5}}\)[ -]?)?{groups}|\(\d{{2,5}}\) ?{groups}|\d{{2,5}}(?:-\d{{1,8}}){{2,6}}|\d{{3}}-\d{{4}}|\+\d{{8,15}}|0\d{{2,5}}(?: \d{{2,8}}){{1,4}}"
 
@@ -269,10 +344,22 @@ def dates(text: str) -> str:
         return next(m for m in MONTHS if m[:3] == match["month"][:3])
 
     clean = r"(?<![\w./-])"
-    text = sub(rf"{clean}(\d{{4}})([-/.])(\d{{1,2}})\2(\d{{1,2}})(?=T\d\d:)", lambda m: say(m[1], m[3], m[4], m[0]) + "at ", text)
+    text = sub(
+        rf"{clean}(\d{{4}})([-/.])(\d{{1,2}})\2(\d{{1,2}})(?=T\d\d:)",
+        lambda m: say(m[1], m[3], m[4], m[0]) + "at ",
+        text,
+    )
     text = sub(r"(?<=at )T(?=\d\d:\d\d)", "", text)
-    text = sub(rf"{clean}(\d{{4}})([-/.])(\d{{1,2}})\2(\d{{1,2}})(?![\w/-]|\.\d)", lambda m: say(m[1], m[3], m[4], m[0]), text)
-    text = sub(rf"{clean}(\d{{1,2}})([-/.])(\d{{1,2}})\2(\d{{4}})(?![\w/-]|\.\d)", lambda m: say(m[4], m[1], m[3], m[0]), text)
+    text = sub(
+        rf"{clean}(\d{{4}})([-/.])(\d{{1,2}})\2(\d{{1,2}})(?![\w/-]|\.\d)",
+        lambda m: say(m[1], m[3], m[4], m[0]),
+        text,
+    )
+    text = sub(
+        rf"{clean}(\d{{1,2}})([-/.])(\d{{1,2}})\2(\d{{4}})(?![\w/-]|\.\d)",
+        lambda m: say(m[4], m[1], m[3], m[0]),
+        text,
+    )
     day = r"(?P<day>[12]\d|3[01]|0?[1-9])(?:st|nd|rd|th)?"
     following = rf"(?:(?P<comma>,?) (?P<year>{YEAR})(?![\d,.]\d|\w))?"
 
@@ -286,8 +373,12 @@ def dates(text: str) -> str:
         return f"{match['the'] or ''}{the}{words(match['day'].lstrip('0'), 'ordinal')} of {full(match)}{year}"
 
     text = sub(rf"\b{MONTH} {day}(?![\d:/%]|[.,]\d|-\d){following}", month_first, text)
-    text = sub(rf"(?<![\d.,:/$£€-])(?P<the>\b[Tt]he )?\b{day} (?:of )?{MONTH}(?![\w]){following}", day_first, text)
-    text = sub(rf"\b{MONTH} (?P<year>{YEAR})(?!\d|[.,]\d)", lambda m: f"{full(m)} {words(m['year'], 'year')}", text)
+    text = sub(
+        rf"(?<![\d.,:/$£€-])(?P<the>\b[Tt]he )?\b{day} (?:of )?{MONTH}(?![\w]){following}", day_first, text
+    )
+    text = sub(
+        rf"\b{MONTH} (?P<year>{YEAR})(?!\d|[.,]\d)", lambda m: f"{full(m)} {words(m['year'], 'year')}", text
+    )
 
     def decade(match: re.Match) -> str:
         century, ten = match[1], int(match[2])
@@ -325,7 +416,9 @@ def times(text: str) -> str:
     meridiem = r"( ?[ap]\.?m\b\.?)"
     text = sub(rf"{START}(\d{{1,2}}):([0-5]\d):([0-5]\d){END}", span, text)
     text = sub(rf"(?<![\d.:])(\d{{1,2}}):([0-5]\d)(?![\d:]|\.\d){meridiem}?", clock, text, re.I)
-    text = sub(rf"{START}(\d{{1,2}}){meridiem}(?!\w)", lambda m: words(str(int(m[1]))) + half(m, 2), text, re.I)
+    text = sub(
+        rf"{START}(\d{{1,2}}){meridiem}(?!\w)", lambda m: words(str(int(m[1]))) + half(m, 2), text, re.I
+    )
     return sub(rf"(?<=m) ?[-–] ?(?={DIGIT_WORD}\b)|(?<=o'clock) ?[-–] ?(?={DIGIT_WORD}\b)", " to ", text)
 
 
@@ -341,7 +434,11 @@ def powers(text: str) -> str:
             return f"{match[1]} {'squared' if exponent == '2' else 'cubed'} "
         return f"{match[1]} to the power of {sign}{exponent} "  # in digits: a unit may follow
 
-    text = sub(rf"(?<![\w.])({N})[eE]([+-]?)(\d{{1,3}})(?![\w.])", lambda m: f"{m[1]} times 10^{m[2].strip('+')}{m[3]}", text)
+    text = sub(
+        rf"(?<![\w.])({N})[eE]([+-]?)(\d{{1,3}})(?![\w.])",
+        lambda m: f"{m[1]} times 10^{m[2].strip('+')}{m[3]}",
+        text,
+    )
     text = sub(r"(?<=\d) ?[×x*·] ?(?=10\^[-+]?\d)", " times ", text)
     unit = rf"(?<=[\d ])(?:{'|'.join(re.escape(u) for u in (*UNITS, *KNOWN) if '^' in u)})(?!\w)"
     held = {}
@@ -359,7 +456,9 @@ def powers(text: str) -> str:
 
 def money(text: str) -> str:
     """$3.50, 5€, £1.2m, $5-10, -$20."""
-    symbols = "|".join(map(re.escape, sorted((c for c in CURRENCIES if not c.isalpha()), key=len, reverse=True)))
+    symbols = "|".join(
+        map(re.escape, sorted((c for c in CURRENCIES if not c.isalpha()), key=len, reverse=True))
+    )
     codes = "|".join(c for c in CURRENCIES if c.isalpha())
     short = "|".join(SCALES)
     scale = rf"(?: ?({SCALE})\b|({short})\b)?"
@@ -375,7 +474,10 @@ def money(text: str) -> str:
         coins = (
             ""
             if not cents.strip("0")
-            else words(str(int(cents))) + " " + cent + ("s" if cent in ("cent", "kopek") and int(cents) != 1 else "")
+            else words(str(int(cents)))
+            + " "
+            + cent
+            + ("s" if cent in ("cent", "kopek") and int(cents) != 1 else "")
         )
         if coins and whole == "0":
             return coins
@@ -389,7 +491,11 @@ def money(text: str) -> str:
         text,
     )
     text = sub(rf"\b({codes}) {number}", lambda m: amount(m[2], m[1], "", "") + " ", text)
-    text = sub(rf"{START}{number}{scale} ?({symbols}|(?:{codes})\b)", lambda m: amount(m[1], m[4], m[2] or "", m[3] or "") + " ", text)
+    text = sub(
+        rf"{START}{number}{scale} ?({symbols}|(?:{codes})\b)",
+        lambda m: amount(m[1], m[4], m[2] or "", m[3] or "") + " ",
+        text,
+    )
     text = sub(rf"{START}{number} ?¢", lambda m: f"{decimal(m[1])} cent{'' if m[1] == '1' else 's'} ", text)
     return text
 
@@ -400,7 +506,11 @@ def signs(text: str) -> str:
     text = sub(r"(?<![^\s(=<>≤≥≠≈×÷*+\"'/^:,;—])[-–] ?(?=\d)(?<!\d [-–] )(?<!\d [-–])", " minus ", text)
     text = sub(r"(?<![^\s(=\"'])\+(?=\d)", " plus ", text)
     text = sub(r"(?<!\w)#(?=\d)", " number ", text)
-    text = sub(r"\b[Nn]o\.? ?(?=\d)|№ ?(?=\d)", " number ", text) if re.search(r"\bNo ?\d|[Nn]o\. ?\d|№", text) else text
+    text = (
+        sub(r"\b[Nn]o\.? ?(?=\d)|№ ?(?=\d)", " number ", text)
+        if re.search(r"\bNo ?\d|[Nn]o\. ?\d|№", text)
+        else text
+    )
     text = sub(r"(?<![\w~])~ ?(?=\d)", " about ", text)
     return sub(r"(?<=\d) ?\* ?(?=\d)|(?<=\d) ?[xX] ?(?=\d)", " times ", text)
 
@@ -422,20 +532,35 @@ def measures(text: str) -> str:
     def measure(match: re.Match) -> str:
         number, unit = match[1], match[2]
         one = number == "1"
-        name = UNITS[unit][not one] if unit in UNITS else unit_name(unit.replace("^", "").replace("m2", "m²").replace("m3", "m³"), one)
+        name = (
+            UNITS[unit][not one]
+            if unit in UNITS
+            else unit_name(unit.replace("^", "").replace("m2", "m²").replace("m3", "m³"), one)
+        )
         return f"{decimal(number)} {name} " if name else match[0]
 
     def height(match: re.Match) -> str:
         return f"{words(match[1])} feet " + (f"{words(match[2])} " if match[2] else "")
 
     text = sub(rf"{START}(\d)'(?:(\d{{1,2}})(?:\"|'')|(?= tall))", height, text)
-    text = sub(rf"{START}(\d{{1,2}}) ?ft\.? ?(\d{{1,2}}) ?in\b\.?", lambda m: f"{words(m[1])} feet {words(m[2])} inches", text)
+    text = sub(
+        rf"{START}(\d{{1,2}}) ?ft\.? ?(\d{{1,2}}) ?in\b\.?",
+        lambda m: f"{words(m[1])} feet {words(m[2])} inches",
+        text,
+    )
     text = sub(rf"{START}({N})\ue000?[ -]?({UNIT})", measure, text)
     text = sub(rf"{START}({N})\ue000? ?%", lambda m: f"{decimal(m[1])} percent ", text)
     text = sub(rf"{START}({N})\ue000? ?‰", lambda m: f"{decimal(m[1])} per thousand ", text)
-    text = sub(rf"{START}({N})\ue000? ?°", lambda m: f"{decimal(m[1])} degree{'' if m[1] == '1' else 's'} ", text)
+    text = sub(
+        rf"{START}({N})\ue000? ?°", lambda m: f"{decimal(m[1])} degree{'' if m[1] == '1' else 's'} ", text
+    )
     text = sub(rf"{START}({N})(k|K|M|bn|B)(?!\w)", lambda m: f"{decimal(m[1])} {SCALES[m[2]]} ", text)
-    return sub("\\b(\\d{1,15})\ue000?(?:st|nd|rd|th)\\b", lambda m: f" {words(m[1].lstrip('0') or '0', 'ordinal')} ", text, re.I)
+    return sub(
+        "\\b(\\d{1,15})\ue000?(?:st|nd|rd|th)\\b",
+        lambda m: f" {words(m[1].lstrip('0') or '0', 'ordinal')} ",
+        text,
+        re.I,
+    )
 
 
 def fractions(text: str) -> str:
@@ -473,9 +598,13 @@ def relations(text: str) -> str:
     if not re.search(r"[^\w\s,.?!;:'()-]", text):
         return text
     text = sub(r"<?(?:-|=){1,3}>|<-{1,3}(?!\d)", ", ", text)  # arrows
-    text = sub(r"(?<=\w) ?/ ?(?=(?:second|minute|min|hour|day|night|week|month|year|person)s?\b)", " per ", text)
     text = sub(
-        r"(?<![\w/])(?:km/h|km/s|m/s|[MGk]B/s)(?!\w)", lambda m: UNITS[m[0]][1] if m[0] in UNITS else unit_name(m[0], False) or m[0], text
+        r"(?<=\w) ?/ ?(?=(?:second|minute|min|hour|day|night|week|month|year|person)s?\b)", " per ", text
+    )
+    text = sub(
+        r"(?<![\w/])(?:km/h|km/s|m/s|[MGk]B/s)(?!\w)",
+        lambda m: UNITS[m[0]][1] if m[0] in UNITS else unit_name(m[0], False) or m[0],
+        text,
     )
     for symbol, word in RELATIONS.items():
         text = text.replace(symbol, f" {word} ")

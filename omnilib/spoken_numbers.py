@@ -27,7 +27,9 @@ def grammar(language: str):
     try:
         from wetext import Normalizer
     except ImportError as error:
-        raise UserError(f"numbers and units cannot be read without wetext ({error}): pip install wetext, or write them as words") from None
+        raise UserError(
+            f"numbers and units cannot be read without wetext ({error}): pip install wetext, or write them as words"
+        ) from None
     return Normalizer(lang=language, operator="tn")
 
 
@@ -39,7 +41,9 @@ def read(text: str, language: str) -> str | None:
         spoken = normaliser.normalize(text)
     except Exception:  # wetext asserts on characters that its grammar does not know
         return None
-    return spoken.replace("幺", "一") or None  # the telephone's "yao" is rare in recordings; 一 is understood as well
+    return (
+        spoken.replace("幺", "一") or None
+    )  # the telephone's "yao" is rare in recordings; 一 is understood as well
 
 
 # ---- English ---------------------------------------------------------------------------------------------------------

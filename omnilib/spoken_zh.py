@@ -73,7 +73,11 @@ def plain_numbers(text: str) -> str:
     text = sub(r"(?<![\d.,])\d{1,3}(?:,\d{3}){1,4}(?!\d|,\d)", lambda m: m[0].replace(",", ""), text)
     text = sub(r"(?<=\d)：(?=\d)", ":", text)
     text = sub(r"(?<![\w.])\.(?=\d)|(?<=[\u4e00-\u9fff])\.(?=\d)", "0.", text)
-    text = sub(rf"{START}\d{{1,15}}(?:\.\d{{1,15}}){{3,9}}(?!\d)", lambda m: "点".join(map(digits_zh, m[0].split("."))), text)
+    text = sub(
+        rf"{START}\d{{1,15}}(?:\.\d{{1,15}}){{3,9}}(?!\d)",
+        lambda m: "点".join(map(digits_zh, m[0].split("."))),
+        text,
+    )
     version = rf"{START}(?:(?<=[vV])|(?!(?:19|20)\d\d\.))\d{{1,4}}(?:\.\d{{1,4}}){{2}}(?![\d.])"
     text = sub(version, lambda m: "点".join(map(integer_zh, m[0].split("."))), text)
     return sub(r"#(?=\d)|\b[Nn][Oo]\.? ?(?=\d)", "第", text)
@@ -87,7 +91,9 @@ def telephones(text: str) -> str:
         return ("加" if match[0][0] == "+" else "") + digits_zh(match[0])
 
     text = sub(rf"(?<![\w.+-])(?:{number})(?![\d-])|(?<=[\u4e00-\u9fff])(?:{number})(?![\d-])", say, text)
-    text = sub(rf"({CODES})([:：是为]? ?)(\d{{3,15}})(?![\d.元个块])", lambda m: m[1] + m[2] + digits_zh(m[3]), text)
+    text = sub(
+        rf"({CODES})([:：是为]? ?)(\d{{3,15}})(?![\d.元个块])", lambda m: m[1] + m[2] + digits_zh(m[3]), text
+    )
     text = sub(r"(?<![\d.])(\d{3,4})(?=室|房间)", lambda m: digits_zh(m[1]), text)
     called = r"(?<=[拨打叫电话])(\d{3,6})(?![\d.年月日个元块人次分通天年])"
     return sub(called, lambda m: digits_zh(m[1]), text)
@@ -103,9 +109,17 @@ def dates(text: str) -> str:
         return f"{digits_zh(year)}年{integer_zh(str(month))}月{integer_zh(str(day))}日"
 
     text = sub(r"(?<![\d.-])(\d{4})([-/.])(\d{1,2})\2(\d{1,2})(?![\d/-]|\.\d)T?", say, text)
-    text = sub(r"(?<!\d)(\d{4})[-–~—至到](\d{4})(?=年)", lambda m: f"{digits_zh(m[1])}到{digits_zh(m[2])}", text)
-    text = sub(r"(?<![\d.])([12]\d{3})(?=年)(?!年[前后内来多]?(?:时间|之久))", lambda m: digits_zh(m[1]), text)
-    text = sub(r"(?<![\d.第])([5-9]\d)(?=年(?:出生|生|毕业|春|夏|秋|冬|的|\d{1,2}月))(?<!公元\d\d)", lambda m: digits_zh(m[1]), text)
+    text = sub(
+        r"(?<!\d)(\d{4})[-–~—至到](\d{4})(?=年)", lambda m: f"{digits_zh(m[1])}到{digits_zh(m[2])}", text
+    )
+    text = sub(
+        r"(?<![\d.])([12]\d{3})(?=年)(?!年[前后内来多]?(?:时间|之久))", lambda m: digits_zh(m[1]), text
+    )
+    text = sub(
+        r"(?<![\d.第])([5-9]\d)(?=年(?:出生|生|毕业|春|夏|秋|冬|的|\d{1,2}月))(?<!公元\d\d)",
+        lambda m: digits_zh(m[1]),
+        text,
+    )
     text = sub(
         r"(?<!\d)(0?[1-9]|1[0-2])月(0?[1-9]|[12]\d|3[01])(?=[日号])",
         lambda m: f"{integer_zh(m[1].lstrip('0'))}月{integer_zh(m[2].lstrip('0'))}",
@@ -133,10 +147,24 @@ def powers(text: str) -> str:
 def ranges(text: str) -> str:
     """10-15 is a range (wetext takes it for October 15th), 2-1 before a victory a score, 7-2=5 a difference."""
     text = sub(rf"(?<=\d)[-–](?={N} ?=)", "减", text)
-    text = sub(rf"{START}(\d{{1,3}}) ?[-–:] ?(\d{{1,3}})(?= ?(?:{WON}))", lambda m: f"{integer_zh(m[1])}比{integer_zh(m[2])}", text)
-    text = sub(r"(?<=比分)(.{0,2}?)(\d{1,3}) ?[-–:] ?(\d{1,3})(?!\d)", lambda m: f"{m[1]}{integer_zh(m[2])}比{integer_zh(m[3])}", text)
-    text = sub(rf"{START}({N}) ?[-–~—] ?({N}) ?%", lambda m: f"百分之{number_zh(m[1])}到{number_zh(m[2])}", text)
-    return sub(r"(?<=\d)( ?(?:%|°C|℃|[A-Za-z]{1,3}|[个天元米人年月日号点岁次]))? ?[-–~—] ?(?=[$£€¥]?\d)", r"\1到", text)
+    text = sub(
+        rf"{START}(\d{{1,3}}) ?[-–:] ?(\d{{1,3}})(?= ?(?:{WON}))",
+        lambda m: f"{integer_zh(m[1])}比{integer_zh(m[2])}",
+        text,
+    )
+    text = sub(
+        r"(?<=比分)(.{0,2}?)(\d{1,3}) ?[-–:] ?(\d{1,3})(?!\d)",
+        lambda m: f"{m[1]}{integer_zh(m[2])}比{integer_zh(m[3])}",
+        text,
+    )
+    text = sub(
+        rf"{START}({N}) ?[-–~—] ?({N}) ?%", lambda m: f"百分之{number_zh(m[1])}到{number_zh(m[2])}", text
+    )
+    return sub(
+        r"(?<=\d)( ?(?:%|°C|℃|[A-Za-z]{1,3}|[个天元米人年月日号点岁次]))? ?[-–~—] ?(?=[$£€¥]?\d)",
+        r"\1到",
+        text,
+    )
 
 
 def money(text: str) -> str:
@@ -148,8 +176,16 @@ def money(text: str) -> str:
     def say(amount: str, unit: str) -> str:
         return re.sub(symbols, "", amount) + CURRENCIES[unit]
 
-    text = sub(rf"({symbols}|(?<![A-Za-z])(?:{codes})) ?({number} ?[百千万亿]{{0,2}})(?:元(?=\D|$))?", lambda m: say(m[2], m[1]), text)
-    return sub(rf"{START}({N} ?[百千万亿]{{0,2}}) ?({symbols}|(?:{codes})(?![A-Za-z]))", lambda m: say(m[1], m[2]), text)
+    text = sub(
+        rf"({symbols}|(?<![A-Za-z])(?:{codes})) ?({number} ?[百千万亿]{{0,2}})(?:元(?=\D|$))?",
+        lambda m: say(m[2], m[1]),
+        text,
+    )
+    return sub(
+        rf"{START}({N} ?[百千万亿]{{0,2}}) ?({symbols}|(?:{codes})(?![A-Za-z]))",
+        lambda m: say(m[1], m[2]),
+        text,
+    )
 
 
 def signs(text: str) -> str:
@@ -167,7 +203,11 @@ def measures(text: str) -> str:
     text = sub(rf"{START}({N}) ?‰", lambda m: f"千分之{number_zh(m[1])}", text)
     text = sub(rf"{START}({N}) ?°F", lambda m: f"{number_zh(m[1])}华氏度", text)
     text = sub(r"公里/小?时|km/h|KM/H", "公里每小时", text)
-    text = sub(r"(?<=[\u4e00-\u9fff])/(?=(?:秒|分钟|小时|天|日|周|月|年|人|次|个|斤|公斤|米|升)(?![\u4e00-\u9fff]))", "每", text)
+    text = sub(
+        r"(?<=[\u4e00-\u9fff])/(?=(?:秒|分钟|小时|天|日|周|月|年|人|次|个|斤|公斤|米|升)(?![\u4e00-\u9fff]))",
+        "每",
+        text,
+    )
     mixed = r"(?<![\d/.])(?:(\d{1,4})(?: |又))?(\d{1,6})/(\d{1,6})(?![\d/]|\.\d)"
 
     def parts(match: re.Match) -> str:
@@ -179,12 +219,24 @@ def measures(text: str) -> str:
     text = sub(r"第 ?(\d{1,15})(?!\.\d)", lambda m: "第" + integer_zh(m[1]), text)
     text = sub(rf"(?<![\w.:/-])2 ?(?={COUNTED})|(?<=[\u4e00-\u9fff])(?<!第)2 ?(?={COUNTED})", "两", text)
     text = sub(rf"(?<!\d)2 ?(?={NUMBERED})", "二", text)
-    text = sub(r"(?<![\d.])(11[0249]|12[02]|911)(?![\d.:/])", lambda m: integer_zh(m[0]), text)  # spelt by wetext wherever they stand
-    text = sub(r"(?<=[A-Za-z])\d{1,15}(?=[A-Za-z])", lambda m: f" {integer_zh(m[0])} ", text)  # B2B; wetext says "to"
-    text = sub(r"(?<!\d)0:([0-5]\d)(?![\d:])", lambda m: f"零点{integer_zh(m[1])}分", text)  # a ratio to wetext
-    text = sub(r"(?<![\d.:/-])0\d{1,14}(?![\d.:/-])", lambda m: digits_zh(m[0]), text)  # 0012 is 零零十二 to wetext
-    text = sub(rf"{START}({N}) ?(?=[A-Za-z])(?!(?:{KNOWN})(?![A-Za-z]))", lambda m: f"{number_zh(m[1])} ", text)
-    decimals = rf"{START}(?:\d{{1,15}})\.\d{{1,15}}(?![\d.:/A-Za-z°]| ?[A-Za-z°])"  # 11.11 is a date to wetext
+    text = sub(
+        r"(?<![\d.])(11[0249]|12[02]|911)(?![\d.:/])", lambda m: integer_zh(m[0]), text
+    )  # spelt by wetext wherever they stand
+    text = sub(
+        r"(?<=[A-Za-z])\d{1,15}(?=[A-Za-z])", lambda m: f" {integer_zh(m[0])} ", text
+    )  # B2B; wetext says "to"
+    text = sub(
+        r"(?<!\d)0:([0-5]\d)(?![\d:])", lambda m: f"零点{integer_zh(m[1])}分", text
+    )  # a ratio to wetext
+    text = sub(
+        r"(?<![\d.:/-])0\d{1,14}(?![\d.:/-])", lambda m: digits_zh(m[0]), text
+    )  # 0012 is 零零十二 to wetext
+    text = sub(
+        rf"{START}({N}) ?(?=[A-Za-z])(?!(?:{KNOWN})(?![A-Za-z]))", lambda m: f"{number_zh(m[1])} ", text
+    )
+    decimals = (
+        rf"{START}(?:\d{{1,15}})\.\d{{1,15}}(?![\d.:/A-Za-z°]| ?[A-Za-z°])"  # 11.11 is a date to wetext
+    )
     return sub(decimals, lambda m: number_zh(m[0]), text)
 
 

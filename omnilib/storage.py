@@ -49,7 +49,9 @@ def unpack(packed: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, value in packed.items():
         scale = packed.get(name + SCALE)
         if not name.endswith(SCALE):
-            weights[name] = value if scale is None else (value.flatten(1).float() * scale[:, None]).view(value.shape)
+            weights[name] = (
+                value if scale is None else (value.flatten(1).float() * scale[:, None]).view(value.shape)
+            )
     return weights
 
 
@@ -111,8 +113,12 @@ def load_weights(model: nn.Module, path: Path) -> None:
     expected = unique_tensors(model)
     missing, unexpected = sorted(set(expected) - set(weights)), sorted(set(weights) - set(model.state_dict()))
     if missing or unexpected:
-        raise CheckpointError(f"{path} does not fit {type(model).__name__}: missing {missing[:3]}, unexpected {unexpected[:3]}")
+        raise CheckpointError(
+            f"{path} does not fit {type(model).__name__}: missing {missing[:3]}, unexpected {unexpected[:3]}"
+        )
     try:
         model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit {type(model).__name__}: {str(error).splitlines()[-1].strip()}") from error
+        raise CheckpointError(
+            f"{path} does not fit {type(model).__name__}: {str(error).splitlines()[-1].strip()}"
+        ) from error

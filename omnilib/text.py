@@ -28,14 +28,25 @@ from omnilib.errors import CheckpointError, DataError, UserError
 from omnilib.mouth.chunking import ChunkRules, Layout, split_text
 from omnilib.spoken import clean_text, detect_language
 
-__all__ = ["clean_text", "detect_language", "load_tokenizer", "save_tokenizer", "train_tokenizer", "prompt_rows", "training_rows"]
+__all__ = [
+    "clean_text",
+    "detect_language",
+    "load_tokenizer",
+    "save_tokenizer",
+    "train_tokenizer",
+    "prompt_rows",
+    "training_rows",
+]
 
 IGNORE = -100
 SPEECH = -500  # stands for the reference recording in a list of text ids
 TEXT_PAD, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 AUDIO_TOKENS = ("<|audio_start|>", "<|audio_end|>", "<|audio_sep|>")  # the last three text ids, in this order
 SYSTEM = "system\nYou are a helpful assistant."
-PRE_PROMPT = {"en": "Respond with the tone of the reference audio clip.", "zh": "使用参考音频中听到的语气回答。"}
+PRE_PROMPT = {
+    "en": "Respond with the tone of the reference audio clip.",
+    "zh": "使用参考音频中听到的语气回答。",
+}
 # The conversation frame never varies, so the nano tokenizer holds it in a few ids: 15 rows a prompt instead of ~45.
 FRAME = (SYSTEM, "user\n", "assistant\n", *PRE_PROMPT.values(), "\n")
 
@@ -51,16 +62,22 @@ def load_tokenizer(folder: Path | str) -> PreTrainedTokenizerBase:
     """
     folder = Path(folder)
     if not (folder / "tokenizer.json").is_file() and not (folder / "vocab.json").is_file():
-        raise CheckpointError(f"no tokenizer in {folder}: restore tokenizer.json or train one with `omni train text`")
+        raise CheckpointError(
+            f"no tokenizer in {folder}: restore tokenizer.json or train one with `omni train text`"
+        )
     try:
         if (folder / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
         else:
             tokenizer = wrap(Tokenizer.from_file(str(folder / "tokenizer.json")))
     except Exception as error:  # the Rust reader raises plain Exception on a damaged file
         raise CheckpointError(f"cannot read the tokenizer in {folder}: {error}; restore the files") from error
     if any(tokenizer.convert_tokens_to_ids(t) in (None, tokenizer.unk_token_id) for t in AUDIO_TOKENS):
-        raise CheckpointError(f"the tokenizer in {folder} lacks {', '.join(AUDIO_TOKENS)}: it is not one of a speech model")
+        raise CheckpointError(
+            f"the tokenizer in {folder} lacks {', '.join(AUDIO_TOKENS)}: it is not one of a speech model"
+        )
     return tokenizer
 
 
@@ -107,10 +124,17 @@ def train_tokenizer(texts: Iterable[str], size: int = 4096, alphabet: int = 2500
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pieces), behavior="isolated")
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     special = [TEXT_PAD, IM_START, IM_END, *FRAME, *(f"<0x{i:02X}>" for i in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=size - len(AUDIO_TOKENS), special_tokens=special, limit_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=size - len(AUDIO_TOKENS),
+        special_tokens=special,
+        limit_alphabet=alphabet,
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.add_special_tokens(list(AUDIO_TOKENS))
-    state = json.loads(tokenizer.to_str())  # the trainer needed the bytes as special tokens; they are ordinary ones
+    state = json.loads(
+        tokenizer.to_str()
+    )  # the trainer needed the bytes as special tokens; they are ordinary ones
     state["added_tokens"] = [t for t in state["added_tokens"] if not re.fullmatch("<0x..>", t["content"])]
     return wrap(Tokenizer.from_str(json.dumps(state)))
 
@@ -154,7 +178,9 @@ def layout_of(config, tokenizer: PreTrainedTokenizerBase) -> Layout:
         raise CheckpointError(
             f"the tokenizer has {text_size(tokenizer)} text ids, the speech model {config.tokenizer_text_size}: use the pair that was trained together"
         )
-    return config.layout(text_pad=tokenizer.convert_tokens_to_ids(TEXT_PAD), text_eos=tokenizer.convert_tokens_to_ids(IM_END))
+    return config.layout(
+        text_pad=tokenizer.convert_tokens_to_ids(TEXT_PAD), text_eos=tokenizer.convert_tokens_to_ids(IM_END)
+    )
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -171,7 +197,9 @@ def speech_rows(layout: Layout, tokens: Tensor, repeat_tail: bool) -> Tensor:
     """25 Hz tokens, k to a row: (T,) -> (T // k, k); an uneven tail is cut, or filled with the last token."""
     tokens = torch.as_tensor(tokens, dtype=torch.long).flatten()
     if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < layout.speech_eos:
-        raise DataError(f"speech tokens must lie in [0, {layout.speech_eos}): the speech tokenizer and the model do not match")
+        raise DataError(
+            f"speech tokens must lie in [0, {layout.speech_eos}): the speech tokenizer and the model do not match"
+        )
     over = len(tokens) % layout.streams
     if over and repeat_tail:
         tokens = torch.cat([tokens, tokens[-1:].expand(layout.streams - over)])
@@ -180,7 +208,9 @@ def speech_rows(layout: Layout, tokens: Tensor, repeat_tail: bool) -> Tensor:
     return tokens.view(-1, layout.streams)
 
 
-def splice_voice(layout: Layout, ids: Sequence[int], voice_ids: Sequence[int], voice_tokens: Tensor, truncate: bool = True) -> Tensor:
+def splice_voice(
+    layout: Layout, ids: Sequence[int], voice_ids: Sequence[int], voice_tokens: Tensor, truncate: bool = True
+) -> Tensor:
     """Put the reference recording in place of the first `SPEECH` id: rows (R, 1 + k).
 
     Beside its speech (pre_pad rows of pad, codes, one row of eos) stands its transcript, from the first row on.
@@ -200,7 +230,9 @@ def splice_voice(layout: Layout, ids: Sequence[int], voice_ids: Sequence[int], v
             f"the reference transcript is too long for its recording ({len(voice_ids)} text tokens for {seconds:.1f} s): "
             "give exactly what is said in it, or a longer recording"
         )
-    text = speech.new_full((len(speech),), layout.text_pad if layout.reference_pad is None else layout.reference_pad)
+    text = speech.new_full(
+        (len(speech),), layout.text_pad if layout.reference_pad is None else layout.reference_pad
+    )
     size = min(len(voice_ids), len(speech))
     text[:size] = torch.as_tensor(voice_ids[:size], dtype=torch.long)
     at = list(ids).index(SPEECH)
@@ -227,7 +259,11 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, language: str) -> tuple[int, 
 
 
 def prompt_rows(
-    tokenizer: PreTrainedTokenizerBase, layout: Layout, voice_text: str, voice_tokens: Tensor, truncate: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    layout: Layout,
+    voice_text: str,
+    voice_tokens: Tensor,
+    truncate: bool = False,
 ) -> Tensor:
     """The voice-clone prompt: (R, 1 + k), up to and including the audio_start after which decoding begins.
 
@@ -272,9 +308,13 @@ def chunk_sentences(
         position = offsets[end - 1][1] if end < len(ids) else len(joined)
         complete = sum(e <= position for e in ends)
         rest = joined[position : ends[complete]] if complete < len(ends) else ""
-        began = complete < len(ends) and any(map(str.isalnum, joined[(ends[complete - 1] if complete else 0) : position]))
+        began = complete < len(ends) and any(
+            map(str.isalnum, joined[(ends[complete - 1] if complete else 0) : position])
+        )
         if began and any(map(str.isalnum, rest)):
-            raise DataError(f"a chunk would end inside a sentence, before '{rest.strip()[:40]}': leave this sample out")
+            raise DataError(
+                f"a chunk would end inside a sentence, before '{rest.strip()[:40]}': leave this sample out"
+            )
         done.append(complete + bool(began))  # only closing quotes are left of it
     return ids, spans, done
 
@@ -309,7 +349,9 @@ def training_rows(
     first = 0
     for number, ((start, end), last) in enumerate(zip(spans, done, strict=True)):
         tokens = [torch.as_tensor(t, dtype=torch.long).flatten() for _, t in sentences[first:last]]
-        codes = speech_rows(layout, torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.long), repeat_tail=True)
+        codes = speech_rows(
+            layout, torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.long), repeat_tail=True
+        )
         chunk, label = chunk_rows(layout, ids[start:end], codes, final=number + 1 == len(spans))
         rows.append(chunk)
         labels.append(label)

@@ -107,21 +107,31 @@ class Fit:
         if self.fits:
             return f"{self.part}: {self.tensors} tensors fit"
         parts = []
-        for words, names in (("missing", self.missing), ("unexpected", self.unexpected), ("of another shape", self.shapes)):
+        for words, names in (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", self.shapes),
+        ):
             if names:
                 more = f", and {len(names) - show} more" if len(names) > show else ""
                 parts.append(f"{len(names)} {words} ({', '.join(names[:show])}{more})")
         return f"{self.part}: {', '.join(parts)}"
 
 
-def compare(part: str, module: nn.Module, found: dict[str, tuple[int, ...]], may_lack: set[str] | None = None) -> Fit:
+def compare(
+    part: str, module: nn.Module, found: dict[str, tuple[int, ...]], may_lack: set[str] | None = None
+) -> Fit:
     """Names and shapes in a file against those a module has; `may_lack` names are tied to others."""
     needed = {key: tuple(value.shape) for key, value in module.state_dict().items()}
     return Fit(
         part,
         missing=sorted(needed.keys() - found.keys() - (may_lack or set())),
         unexpected=sorted(found.keys() - needed.keys()),
-        shapes=[f"{k} is {found[k]}, needs {needed[k]}" for k in sorted(needed.keys() & found.keys()) if found[k] != needed[k]],
+        shapes=[
+            f"{k} is {found[k]}, needs {needed[k]}"
+            for k in sorted(needed.keys() & found.keys())
+            if found[k] != needed[k]
+        ],
         tensors=len(found),
     )
 
@@ -144,7 +154,9 @@ def demand(fits: list[Fit]) -> None:
     """
     wrong = [fit.line() for fit in fits if not fit.fits]
     if wrong:
-        raise CheckpointError(f"weights do not fit: {'; '.join(wrong)}; get the files again, or a config of the same size")
+        raise CheckpointError(
+            f"weights do not fit: {'; '.join(wrong)}; get the files again, or a config of the same size"
+        )
 
 
 # ---------------------------------------------------------------- reading files
@@ -157,7 +169,9 @@ def existing(path: Path) -> Path:
         CheckpointError: there is none.
     """
     if not path.is_file():
-        raise CheckpointError(f"no {path.name} in {path.parent}: get it with `omnilib.weights.download`, or correct the folder")
+        raise CheckpointError(
+            f"no {path.name} in {path.parent}: get it with `omnilib.weights.download`, or correct the folder"
+        )
     return path
 
 
@@ -197,7 +211,9 @@ def shard_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             raise CheckpointError(f"{folder / name} is damaged ({error}): get it again") from None
     lost = sorted(set(places or ()) - set(shapes))
     if lost:
-        raise CheckpointError(f"{index} promises {', '.join(lost[:3])}, which no shard holds: get the shards again")
+        raise CheckpointError(
+            f"{index} promises {', '.join(lost[:3])}, which no shard holds: get the shards again"
+        )
     return shapes
 
 
@@ -208,24 +224,42 @@ def read_pt(path: Path) -> dict[str, Tensor]:
         CheckpointError: missing, damaged, or with anything but tensors in it.
     """
     try:
-        state = torch.load(existing(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        state = torch.load(
+            existing(path), map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+        )
     except pickle.UnpicklingError as error:
         lines = [line.strip() for line in str(error).splitlines()]
         reason = next((line for line in lines if "GLOBAL" in line or "invalid load key" in line), lines[0])
         raise CheckpointError(
             f"{path} is refused, as it is damaged or holds more than tensors ({reason}): get it from its source"
         ) from None
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        TypeError,
+    ) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(f"{path} is damaged ({reason}): get it again") from None
     if isinstance(state, dict):
-        state = {k: v for k, v in state.items() if k not in ("epoch", "step")}  # CosyVoice's trainer leaves these in
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
+        state = {
+            k: v for k, v in state.items() if k not in ("epoch", "step")
+        }  # CosyVoice's trainer leaves these in
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()
+    ):
         raise CheckpointError(f"{path} is no plain state dict (name -> tensor): get it from its source")
     return state
 
 
-WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}  # gain, direction
+WEIGHT_NORM = {
+    "weight_g": "parametrizations.weight.original0",
+    "weight_v": "parametrizations.weight.original1",
+}  # gain, direction
 
 
 def hift_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -250,7 +284,9 @@ def onnx_session(path: Path, inputs: int, threads: int = 1):
     try:
         import onnxruntime
     except ImportError:
-        raise MissingTool("onnxruntime is not installed: `pip install onnxruntime`, or `pip install .[onnx]`") from None
+        raise MissingTool(
+            "onnxruntime is not installed: `pip install onnxruntime`, or `pip install .[onnx]`"
+        ) from None
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -263,7 +299,9 @@ def onnx_session(path: Path, inputs: int, threads: int = 1):
     except Exception as error:  # onnxruntime's own exceptions have no common public base
         raise CheckpointError(f"{path} is damaged ({str(error).splitlines()[0]}): get it again") from None
     if len(session.get_inputs()) != inputs:
-        raise CheckpointError(f"{path} takes {len(session.get_inputs())} inputs, not {inputs}: it is another model; get it again")
+        raise CheckpointError(
+            f"{path} takes {len(session.get_inputs())} inputs, not {inputs}: it is another model; get it again"
+        )
     return session
 
 
@@ -281,7 +319,10 @@ class OnnxTokenizer(nn.Module):
         frames = [mel.shape[-1]] * len(mel) if lengths is None else lengths.tolist()
         codes = []
         for item, count in zip(mel.float().cpu(), frames, strict=True):
-            feed = {self.names[0]: item[None, :, :count].numpy(), self.names[1]: torch.tensor([count], dtype=torch.int32).numpy()}
+            feed = {
+                self.names[0]: item[None, :, :count].numpy(),
+                self.names[1]: torch.tensor([count], dtype=torch.int32).numpy(),
+            }
             codes.append(torch.from_numpy(self.session.run(None, feed)[0]).flatten().long())  # (T,)
         padded = nn.utils.rnn.pad_sequence(codes, batch_first=True)  # (B, T)
         return padded.to(mel.device), torch.tensor([len(c) for c in codes], device=mel.device)
@@ -302,7 +343,9 @@ class OnnxSpeaker(nn.Module):
         vectors = []
         for item, count in zip(fbank.float().cpu(), frames, strict=True):
             item = item[:count] - item[:count].mean(0)  # (F, 80)
-            vectors.append(torch.from_numpy(self.session.run(None, {self.name: item[None].numpy()})[0]).flatten())
+            vectors.append(
+                torch.from_numpy(self.session.run(None, {self.name: item[None].numpy()})[0]).flatten()
+            )
         return torch.stack(vectors).to(fbank.device)
 
 
@@ -325,7 +368,9 @@ def tts_config(folder: Path) -> SpeechLMConfig:
     except UserError:
         raise
     except Exception as error:  # transformers checks values in its own ways
-        raise CheckpointError(f"{folder}/config.json cannot be used ({str(error).splitlines()[0]}): get it again") from None
+        raise CheckpointError(
+            f"{folder}/config.json cannot be used ({str(error).splitlines()[0]}): get it again"
+        ) from None
 
 
 def check_speechlm(folder: str | Path) -> Fit:
@@ -342,14 +387,19 @@ def read_voice_part(path: Path, module: nn.Module) -> tuple[dict[str, Tensor], F
     return state, compare(path.name, module, {k: tuple(v.shape) for k, v in state.items()})
 
 
-def check_voice(folder: str | Path, flow: FlowConfig | None = None, hift: HiFTConfig | None = None) -> list[Fit]:
+def check_voice(
+    folder: str | Path, flow: FlowConfig | None = None, hift: HiFTConfig | None = None
+) -> list[Fit]:
     """Whether flow.pt and hift.pt fit; sizes are the published ones unless given."""
     modules = {"flow.pt": on_meta(Flow, flow or FlowConfig()), "hift.pt": on_meta(HiFT, hift or HiFTConfig())}
     return [read_voice_part(Path(folder) / name, module)[1] for name, module in modules.items()]
 
 
 def load_voice(
-    folder: str | Path, flow: FlowConfig | None = None, hift: HiFTConfig | None = None, settings: CodecSettings | None = None
+    folder: str | Path,
+    flow: FlowConfig | None = None,
+    hift: HiFTConfig | None = None,
+    settings: CodecSettings | None = None,
 ) -> Codec:
     """flow.pt, hift.pt, campplus.onnx and speech_tokenizer_v2.onnx of a folder -> codec.
 
@@ -359,7 +409,10 @@ def load_voice(
     """
     folder = Path(folder)
     demand(check_voice(folder, flow, hift))
-    tokenizer, speaker = OnnxTokenizer(folder / "speech_tokenizer_v2.onnx"), OnnxSpeaker(folder / "campplus.onnx")
+    tokenizer, speaker = (
+        OnnxTokenizer(folder / "speech_tokenizer_v2.onnx"),
+        OnnxSpeaker(folder / "campplus.onnx"),
+    )
     modules = {"flow.pt": Flow(flow or FlowConfig()), "hift.pt": HiFT(hift or HiFTConfig())}
     for name, module in modules.items():
         module.load_state_dict(read_voice_part(folder / name, module)[0])
@@ -433,7 +486,15 @@ def load(
 
 # ---------------------------------------------------------------- download
 
-WANTED = ["*.json", "merges.txt", "*.safetensors", "*flow.pt", "*hift.pt", "*campplus.onnx", "*speech_tokenizer_v2.onnx"]  # no code
+WANTED = [
+    "*.json",
+    "merges.txt",
+    "*.safetensors",
+    "*flow.pt",
+    "*hift.pt",
+    "*campplus.onnx",
+    "*speech_tokenizer_v2.onnx",
+]  # no code
 REPOSITORIES = {  # named by the authors' README; other sizes: see their collection
     "2B": "wcy1122/MGM-Omni-TTS-2B-0927",
     "7B": "wcy1122/MGM-Omni-7B",  # a brain
@@ -466,15 +527,23 @@ def download(pin: str, folder: str | Path, endpoint: str | None = None) -> Path:
 
     repository, revision = split_pin(pin)
     try:
-        commit = HfApi(endpoint=endpoint).model_info(repository, revision=revision, timeout=20).sha  # fails at once when offline
+        commit = (
+            HfApi(endpoint=endpoint).model_info(repository, revision=revision, timeout=20).sha
+        )  # fails at once when offline
         if revision != commit:
-            raise ConfigError(f"'{pin}' may change: '{revision}' is now at {commit}; ask for {repository}@{commit}")
-        snapshot_download(repository, revision=commit, local_dir=folder, allow_patterns=WANTED, endpoint=endpoint)
+            raise ConfigError(
+                f"'{pin}' may change: '{revision}' is now at {commit}; ask for {repository}@{commit}"
+            )
+        snapshot_download(
+            repository, revision=commit, local_dir=folder, allow_patterns=WANTED, endpoint=endpoint
+        )
     except ConfigError:
         raise
     except Exception as error:  # the hub client raises errors of its own, of its HTTP library, and OSError
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        raise CheckpointError(f"cannot fetch {pin} ({reason}): check the name and the network, or copy the folder here by hand") from None
+        raise CheckpointError(
+            f"cannot fetch {pin} ({reason}): check the name and the network, or copy the folder here by hand"
+        ) from None
     source = {"repository": repository, "revision": revision}
     temporary = Path(folder) / "source.json.tmp"
     temporary.write_text(json.dumps(source, indent=1) + "\n")

@@ -35,13 +35,27 @@ class Browser:
     def __enter__(self) -> "Browser":
         import websocket
 
-        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"]
-        more = ["--disable-background-networking", "--remote-allow-origins=*", f"--user-data-dir={self.folder}"]
+        flags = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-dev-shm-usage",
+        ]
+        more = [
+            "--disable-background-networking",
+            "--remote-allow-origins=*",
+            f"--user-data-dir={self.folder}",
+        ]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen([executable(), *flags, *more, "--remote-debugging-port=0", "about:blank"], **quiet)
+        self.process = subprocess.Popen(
+            [executable(), *flags, *more, "--remote-debugging-port=0", "about:blank"], **quiet
+        )
         self.number, self.events = 0, []
         port = self.wait_for_port()
-        self.socket = websocket.create_connection(f"ws://127.0.0.1:{port[0]}{port[1]}", timeout=60, suppress_origin=True)
+        self.socket = websocket.create_connection(
+            f"ws://127.0.0.1:{port[0]}{port[1]}", timeout=60, suppress_origin=True
+        )
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -60,7 +74,9 @@ class Browser:
             if path.exists() and len(found := path.read_text().split()) == 2:
                 return found
             if self.process.poll() is not None:
-                raise RuntimeError(f"Chromium ended with exit code {self.process.returncode} before it was ready")
+                raise RuntimeError(
+                    f"Chromium ended with exit code {self.process.returncode} before it was ready"
+                )
             time.sleep(0.1)
         raise RuntimeError("Chromium was not ready within a minute")
 
@@ -83,18 +99,28 @@ class Browser:
 
     def ask(self, expression: str) -> object:
         """The value of a JavaScript expression in the page."""
-        return self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)["result"].get("value")
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)[
+            "result"
+        ].get("value")
 
     def visit(self, page: Path, width: int, height: int = 900) -> Visit:
         """Open a file at a window width, everything on it unfolded, and say what happened."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         self.events.clear()
         self.call("Page.navigate", url=page.resolve().as_uri())
         while not any(e["method"] == "Page.loadEventFired" for e in self.events):
             self.receive()
         self.ask("document.querySelectorAll('details').forEach(d => d.open = true)")
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-        pictures = "Promise.all([...document.images].map(i => i.decode().then(() => '', () => i.alt || 'no alt')))"
+        pictures = (
+            "Promise.all([...document.images].map(i => i.decode().then(() => '', () => i.alt || 'no alt')))"
+        )
         result = Visit(overflow=self.ask(wide), broken=[name for name in self.ask(pictures) if name])
         for event in self.events:
             what, content = event["method"], event["params"]

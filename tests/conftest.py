@@ -31,9 +31,13 @@ class Tensors(dict):
         """Whether all are there. A part that cannot be compared is named in the test run's warnings."""
         absent = [key for key in keys if key not in self]
         if absent and GOLDEN == COMMITTED:
-            pytest.fail(f"tests/golden/{self.name}.safetensors has no {', '.join(absent)}: restore it with `git checkout`")
+            pytest.fail(
+                f"tests/golden/{self.name}.safetensors has no {', '.join(absent)}: restore it with `git checkout`"
+            )
         if absent:
-            warnings.warn(f"{self.name}: this instance has no {', '.join(absent)}; not compared", stacklevel=2)
+            warnings.warn(
+                f"{self.name}: this instance has no {', '.join(absent)}; not compared", stacklevel=2
+            )
         return not absent
 
     def load_into(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -41,7 +45,11 @@ class Tensors(dict):
         state = {key[2:]: value for key, value in self.items() if key.startswith("w.")}
         absent, unexpected = model.load_state_dict(state, strict=False)
         tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
-        assert not unexpected and set(absent) <= ({"lm_head.weight"} if tied else set()), (self.name, absent, unexpected)
+        assert not unexpected and set(absent) <= ({"lm_head.weight"} if tied else set()), (
+            self.name,
+            absent,
+            unexpected,
+        )
         return model
 
 

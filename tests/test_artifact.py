@@ -28,7 +28,9 @@ def test_every_headline_and_every_measured_row_of_a_chapter_is_a_claim():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("claim", [c for c in artifact.LIBRARY if c.quick], ids=lambda c: c.where + " " + c.text[:40])
+@pytest.mark.parametrize(
+    "claim", [c for c in artifact.LIBRARY if c.quick], ids=lambda c: c.where + " " + c.text[:40]
+)
 def test_quick_claims_hold(claim):
     (ROOT / "runs").mkdir(exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

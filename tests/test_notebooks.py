@@ -51,7 +51,9 @@ def test_chapter_has_one_parameters_cell_of_typed_literals(path):
     tagged = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
     assert len(tagged) == 1
     body = ast.parse(tagged[0].source).body
-    assert all(isinstance(line, ast.AnnAssign) for line in body), "one typed literal a line: `seed: int = 0  # help`"
+    assert all(isinstance(line, ast.AnnAssign) for line in body), (
+        "one typed literal a line: `seed: int = 0  # help`"
+    )
     assert {line.target.id for line in body} >= {"scale", "seed", "out_dir"}
     for line in body:
         ast.literal_eval(line.value)
@@ -62,7 +64,9 @@ def test_every_exercise_has_a_solution(path):
     prose = "\n".join(c.source for c in read(path).cells if c.cell_type == "markdown")
     asked = re.findall(r"^(\d+)\. ", prose.split("## Exercises")[1].split("\n## ")[0], re.M)
     answers = read(NOTEBOOKS / "solutions" / f"{path.stem}_solutions.ipynb")
-    solved = re.findall(r"^## (\d+)\. ", "\n".join(c.source for c in answers.cells if c.cell_type == "markdown"), re.M)
+    solved = re.findall(
+        r"^## (\d+)\. ", "\n".join(c.source for c in answers.cells if c.cell_type == "markdown"), re.M
+    )
     assert asked == solved == [str(n) for n in range(1, len(asked) + 1)]
 
 
@@ -86,7 +90,9 @@ def test_diagrams_are_pictures_not_letters(path):
     """Drawings of letters wrap in JupyterLab and are clipped in reports; a code block in a text is for a command."""
     for cell in read(path).cells:
         if cell.cell_type == "markdown":
-            assert not re.search(r"--+>|<--+|\^\s*\n|[|+]--", cell.source.replace("|---|", "")), cell.source[:200]
+            assert not re.search(r"--+>|<--+|\^\s*\n|[|+]--", cell.source.replace("|---|", "")), cell.source[
+                :200
+            ]
             for picture in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", cell.source):
                 assert picture[0].strip() and (path.parent / picture[1]).is_file(), picture
 
@@ -111,7 +117,15 @@ def test_shares_of_the_last_table_stand_in_percent(path):
 
 def test_paper_row_shows_a_share_with_its_range_in_percent():
     recorded = {"e": {"value": 0.0429, "n": 6, "ci95": [0.03, 0.06], "unit": ""}}
-    row = {"claim": "c", "ref": "r", "paper": "WER 4.98 %", "metric": "e", "unit": "%", "rule": "lower", "verdict": "trend holds"}
+    row = {
+        "claim": "c",
+        "ref": "r",
+        "paper": "WER 4.98 %",
+        "metric": "e",
+        "unit": "%",
+        "rule": "lower",
+        "verdict": "trend holds",
+    }
     assert report.paper_row(row, recorded, "nano")["measured"] == "4.3 % (3.0 to 6.0): e"
 
 
@@ -175,7 +189,9 @@ def test_nbdime_leaves_out_what_running_a_notebook_changes(tmp_path):
 
     def difference(name: str) -> str:
         command = [Path(sys.executable).with_name("nbdiff"), str(paths["before"]), str(paths[name])]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60).stdout
+        return subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
 
     assert difference("run") == ""
     assert "one more sentence" in difference("edited")

@@ -5,13 +5,24 @@ import pytest
 from omnilib.errors import UserError
 from omnilib.mouth.chunking import Chunk
 from omnilib.mouth.readable import Reading
-from omnilib.notices import about_chunks, brief, doubtful, listing, long_words, silent_symbols, unreadable, wrong_voice
+from omnilib.notices import (
+    about_chunks,
+    brief,
+    doubtful,
+    listing,
+    long_words,
+    silent_symbols,
+    unreadable,
+    wrong_voice,
+)
 
 VOICES = {"ann": {"language": "en"}, "bo": {"language": "zh"}}
 
 
 def test_half_a_text_of_unknown_letters_is_refused_and_less_is_named():
-    with pytest.raises(UserError, match="cannot read this text: it has never seen Cyrillic letters like Привет; it speaks"):
+    with pytest.raises(
+        UserError, match="cannot read this text: it has never seen Cyrillic letters like Привет; it speaks"
+    ):
         unreadable(Reading("ok", ("Привет",), 8))
     [told] = unreadable(Reading("the word is Russian", ("Привет",), 22))
     assert told == "not spoken, because this model has never seen them: the Cyrillic letters Привет"
@@ -33,22 +44,35 @@ def test_letters_that_the_tokenizer_knows_but_nobody_taught_are_a_warning():
 
 @pytest.mark.parametrize(
     ("text", "named"),
-    [("I ♥ you 😀", "♥ 😀"), ("⌘ of all", "⌘"), ("plain, text! 3 + 4 = 7 & 50 % of $5", None), ("| a | b | ~ <tag>", None), ("我♥你", "♥")],
+    [
+        ("I ♥ you 😀", "♥ 😀"),
+        ("⌘ of all", "⌘"),
+        ("plain, text! 3 + 4 = 7 & 50 % of $5", None),
+        ("| a | b | ~ <tag>", None),
+        ("我♥你", "♥"),
+    ],
 )
 def test_symbols_that_no_word_stands_for_are_named(text, named):
     told = silent_symbols(text, "zh" if "我" in text else "en")
     assert told == ([f"not spoken, because nobody says them: {named}"] if named else [])
 
 
-@pytest.mark.parametrize("word", ["a" * 5000, "QUJD" * 60, "http://x.org/" + "ab1" * 80], ids=["held key", "base64", "address"])
+@pytest.mark.parametrize(
+    "word", ["a" * 5000, "QUJD" * 60, "http://x.org/" + "ab1" * 80], ids=["held key", "base64", "address"]
+)
 def test_a_word_without_end_is_refused_with_its_time_or_named(word):
-    with pytest.raises(UserError, match=r'"\S{20}…" has [\d,]+ characters without a space and takes about 2 minutes to speak: put'):
+    with pytest.raises(
+        UserError,
+        match=r'"\S{20}…" has [\d,]+ characters without a space and takes about 2 minutes to speak: put',
+    ):
         long_words(f"the {word} end", lambda _: 120.0)
     [told] = long_words(f"the {word} end", lambda _: 30.0)
     assert "takes about 30 seconds to speak" in told
 
 
-@pytest.mark.parametrize("text", ["word " * 1000, "今天天气很好" * 100, "-" * 500, "ab." * 20, "I like " + "very-" * 19 + "much"])
+@pytest.mark.parametrize(
+    "text", ["word " * 1000, "今天天气很好" * 100, "-" * 500, "ab." * 20, "I like " + "very-" * 19 + "much"]
+)
 def test_ordinary_texts_and_rulers_are_no_long_words(text):
     assert long_words(text, lambda _: 999.0) == []
 
@@ -76,7 +100,10 @@ def test_a_voice_of_the_other_language_is_a_warning_that_names_a_fitting_one(tex
 
 
 def chunks(*errors: str | None) -> list[Chunk]:
-    return [Chunk(text=f"part {number} of a text that has words.", error=error) for number, error in enumerate(errors)]
+    return [
+        Chunk(text=f"part {number} of a text that has words.", error=error)
+        for number, error in enumerate(errors)
+    ]
 
 
 def test_nothing_is_said_about_speech_without_fault():
@@ -85,11 +112,16 @@ def test_nothing_is_said_about_speech_without_fault():
 
 def test_a_row_limit_is_not_called_a_failure_and_says_what_was_spoken():
     [told] = about_chunks(chunks(None, "truncated"), greedy=False)
-    assert told.startswith("the row limit was reached: spoken to the end of") and '"part 1 of … that has words."' in told
+    assert (
+        told.startswith("the row limit was reached: spoken to the end of")
+        and '"part 1 of … that has words."' in told
+    )
     assert "guard" not in told and "fail" not in told and "seed" not in told
 
 
-@pytest.mark.parametrize(("error", "words"), [("blank", "fell silent"), ("long", "ran on"), ("end", "does not end in silence")])
+@pytest.mark.parametrize(
+    ("error", "words"), [("blank", "fell silent"), ("long", "ran on"), ("end", "does not end in silence")]
+)
 def test_another_seed_is_advised_only_where_it_changes_something(error, words):
     [greedy], [sampled] = about_chunks(chunks(error), greedy=True), about_chunks(chunks(error), greedy=False)
     assert words in greedy and words in sampled

@@ -22,12 +22,16 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in ACCEPTED.items() for text in texts])
+@pytest.mark.parametrize(
+    ("kind", "text"), [(kind, text) for kind, texts in ACCEPTED.items() for text in texts]
+)
 def test_a_fitting_value_is_read(kind, text):
     assert getattr(options, kind)(text) == ACCEPTED[kind][text]
 
 
-@pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in REFUSED.items() for text in texts])
+@pytest.mark.parametrize(
+    ("kind", "text"), [(kind, text) for kind, texts in REFUSED.items() for text in texts]
+)
 def test_another_value_is_one_line_and_exit_code_2(kind, text, capsys):
     parser = options.Parser(prog="omni speak")
     parser.add_argument("--value", type=getattr(options, kind))
@@ -48,4 +52,6 @@ def test_a_line_end_within_a_value_keeps_the_message_on_one_line(capsys):
 
 def test_parsers_of_commands_within_commands_are_of_the_same_kind():
     commands = options.Parser(prog="omni").add_subparsers()
-    assert isinstance(commands.add_parser("speak"), options.Parser) and issubclass(options.Parser, argparse.ArgumentParser)
+    assert isinstance(commands.add_parser("speak"), options.Parser) and issubclass(
+        options.Parser, argparse.ArgumentParser
+    )

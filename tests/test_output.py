@@ -94,13 +94,17 @@ def stopped_writer(path, number) -> int:
             signal.signal(name, signal.SIG_DFL)
 
     command = [sys.executable, "-c", WRITER, str(path)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=defaults)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=defaults
+    )
     assert process.stdout.readline() == b"writing\n"
     process.send_signal(number)
     return process.wait(30)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_ctrl_c_and_a_polite_kill_leave_the_old_file_and_nothing_else(old, number, code):
     assert stopped_writer(old, number) == code
     assert old.read_bytes() == b"precious" and names(old.parent) == ["old.wav"]
@@ -142,7 +146,9 @@ def test_a_new_file_gets_the_usual_rights(tmp_path):
     assert stat.S_IMODE((tmp_path / "a.wav").stat().st_mode) == 0o640
 
 
-@pytest.mark.parametrize("how", ["the same name", "another spelling", "a symbolic link", "a hard link", "a link to the output"])
+@pytest.mark.parametrize(
+    "how", ["the same name", "another spelling", "a symbolic link", "a hard link", "a link to the output"]
+)
 def test_the_reference_is_never_written_over(old, monkeypatch, how):
     voice, out = old, old
     monkeypatch.chdir(old.parent)
@@ -232,7 +238,9 @@ with WaveOutput(Path("-"), 24000, expected=int(sys.argv[1]) or None) as output:
 """
 
 
-@pytest.mark.parametrize(("expected", "mode"), [(0, "wb"), (1000, "wb"), (1000, "ab")], ids=["stream", "whole", "appended"])
+@pytest.mark.parametrize(
+    ("expected", "mode"), [(0, "wb"), (1000, "wb"), (1000, "ab")], ids=["stream", "whole", "appended"]
+)
 def test_standard_output_that_is_a_file_gets_a_header_with_its_length(tmp_path, expected, mode):
     with (tmp_path / "a.wav").open(mode) as file:
         subprocess.run([sys.executable, "-c", SPEAKER, str(expected)], cwd=ROOT, stdout=file, check=True)
@@ -249,11 +257,18 @@ def test_a_stream_behind_other_bytes_of_a_file_leaves_them_alone(tmp_path):
         subprocess.run([sys.executable, "-c", SPEAKER, "0"], cwd=ROOT, stdout=file, check=True)
         file.write(b"after")
     data = path.read_bytes()
-    assert data[:6] == b"before" and data[6:10] == b"RIFF" and data.endswith(b"after") and len(data) == 6 + 2044 + 5
+    assert (
+        data[:6] == b"before"
+        and data[6:10] == b"RIFF"
+        and data.endswith(b"after")
+        and len(data) == 6 + 2044 + 5
+    )
 
 
 def test_a_whole_wave_in_a_pipe_names_its_length():
-    answer = subprocess.run([sys.executable, "-c", SPEAKER, "1000"], cwd=ROOT, capture_output=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", SPEAKER, "1000"], cwd=ROOT, capture_output=True, check=True
+    )
     with wave.open(io.BytesIO(answer.stdout)) as heard:
         assert heard.getnframes() == 1000
 

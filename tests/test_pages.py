@@ -16,7 +16,9 @@ from tests import browser
 
 CHAPTERS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 WIDTHS = (390, 1366)
-NETWORK = re.compile(r"""(?:src|srcset|poster|data|action)\s*=\s*["'](?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import""")
+NETWORK = re.compile(
+    r"""(?:src|srcset|poster|data|action)\s*=\s*["'](?:https?:)?//|url\(\s*["']?(?:https?:)?//|@import"""
+)
 
 
 class Reader(HTMLParser):
@@ -40,7 +42,9 @@ def check(text: str) -> Reader:
     assert not reader.every("script") and not reader.every("iframe") and not reader.every("link")
     markup = re.sub(r"<pre.*?</pre>", "", re.sub(r"base64,[A-Za-z0-9+/=]+", "base64,", text), flags=re.S)
     assert not NETWORK.search(markup), NETWORK.search(markup)
-    assert any(m.get("name") == "viewport" and "width=device-width" in m["content"] for m in reader.every("meta"))
+    assert any(
+        m.get("name") == "viewport" and "width=device-width" in m["content"] for m in reader.every("meta")
+    )
     assert all(image.get("alt", "").strip() for image in reader.every("img")), "a picture without words"
     assert all(i["src"].startswith("data:") for kind in ("img", "audio") for i in reader.every(kind))
     ids = [a["id"] for _, a in reader.tags if "id" in a]
@@ -112,7 +116,9 @@ def test_page_of_a_chapter_needs_no_script_and_no_network(path, chapter):
     listed = re.search(r'<details class="contents">.*?</details>', text, re.S)[0]
     assert listed.count("<li>") == wanted, "the list of contents names every section"
     folds = [d for d in reader.every("details") if d.get("class") == "code" and "open" in d]
-    assert len(folds) >= sum(c.cell_type == "code" for c in nbformat.read(path, 4).cells), "every code cell folds"
+    assert len(folds) >= sum(c.cell_type == "code" for c in nbformat.read(path, 4).cells), (
+        "every code cell folds"
+    )
     assert sum("image/svg+xml" in i["src"] for i in reader.every("img")) == 1, "one diagram a chapter"
     number = CHAPTERS.index(path)
     links = [a.get("href", "") for a in reader.every("a")]
@@ -140,7 +146,9 @@ def test_wide_things_scroll_inside_the_page(tmp_path, chromium):
     table = report.html_table(tuple("abcdefghijkl"), [tuple(f"word{i}" * 4 for i in range(12))])
     code = nbformat.v4.new_code_cell("x = '" + "y" * 400 + "'")
     code.outputs = [nbformat.v4.new_output("stream", text="z" * 500)]
-    drawing = nbformat.v4.new_markdown_cell(f"# {'word' * 60}\n`{'c' * 200}`\n\n{wide}\n\n{table}\n\n![m](diagrams/04_mouth.svg)")
+    drawing = nbformat.v4.new_markdown_cell(
+        f"# {'word' * 60}\n`{'c' * 200}`\n\n{wide}\n\n{table}\n\n![m](diagrams/04_mouth.svg)"
+    )
     page = tmp_path / "page.html"
     page.write_text(rendered(drawing, code), encoding="utf-8")
     look(chromium, page)
@@ -170,7 +178,9 @@ def test_words_of_a_diagram_lie_inside_it(name, tmp_path, chromium):
 
 def test_diagram_files_are_those_of_the_code(tmp_path):
     for path in diagrams.write(tmp_path):
-        assert path.read_text() == (diagrams.FOLDER / path.name).read_text(), f"run `python -m omnilib.diagrams`: {path.name}"
+        assert path.read_text() == (diagrams.FOLDER / path.name).read_text(), (
+            f"run `python -m omnilib.diagrams`: {path.name}"
+        )
     assert {p.name for p in diagrams.FOLDER.iterdir()} == {p.name for p in tmp_path.iterdir()}
 
 
@@ -182,7 +192,10 @@ def test_diagrams_know_light_and_dark_and_have_a_title():
 
 def test_a_widget_becomes_a_sentence():
     cell = nbformat.v4.new_code_cell("box")
-    view = {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "VBox(children=(Text(...),))"}
+    view = {
+        "application/vnd.jupyter.widget-view+json": {"model_id": "1"},
+        "text/plain": "VBox(children=(Text(...),))",
+    }
     cell.outputs = [nbformat.v4.new_output("display_data", data=view)]
     text = rendered(cell)
     check(text)
@@ -204,7 +217,9 @@ def test_a_picture_from_elsewhere_is_not_fetched(tmp_path):
 
 def test_progress_bars_leave_their_last_state_only():
     cell = nbformat.v4.new_code_cell("bar")
-    cell.outputs = [nbformat.v4.new_output("stream", name="stderr", text=f"\rdone {n} %") for n in (1, 50, 100)]
+    cell.outputs = [
+        nbformat.v4.new_output("stream", name="stderr", text=f"\rdone {n} %") for n in (1, 50, 100)
+    ]
     text = rendered(cell)
     assert "done 100 %" in text and "done 1 %" not in text and "done 50 %" not in text
 
@@ -253,7 +268,12 @@ class FakeSpeaker:
         if text == "crash":
             raise RuntimeError("broken")
         self.said.append((text, voice, seed))
-        return SimpleNamespace(wave=torch.from_numpy(np.linspace(-1, 1, 2400, dtype=np.float32)), rate=24000, seconds=0.1, flagged=[])
+        return SimpleNamespace(
+            wave=torch.from_numpy(np.linspace(-1, 1, 2400, dtype=np.float32)),
+            rate=24000,
+            seconds=0.1,
+            flagged=[],
+        )
 
 
 @pytest.fixture
@@ -286,4 +306,9 @@ def test_controls_are_off_while_it_works_and_on_again_after(speakbox, text):
     except RuntimeError:
         assert text == "crash"
     assert speakbox.busy == [(True, True, "speaking ...")]
-    assert (ui.button.disabled, ui.box.disabled, ui.menu.disabled, ui.button.description) == (False, False, False, "speak")
+    assert (ui.button.disabled, ui.box.disabled, ui.menu.disabled, ui.button.description) == (
+        False,
+        False,
+        False,
+        "speak",
+    )

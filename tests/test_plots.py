@@ -31,7 +31,9 @@ def test_token_grid_colours_cells_by_what_they_mean():
 
 
 def test_bars_show_value_and_interval_in_percent():
-    (axis,) = plots.bars({"gt": (0.05, 0.04, 0.07), "tts": (0.1, 0.08, 0.15)}, "WER", line=0.2, line_label="goal").axes
+    (axis,) = plots.bars(
+        {"gt": (0.05, 0.04, 0.07), "tts": (0.1, 0.08, 0.15)}, "WER", line=0.2, line_label="goal"
+    ).axes
     assert [round(p.get_height(), 6) for p in axis.patches] == [5.0, 10.0]
     low, high = axis.collections[0].get_segments()[0][:, 1]
     assert (low, high) == pytest.approx((4.0, 7.0))
@@ -50,7 +52,9 @@ def test_funnel_and_shares_name_every_part():
     assert labels == ["mouth 0.125", "flow 0.375"]
 
 
-@pytest.mark.parametrize(("keys", "rows"), [(("a",), 1), (("a", "b"), 1), (("a", "b", "c"), 2), (("a", "b", "c", "d"), 2)])
+@pytest.mark.parametrize(
+    ("keys", "rows"), [(("a",), 1), (("a", "b"), 1), (("a", "b", "c"), 2), (("a", "b", "c", "d"), 2)]
+)
 def test_loss_curves_stand_two_beside_each_other_and_leave_no_empty_panel(keys, rows):
     figure = plots.loss_curves({"run": [{"step": s, **dict.fromkeys(keys, 1.0)} for s in range(3)]}, keys)
     assert [axis.get_title() for axis in figure.axes] == list(keys)

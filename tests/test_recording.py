@@ -36,7 +36,13 @@ def voice() -> np.ndarray:
     return np.tile(wave, 2)[: 6 * RATE]
 
 
-def wave_file(samples: np.ndarray, rate: int = RATE, size: int | None = None, riff: int | None = None, subtype: str = "PCM_16") -> bytes:
+def wave_file(
+    samples: np.ndarray,
+    rate: int = RATE,
+    size: int | None = None,
+    riff: int | None = None,
+    subtype: str = "PCM_16",
+) -> bytes:
     """Bytes of a WAV whose header claims a data chunk of `size` bytes."""
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, rate, format="WAV", subtype=subtype)
@@ -60,7 +66,9 @@ def test_a_rate_that_no_recording_has_is_refused(tmp_path, voice, rate):
 
 def test_a_file_longer_than_allowed_is_refused_by_its_header(tmp_path, voice, monkeypatch):
     (tmp_path / "a.wav").write_bytes(wave_file(voice))
-    monkeypatch.setattr(soundfile.SoundFile, "read", lambda *_, **__: pytest.fail("decoded before it was measured"))
+    monkeypatch.setattr(
+        soundfile.SoundFile, "read", lambda *_, **__: pytest.fail("decoded before it was measured")
+    )
     with pytest.raises(BadRecording, match="lasts 6 s: cut out at most 5 s"):
         read(tmp_path / "a.wav", longest=5.0)
 
@@ -169,7 +177,13 @@ def test_channels_that_cancel_each_other_give_one_of_them(tmp_path, voice, kind)
 
 def test_all_other_channels_are_averaged(voice):
     other = np.random.default_rng(0).normal(0, 0.05, len(voice)).astype(np.float32)
-    for channels in ([voice, voice], [voice, other], [voice, 0 * voice], [voice, *[0 * voice] * 5], [0 * voice, 0 * voice]):
+    for channels in (
+        [voice, voice],
+        [voice, other],
+        [voice, 0 * voice],
+        [voice, *[0 * voice] * 5],
+        [0 * voice, 0 * voice],
+    ):
         block = np.stack(channels, 1)
         np.testing.assert_array_equal(to_mono(block), block.mean(axis=1))
 
@@ -193,12 +207,16 @@ def test_float_files_above_full_scale_are_left_and_impossible_ones_refused(tmp_p
 @pytest.mark.parametrize("place", [0, 100_000])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_nan_and_infinity_are_refused_wherever_they_stand(tmp_path, voice, value, place):
-    soundfile.write(tmp_path / "a.wav", np.where(np.arange(len(voice)) == place, value, voice), RATE, subtype="FLOAT")
+    soundfile.write(
+        tmp_path / "a.wav", np.where(np.arange(len(voice)) == place, value, voice), RATE, subtype="FLOAT"
+    )
     with pytest.raises(AudioError, match="NaN or infinite"):
         audio.load_wave(tmp_path / "a.wav", RATE)
 
 
-@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "MS_ADPCM"])
+@pytest.mark.parametrize(
+    "subtype", ["PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ULAW", "ALAW", "MS_ADPCM"]
+)
 @pytest.mark.parametrize("form", ["WAV", "WAVEX"])
 def test_sample_formats_give_the_same_sound(tmp_path, voice, subtype, form):
     if not soundfile.check_format(form, subtype):

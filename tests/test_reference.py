@@ -47,7 +47,9 @@ NOT_SPEECH = {
 @pytest.mark.parametrize("name", NOT_SPEECH)
 def test_a_recording_without_speech_is_refused(tmp_path, name):
     soundfile.write(tmp_path / "a.wav", NOT_SPEECH[name], RATE)
-    with pytest.raises(AudioError, match="nobody speaks in .*: give 3 to 30 s of one person's speech") as error:
+    with pytest.raises(
+        AudioError, match="nobody speaks in .*: give 3 to 30 s of one person's speech"
+    ) as error:
         load_reference(tmp_path / "a.wav", RATE, 30.0)
     assert "\n" not in str(error.value)
 
@@ -72,7 +74,9 @@ def test_an_offset_is_removed_and_nothing_else(tmp_path):
     wave = wave - wave.mean()
     soundfile.write(tmp_path / "a.wav", wave.numpy() - 0.035, RATE, subtype="FLOAT")
     torch.testing.assert_close(load_reference(tmp_path / "a.wav", RATE, 30.0), wave, atol=1e-5, rtol=0)
-    assert abs(load_wave(tmp_path / "a.wav", RATE).mean().item() + 0.035) < 1e-4, "judges hear a file as it is"
+    assert abs(load_wave(tmp_path / "a.wav", RATE).mean().item() + 0.035) < 1e-4, (
+        "judges hear a file as it is"
+    )
 
 
 def test_a_clipped_recording_is_refused(tmp_path):

@@ -36,7 +36,9 @@ run.finish()
 def write_notebook(folder, name: str, *cells: str, parameters: str | None = PARAMETERS):
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook = nbformat.v4.new_notebook(metadata=kernel)
-    notebook.cells.append(nbformat.v4.new_markdown_cell("# Title\nwith $x^2$, `$PATH` and\n\n$$\\frac{a}{b}$$"))
+    notebook.cells.append(
+        nbformat.v4.new_markdown_cell("# Title\nwith $x^2$, `$PATH` and\n\n$$\\frac{a}{b}$$")
+    )
     if parameters:
         notebook.cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
     notebook.cells += [nbformat.v4.new_code_cell(c.replace("NAME", repr(name))) for c in cells]
@@ -49,17 +51,29 @@ def write_notebook(folder, name: str, *cells: str, parameters: str | None = PARA
 def test_good_failing_and_killed_notebooks_in_one_run(tmp_path):
     before = 'from omnilib import report\nrun = report.start(NAME, scale=scale, out_dir=out_dir)\nrun.metric("early", 1.0, n=1)\nprint("printed before")'
     notebooks = [
-        write_notebook(tmp_path, "01_killed", before, "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "print('never')"),
+        write_notebook(
+            tmp_path,
+            "01_killed",
+            before,
+            "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)",
+            "print('never')",
+        ),
         write_notebook(tmp_path, "02_failing", before, "raise ValueError('the reason')"),
         write_notebook(tmp_path, "03_good", GOOD),
     ]
     reports = tmp_path / "reports"
     outcomes = report.run_notebooks(notebooks, "smoke", reports)
 
-    assert [(o.name, o.ok) for o in outcomes] == [("01_killed", False), ("02_failing", False), ("03_good", True)]
+    assert [(o.name, o.ok) for o in outcomes] == [
+        ("01_killed", False),
+        ("02_failing", False),
+        ("03_good", True),
+    ]
     assert "ied" in outcomes[0].error  # "Kernel died"
     assert "ValueError: the reason" in outcomes[1].error
-    for name, outcome in zip(("01_killed", "02_failing"), outcomes[:2], strict=True):  # what was made before is kept, elsewhere
+    for name, outcome in zip(
+        ("01_killed", "02_failing"), outcomes[:2], strict=True
+    ):  # what was made before is kept, elsewhere
         assert not (reports / "smoke" / name).exists()
         folder = tmp_path / "reports-failed" / "smoke" / name
         assert outcome.page == str(folder / "report.html")
@@ -88,11 +102,16 @@ def test_good_failing_and_killed_notebooks_in_one_run(tmp_path):
         "checkpoint_sha256",
     }
     timings = json.loads((good / "timings.json").read_text())
-    assert set(timings) == {"date", "device", "wall_seconds", "peak_memory_gb", "metrics", "paper"} and set(timings["metrics"]) == {
-        "rtf_here"
-    }
+    assert set(timings) == {"date", "device", "wall_seconds", "peak_memory_gb", "metrics", "paper"} and set(
+        timings["metrics"]
+    ) == {"rtf_here"}
     page = (good / "report.html").read_text()
-    assert "<math" in page and "$PATH" in page and "<script" not in page and "http://" not in page.replace("http://www.w3.org", "")
+    assert (
+        "<math" in page
+        and "$PATH" in page
+        and "<script" not in page
+        and "http://" not in page.replace("http://www.w3.org", "")
+    )
     assert str(ROOT) not in page + json.dumps(provenance)
 
     report.build_index(reports, "smoke")
@@ -168,7 +187,10 @@ def test_readme_table_is_drawn_from_summary_between_markers(tmp_path):
     report.build_index(tmp_path, "nano", readme)  # drawing twice changes nothing
     text = readme.read_text()
     assert text.startswith("before\n") and text.endswith("after\n") and "stale" not in text
-    assert "| English word error, text to speech | 12.3 % (10.0 to 15.0) | % of words | 120 | reports/nano/wer.json |" in text
+    assert (
+        "| English word error, text to speech | 12.3 % (10.0 to 15.0) | % of words | 120 | reports/nano/wer.json |"
+        in text
+    )
     assert "| extra one | 7 | - | 1 | s |" in text
     assert "| real-time factor, whole chain | not measured | s of work for 1 s of speech | - | - |" in text
 

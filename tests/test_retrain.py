@@ -58,7 +58,9 @@ def toy(tmp_path, monkeypatch):
 
 def test_lanes_run_side_by_side_and_a_second_call_has_nothing_to_do(toy, capfd):
     # each waits for what only the other one, running now, writes or has left
-    folder = toy("for i in $(seq 600); do test -e speechlm.txt && break; sleep 0.1; done; test -e speechlm.txt && cp base.txt hift.txt")
+    folder = toy(
+        "for i in $(seq 600); do test -e speechlm.txt && break; sleep 0.1; done; test -e speechlm.txt && cp base.txt hift.txt"
+    )
     assert retrain.main(["--force"]) == 0
     assert (folder / "all.txt").read_text() == "base\nbase\n"
     capfd.readouterr()

@@ -40,7 +40,11 @@ def test_parts_are_trained_once_after_what_they_need(tmp_path, monkeypatch):
         return lambda folder: made.append(name)
 
     monkeypatch.setattr(scales, "SMOKE", tmp_path)
-    monkeypatch.setattr(scales, "RECIPES", {"a": ((), recipe("a")), "b": (("a",), recipe("b")), "c": (("a", "b"), recipe("c"))})
+    monkeypatch.setattr(
+        scales,
+        "RECIPES",
+        {"a": ((), recipe("a")), "b": (("a",), recipe("b")), "c": (("a", "b"), recipe("c"))},
+    )
     folder = scales.checkpoints("smoke", "c")
     assert made == ["a", "b", "c"]
     assert scales.checkpoints("smoke", "c", "a") == folder
@@ -86,7 +90,9 @@ def test_smoke_corpus_has_every_split_and_whole_sounds(tmp_path):
     scales.smoke_corpus(tmp_path)
     records = read_manifest(tmp_path / "corpus" / "manifest.jsonl")
     assert {r["split"] for r in records} == {"train", "dev", "test"}
-    assert not {r["id"] for r in records if r["split"] != "test"} & {r["id"] for r in scales.recordings("eval")}
+    assert not {r["id"] for r in records if r["split"] != "test"} & {
+        r["id"] for r in scales.recordings("eval")
+    }
     wave = load_segment(records[0], tmp_path / "corpus")
     assert len(wave) == round(records[0]["duration"] * VOICE_RATE) and wave.abs().max() > 0.01
 

@@ -18,14 +18,21 @@ def f(x):
 
 
 def test_comments_docstrings_and_blank_lines_do_not_count_and_code_does():
-    same = CODE.replace("# a comment", "# another").replace('"""Twice."""', '"""Two times."""').replace("\n\n\n", "\n\n\n\n")
+    same = (
+        CODE.replace("# a comment", "# another")
+        .replace('"""Twice."""', '"""Two times."""')
+        .replace("\n\n\n", "\n\n\n\n")
+    )
     assert sources.code_hash(same) == sources.code_hash(CODE)
     assert sources.code_hash(CODE.replace("2 * x", "3 * x")) != sources.code_hash(CODE)
     assert sources.code_hash(CODE.replace('"""A module."""', 'NAME = "#1"')) != sources.code_hash(CODE)
 
 
 def test_imports_inside_functions_count():
-    assert sources.imports_of("def f():\n    from omnilib.mouth import decode\n") == {"omnilib.mouth", "omnilib.mouth.decode"}
+    assert sources.imports_of("def f():\n    from omnilib.mouth import decode\n") == {
+        "omnilib.mouth",
+        "omnilib.mouth.decode",
+    }
 
 
 def test_behind_the_evaluation_stand_model_judge_data_checkpoints_and_packages_but_no_page():
@@ -33,17 +40,26 @@ def test_behind_the_evaluation_stand_model_judge_data_checkpoints_and_packages_b
     for path in ("omnilib/voice/flow.py", "omnilib/mouth/decode.py", "omnilib/eval/judges.py", "omnilib/spoken.py",
                  "data_prep/frozen", "checkpoints/nano/speechlm/model.safetensors"):  # fmt: skip
         assert path in found["files"], path
-    assert not [p for p in found["files"] if p.startswith(("omnilib/report", "omnilib/plots", "omnilib/train"))]
+    assert not [
+        p for p in found["files"] if p.startswith(("omnilib/report", "omnilib/plots", "omnilib/train"))
+    ]
     assert {"torch", "transformers", "jiwer", "faster-whisper"} <= found["packages"].keys()
 
 
 def test_behind_curation_stand_the_steps_that_its_recipe_names():
     files = sources.behind("curation")["files"]
-    assert {"data_prep/ops/vad.py", "data_prep/ops/duplicates.py", "data_prep/recipes/wild.yaml"} <= files.keys()
+    assert {
+        "data_prep/ops/vad.py",
+        "data_prep/ops/duplicates.py",
+        "data_prep/recipes/wild.yaml",
+    } <= files.keys()
 
 
 def test_a_chapter_counts_by_its_code_not_by_its_prose(tmp_path):
-    cells = [{"cell_type": "markdown", "source": ["words"]}, {"cell_type": "code", "source": ["%matplotlib inline\n", "x = 1"]}]
+    cells = [
+        {"cell_type": "markdown", "source": ["words"]},
+        {"cell_type": "code", "source": ["%matplotlib inline\n", "x = 1"]},
+    ]
     path = tmp_path / "a.ipynb"
     path.write_text(json.dumps({"cells": cells}))
     assert sources.notebook_code(path) == "x = 1"
@@ -69,7 +85,9 @@ def test_a_fresh_result_is_up_to_date_and_a_changed_source_is_named(result, tmp_
     assert sources.check(tmp_path) == {}
     tamper(result)
     tamper(result, "omnilib/gone.py")
-    assert sources.check(tmp_path) == {"eval": ["omnilib/gone.py is gone", "omnilib/voice/flow.py has changed"]}
+    assert sources.check(tmp_path) == {
+        "eval": ["omnilib/gone.py is gone", "omnilib/voice/flow.py has changed"]
+    }
 
 
 def test_an_accepted_change_is_up_to_date_again_and_keeps_its_reason(result, tmp_path):
@@ -79,7 +97,10 @@ def test_an_accepted_change_is_up_to_date_again_and_keeps_its_reason(result, tmp
         sources.accept("eval", "fine", tmp_path)
     sources.accept("eval", "only an error message has changed", tmp_path)
     assert sources.check(tmp_path) == {}
-    assert json.loads((result / "sources.json").read_text())["accepted"][0]["why"] == "only an error message has changed"
+    assert (
+        json.loads((result / "sources.json").read_text())["accepted"][0]["why"]
+        == "only an error message has changed"
+    )
     with pytest.raises(UserError, match="nothing behind 'eval' has changed"):
         sources.accept("eval", "only an error message has changed", tmp_path)
 
@@ -90,7 +111,10 @@ def test_a_result_without_a_note_and_one_without_a_program_are_named(result, tmp
     other.mkdir()
     (other / "metrics.json").write_text("{}")
     found = sources.check(tmp_path)
-    assert found == {"eval": ["nobody noted what it was measured with"], "dreams": ["no program or notebook of that name is left"]}
+    assert found == {
+        "eval": ["nobody noted what it was measured with"],
+        "dreams": ["no program or notebook of that name is left"],
+    }
 
 
 def test_a_damaged_note_is_one_line(result, tmp_path):

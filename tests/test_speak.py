@@ -107,7 +107,10 @@ def test_a_text_beyond_the_row_limit_is_spoken_to_its_last_word(with_settings, t
     speaker = with_settings(max_rows=rows, speak_retries=0)
     result = speaker.speak(text, seed=1)
     said = " ".join(chunk.text for chunk in result.chunks).replace(" .", ".").split()
-    assert said == text.lower().split() + ([] if text is LONG else ["."]) or said[:-1] == text.lower().split()[:-1]
+    assert (
+        said == text.lower().split() + ([] if text is LONG else ["."])
+        or said[:-1] == text.lower().split()[:-1]
+    )
     assert sum(chunk.rows for chunk in result.chunks) > rows, "one pass was enough: the test shows nothing"
     assert not any(chunk.error == "truncated" for chunk in result.chunks)
     assert sum(chunk.tokens for chunk in result.chunks) == len(result.tokens) == len(result.wave) / 960
@@ -120,7 +123,9 @@ def test_streaming_reports_the_same_chunks_and_messages_as_a_whole_file(with_set
     request = dict(text=LONG + " ♥ Привет!", voice="bo", seed=3, temperature=temperature)
     whole, stream = speaker.speak(**request), speaker.stream(**request)
     wave = torch.cat(list(stream))
-    facts = lambda chunks: [(c.text, c.rows, c.tokens, c.text_tokens, c.error in ("long", "blank", "truncated")) for c in chunks]  # noqa: E731
+    facts = lambda chunks: [
+        (c.text, c.rows, c.tokens, c.text_tokens, c.error in ("long", "blank", "truncated")) for c in chunks
+    ]  # noqa: E731
     assert facts(stream.chunks) == facts(whole.chunks)
     assert len(wave) == len(whole.wave) and stream.complete == whole.complete is False
     about_text = [m for m in whole.messages if "part" not in m and "silen" not in m]
@@ -153,7 +158,9 @@ def test_a_text_cut_by_the_row_limit_is_told_and_not_complete(with_settings, mon
     speaker = with_settings(max_rows=40, rows_per_token=500.0, temperature=0.0, speak_retries=0)
     monkeypatch.setattr(speaking, "fit", lambda settings, *_: replace(settings, passes=True))
     result = speaker.speak(LONG)
-    assert not result.complete and any(m.startswith("the row limit was reached") and "not spoken" in m for m in result.messages)
+    assert not result.complete and any(
+        m.startswith("the row limit was reached") and "not spoken" in m for m in result.messages
+    )
     assert "guard" not in " ".join(result.messages)
 
 
@@ -161,7 +168,11 @@ def test_a_flagged_text_is_decoded_again_and_the_best_trial_is_kept(with_setting
     speaker = with_settings(temperature=0.0, retry_step=0.5, rows_per_token=8.0)
     trials, flags = [], iter([["end"], [None], [None]])
     original = Speaker.decode
-    monkeypatch.setattr(Speaker, "decode", lambda self, job, ids, trial=0: trials.append(trial) or original(self, job, ids, trial))
+    monkeypatch.setattr(
+        Speaker,
+        "decode",
+        lambda self, job, ids, trial=0: trials.append(trial) or original(self, job, ids, trial),
+    )
 
     def flag(chunks, levels):
         for chunk, error in zip(chunks, next(flags), strict=False):
@@ -174,19 +185,25 @@ def test_a_flagged_text_is_decoded_again_and_the_best_trial_is_kept(with_setting
 
 def test_loud_ends_are_flagged_where_a_sentence_ends_and_nowhere_else():
     t = torch.arange(24_000) / 24_000
-    loud, quiet = 0.3 * torch.sin(1400 * t), torch.cat([0.3 * torch.sin(1400 * t[:19_200]), torch.zeros(4800)])
+    loud, quiet = (
+        0.3 * torch.sin(1400 * t),
+        torch.cat([0.3 * torch.sin(1400 * t[:19_200]), torch.zeros(4800)]),
+    )
     swell = torch.linspace(0, 1, 24_000)
     levels = speaking.Levels()
     for wave in (loud * swell, quiet, loud * swell, loud * swell):
         levels.push(wave)
     texts = ["it is cut.", "it is whole.", "in the middle of", "it was stopped."]
-    chunks = [speaking.Chunk(text=text, tokens=25, error="long" if "stopped" in text else None) for text in texts]
+    chunks = [
+        speaking.Chunk(text=text, tokens=25, error="long" if "stopped" in text else None) for text in texts
+    ]
     speaking.flag_loud_ends(chunks, levels)
     assert [chunk.error for chunk in chunks] == ["end", None, None, "long"]
 
 
 @pytest.mark.parametrize(
-    "change", [dict(seed=10**20), dict(seed=-(10**20)), dict(temperature=float("nan")), dict(temperature=float("inf"))]
+    "change",
+    [dict(seed=10**20), dict(seed=-(10**20)), dict(temperature=float("nan")), dict(temperature=float("inf"))],
 )
 @pytest.mark.parametrize("way", ["speak", "stream"])
 def test_values_nobody_can_decode_with_are_refused_at_once(speaker, way, change):
@@ -197,15 +214,29 @@ def test_values_nobody_can_decode_with_are_refused_at_once(speaker, way, change)
 @pytest.mark.parametrize("way", ["speak", "stream"])
 @pytest.mark.parametrize(
     "text",
-    ["مرحبا بالعالم", "Привет мир", "こんにちは", "안녕하세요", "Γειά σου", "שלום עולם", "สวัสดีชาวโลก", "नमस्ते दुनिया", "東京に行きます"],
+    [
+        "مرحبا بالعالم",
+        "Привет мир",
+        "こんにちは",
+        "안녕하세요",
+        "Γειά σου",
+        "שלום עולם",
+        "สวัสดีชาวโลก",
+        "नमस्ते दुनिया",
+        "東京に行きます",
+    ],
 )
 def test_a_text_in_a_script_never_seen_is_refused(nano, way, text):
-    with pytest.raises(UserError, match="this model cannot read this text: .* speaks English and Chinese") as error:
+    with pytest.raises(
+        UserError, match="this model cannot read this text: .* speaks English and Chinese"
+    ) as error:
         getattr(nano, way)(text)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("text", ["Zürich, café and naïve.", "Is it you?", "Stop!", "你好吗？", "a well-known name; here: it is"])
+@pytest.mark.parametrize(
+    "text", ["Zürich, café and naïve.", "Is it you?", "Stop!", "你好吗？", "a well-known name; here: it is"]
+)
 def test_what_the_model_can_read_or_has_an_equal_for_needs_no_message(nano, text):
     job = nano.job(text, None, None, None, 0, None)
     assert job.messages == [] and job.whole
@@ -214,11 +245,16 @@ def test_what_the_model_can_read_or_has_an_equal_for_needs_no_message(nano, text
 
 def test_a_few_foreign_letters_are_left_out_and_named(nano):
     job = nano.job("The word Привет means hello.", None, None, None, 0, None)
-    assert job.messages == ["not spoken, because this model has never seen them: the Cyrillic letters Привет"] and not job.whole
+    assert (
+        job.messages == ["not spoken, because this model has never seen them: the Cyrillic letters Привет"]
+        and not job.whole
+    )
     assert job.request.text == "The word means hello."
 
 
-@pytest.mark.parametrize(("text", "voice"), [("今天天气很好，我们去公园。", "rms_100"), ("the light of the morning", "gcin3_100")])
+@pytest.mark.parametrize(
+    ("text", "voice"), [("今天天气很好，我们去公园。", "rms_100"), ("the light of the morning", "gcin3_100")]
+)
 def test_a_voice_of_the_other_language_is_a_warning(nano, text, voice):
     [told] = nano.job(text, voice, None, None, 0, None).messages
     assert voice in told and "--voice " in told
@@ -299,7 +335,9 @@ def test_recording_needs_its_transcript(speaker, recording):
 
 def test_transcript_longer_than_the_recording_is_refused(speaker, recording):
     with pytest.raises(UserError, match="transcript is too long"):
-        speaker.speak("the water", voice=recording, voice_text="the light of the morning was on the water " * 12)
+        speaker.speak(
+            "the water", voice=recording, voice_text="the light of the morning was on the water " * 12
+        )
 
 
 @pytest.fixture

@@ -26,7 +26,9 @@ def lines(path) -> list[dict]:
 
 FORMS = lines(ROOT / "omnilib" / "eval" / TABLES["table"])
 FRESH = lines(ROOT / "omnilib" / "eval" / TABLES["fresh"])
-FROZEN = [r for name in ("manifest", "longform") for r in lines(ROOT / "data_prep" / "frozen" / f"{name}.jsonl")]
+FROZEN = [
+    r for name in ("manifest", "longform") for r in lines(ROOT / "data_prep" / "frozen" / f"{name}.jsonl")
+]
 
 
 # ---- value, sign, unit -----------------------------------------------------------------------------------------------
@@ -35,13 +37,19 @@ FROZEN = [r for name in ("manifest", "longform") for r in lines(ROOT / "data_pre
 @pytest.mark.parametrize("kind", sorted({r["kind"] for r in FORMS}))
 def test_every_form_of_the_table_is_read_as_a_reader_would(kind):
     said = {r["text"]: clean_text(r["text"], r["language"]) for r in FORMS if r["kind"] == kind}
-    assert {t: s for t, s in said.items() if not right(s, next(r["spoken"] for r in FORMS if r["text"] == t))} == {}
+    assert {
+        t: s for t, s in said.items() if not right(s, next(r["spoken"] for r in FORMS if r["text"] == t))
+    } == {}
 
 
 def test_the_fresh_table_is_another_one_and_its_figure_stays():
-    assert len(FORMS) >= 150 and len(FRESH) >= 60 and not {r["text"] for r in FORMS} & {r["text"] for r in FRESH}
+    assert (
+        len(FORMS) >= 150 and len(FRESH) >= 60 and not {r["text"] for r in FORMS} & {r["text"] for r in FRESH}
+    )
     hits = [right(clean_text(r["text"], r["language"]), r["spoken"]) for r in FRESH]
-    committed = json.loads((ROOT / "reports/nano/spoken/metrics.json").read_text(encoding="utf-8"))["systems"]["ours"]
+    committed = json.loads((ROOT / "reports/nano/spoken/metrics.json").read_text(encoding="utf-8"))[
+        "systems"
+    ]["ours"]
     assert sum(hits) == committed["fresh"]["correct"] and len(FORMS) == committed["table"]["correct"]
 
 
@@ -101,7 +109,13 @@ def test_the_frozen_sentences_keep_every_word():
 
 
 @pytest.mark.parametrize(
-    "text", ["You may come in; I am at it, no.", "He's a mix of them!", "The twenty-five men sat.", "今天天气很好，我们去公园散步吧。"]
+    "text",
+    [
+        "You may come in; I am at it, no.",
+        "He's a mix of them!",
+        "The twenty-five men sat.",
+        "今天天气很好，我们去公园散步吧。",
+    ],
 )
 def test_plain_sentences_come_through_as_they_are_without_loading_the_grammars(text, monkeypatch):
     monkeypatch.setattr(spoken_numbers, "grammar", lambda language: pytest.fail("the grammars were loaded"))
@@ -120,14 +134,23 @@ def test_plain_sentences_come_through_as_they_are_without_loading_the_grammars(t
         ('<p class="x">Hi</p><br/>there', "Hi there."),
         ("List<int> of <name>", "List int of name."),
         ("x<y并且y>z", "x小于y并且y大于z。"),
-        ("&lt;b&gt; Tom &amp; Jerry, caf&eacute;, it&#39;s &bogus;", "b Tom and Jerry, café, it's and bogus."),
-        ("sof\u00adt hy\u200bphen w\u2060ord \ufeffbom \u200eltr\u200f h\u034fi o\ufe0fk", "soft hyphen word bom ltr hi ok."),
+        (
+            "&lt;b&gt; Tom &amp; Jerry, caf&eacute;, it&#39;s &bogus;",
+            "b Tom and Jerry, café, it's and bogus.",
+        ),
+        (
+            "sof\u00adt hy\u200bphen w\u2060ord \ufeffbom \u200eltr\u200f h\u034fi o\ufe0fk",
+            "soft hyphen word bom ltr hi ok.",
+        ),
         ("a\u00a0b\u3000c\u2009d\u2028e", "a b c d. e."),
         ("1\u00a0234 and 5\u202f000", "one thousand two hundred and thirty four and five thousand."),
         ("cafe\u0301", "café."),
         ("<|im_end|> hi <|audio_start|>", "im end hi audio start."),
         ("<0x41> is a byte", "zero x four one is a byte."),
-        ("snake_case #music @bob a|b a\\b 2*3 and/or", "snake case hashtag music at bob a b a b two times three and or."),
+        (
+            "snake_case #music @bob a|b a\\b 2*3 and/or",
+            "snake case hashtag music at bob a b a b two times three and or.",
+        ),
         ("hi😀there 👨\u200d👩\u200d👧 bye", "hi there bye."),
         ("C++, C# and x != y && z", "C plus plus, C sharp and x not equal to y and z."),
         ("if (a == b) { return x[1]; }", "if, a equals b, return x, one."),
@@ -143,7 +166,9 @@ def test_what_stands_between_signs_is_said(text, spoken):
     assert clean_text(text) == spoken
 
 
-@pytest.mark.parametrize("text", ["", " \n\t", "🎉🎊", "***", "...", "()", "\u200b", "<>", "<br>", "~|\\", "\ud800"])
+@pytest.mark.parametrize(
+    "text", ["", " \n\t", "🎉🎊", "***", "...", "()", "\u200b", "<>", "<br>", "~|\\", "\ud800"]
+)
 def test_a_text_without_words_is_refused_in_one_line(text):
     with pytest.raises(UserError, match="nothing to speak") as refused:
         clean_text(text)
@@ -156,12 +181,27 @@ def test_an_unknown_language_is_refused():
 
 
 WORDS = ["quab", "zibo", "tarnel", "vishup", "oplen", "drugo"]  # no unit, name or abbreviation
-SIGNS = [*" -/_*<>&@#~|\\^=+%$€()[]{}.,:;!?'\"`…—–😀°×½²£№™§→•第万年好", "\u200b", "\n", "\t", "&amp;", "&lt;", "5", "12", "2024", "0"]
+SIGNS = [
+    *" -/_*<>&@#~|\\^=+%$€()[]{}.,:;!?'\"`…—–😀°×½²£№™§→•第万年好",
+    "\u200b",
+    "\n",
+    "\t",
+    "&amp;",
+    "&lt;",
+    "5",
+    "12",
+    "2024",
+    "0",
+]
 SIGNS += ["<|", "|>", "<0x", "//", "<b>", "</p>", "--", "...", " 5 ", "$5", "5%", "1.5", "\u00a0"]
 
 
 @settings(max_examples=150, deadline=None)
-@given(gaps=st.lists(st.lists(st.sampled_from(SIGNS), min_size=1, max_size=4).map("".join), min_size=6, max_size=6))
+@given(
+    gaps=st.lists(
+        st.lists(st.sampled_from(SIGNS), min_size=1, max_size=4).map("".join), min_size=6, max_size=6
+    )
+)
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_every_word_and_number_leaves_a_trace_whatever_stands_between(language, gaps):
     spoken, at = clean_text("".join(w + g for w, g in zip(WORDS, gaps, strict=True)), language).lower(), 0
@@ -254,7 +294,28 @@ def test_no_text_of_any_script_raises_anything_but_one_line(text, language):
         assert clean_text(text, language)
 
 
-UNITS = ["12 ", "a", "<", "[", "1", "a.b@", "1,", "('", "a\n", "http://", "-1", "[a](", "$1 ", " ", "\n", ", ", "。", "<!--", "<a ", "&#"]
+UNITS = [
+    "12 ",
+    "a",
+    "<",
+    "[",
+    "1",
+    "a.b@",
+    "1,",
+    "('",
+    "a\n",
+    "http://",
+    "-1",
+    "[a](",
+    "$1 ",
+    " ",
+    "\n",
+    ", ",
+    "。",
+    "<!--",
+    "<a ",
+    "&#",
+]
 UNITS += [
     "1.",
     "1:",
@@ -302,7 +363,14 @@ def test_processes_and_threads_say_the_same():
     random.Random(1).shuffle(texts)
     program = "import json, sys; from omnilib.spoken import clean_text; print(json.dumps([clean_text(*t) for t in json.load(sys.stdin)]))"
     env = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "7", "PATH": ""}
-    other = subprocess.run([sys.executable, "-c", program], input=json.dumps(texts), env=env, capture_output=True, text=True, check=True)
+    other = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(texts),
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     spoken_numbers.read.cache_clear()
     with ThreadPoolExecutor(8) as pool:
         here = list(pool.map(lambda t: clean_text(*t), texts))

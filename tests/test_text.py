@@ -46,7 +46,9 @@ def tokenizer():
 
 
 def layout_for(tokenizer, streams=4, pre_pad=4, codes=9) -> Layout:
-    return Layout(text_size(tokenizer), codes + 2, streams, pre_pad, *encode_frame(tokenizer, "<|endoftext|><|im_end|>"))
+    return Layout(
+        text_size(tokenizer), codes + 2, streams, pre_pad, *encode_frame(tokenizer, "<|endoftext|><|im_end|>")
+    )
 
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
@@ -61,7 +63,9 @@ def test_audio_control_tokens_are_the_last_text_ids(tokenizer):
     assert len(tokenizer) == text_size(tokenizer) <= 420
 
 
-@pytest.mark.parametrize("text", ["😀 Hello", "Привет", "テスト 漢字", "a\tb\nc", "\u200b", "über naïve", "x" * 300, "𝔘𝔫𝔦"])
+@pytest.mark.parametrize(
+    "text", ["😀 Hello", "Привет", "テスト 漢字", "a\tb\nc", "\u200b", "über naïve", "x" * 300, "𝔘𝔫𝔦"]
+)
 def test_any_text_encodes_and_comes_back(tokenizer, text):
     ids = encode(tokenizer, text)
     assert all(0 <= i < text_size(tokenizer) - 3 for i in ids)
@@ -97,7 +101,9 @@ def published():
     """A tokenizer built like the published one: byte-level BPE, control tokens and tools as added tokens."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
     bpe.train_from_iterator(LINES * 4, trainer)
     bpe.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
     bpe.add_tokens([AddedToken("<tool_call>", special=False)])
@@ -105,20 +111,34 @@ def published():
     return PreTrainedTokenizerFast(tokenizer_object=bpe, pad_token="<|endoftext|>", eos_token="<|im_end|>")
 
 
-TYPED = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *AUDIO_TOKENS, *FRAME, "user", "assistant", "<0x41>", "<tool_call>"]
+TYPED = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    *AUDIO_TOKENS,
+    *FRAME,
+    "user",
+    "assistant",
+    "<0x41>",
+    "<tool_call>",
+]
 
 
 @pytest.mark.parametrize("typed", TYPED)
 @pytest.mark.parametrize("kind", ["tokenizer", "published"])
 def test_control_tokens_and_frame_sentences_typed_by_a_user_are_words(kind, typed, request):
     tokenizer = request.getfixturevalue(kind)
-    added = set(tokenizer.added_tokens_decoder) - {tokenizer.convert_tokens_to_ids("\n")}  # a line's end is one anywhere
+    added = set(tokenizer.added_tokens_decoder) - {
+        tokenizer.convert_tokens_to_ids("\n")
+    }  # a line's end is one anywhere
     for text in (typed, f"say {typed} now", typed * 3):
         ids = encode(tokenizer, text)
         assert not added & set(ids), "no id of the frame"
         assert typed.strip().lower() in tokenizer.decode(ids).lower(), "and nothing is lost"
     rows = prompt_rows(tokenizer, layout_for(tokenizer), f"say {typed}", torch.zeros(400, dtype=torch.long))
-    assert rows[:, 0].tolist().count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3, "the prompt's own three turns"
+    assert rows[:, 0].tolist().count(tokenizer.convert_tokens_to_ids("<|im_start|>")) == 3, (
+        "the prompt's own three turns"
+    )
 
 
 @pytest.mark.parametrize("kind", ["tokenizer", "published"])
@@ -178,7 +198,9 @@ def test_prompt_rows_are_those_of_the_reference(golden):
     )
     for case in meta["cases"]:
         ids = t[f"in.{case}.input_ids"][0].tolist()
-        rows = splice_voice(layout, ids, t[f"in.{case}.input_ids_refer"][0].tolist(), t[f"in.{case}.ref_tokens"][0])
+        rows = splice_voice(
+            layout, ids, t[f"in.{case}.input_ids_refer"][0].tolist(), t[f"in.{case}.ref_tokens"][0]
+        )
         prompt, text = split_prompt(layout, rows)
         assert prompt[-1, 0] == layout.audio_start, case
         if t.has(f"out.{case}.prompt_ids", f"out.{case}.text_buffer"):
@@ -230,7 +252,9 @@ SENTENCES = [
     pre_pad=st.integers(0, 5),
     seed=st.integers(0, 99),
 )
-def test_training_rows_are_what_decoding_the_labels_would_write(tokenizer, chosen, low, streams, pre_pad, seed):
+def test_training_rows_are_what_decoding_the_labels_would_write(
+    tokenizer, chosen, low, streams, pre_pad, seed
+):
     layout, rules = layout_for(tokenizer, streams, pre_pad), ChunkRules(low, 40, rows_per_token=1000)
     g = torch.Generator().manual_seed(seed)
     sentences = [(text, torch.randint(9, (n,), generator=g)) for text, n in chosen]
@@ -243,7 +267,9 @@ def test_training_rows_are_what_decoding_the_labels_would_write(tokenizer, chose
     text, _ = join_sentences([t for t, _ in sentences])
     machine = ChunkMachine(layout, rules, pieces(tokenizer), encode(tokenizer, text))
     spoken = []
-    for row, label in zip(rows, labels, strict=True):  # a model that samples exactly the labels, and noise where there are none
+    for row, label in zip(
+        rows, labels, strict=True
+    ):  # a model that samples exactly the labels, and noise where there are none
         sampled = [s if s >= 0 else int(torch.randint(9, (), generator=g)) for s in label[1:].tolist()]
         made = machine.step(sampled)
         assert [made.text, *made.speech] == row.tolist()
@@ -255,8 +281,12 @@ def test_training_rows_are_what_decoding_the_labels_would_write(tokenizer, chose
     first = start = 0
     ends = [i for i, t in enumerate(rows[:, 0].tolist()) if t in (layout.audio_sep, layout.audio_end)]
     _, spans, done = chunk_sentences(tokenizer, [t for t, _ in sentences], rules)
-    assert [(c.text_tokens) for c in machine.chunks] == [b - a for a, b in spans] and done[-1] == len(sentences)
-    for end, last in zip(ends, done, strict=True):  # every chunk holds its sentences' tokens, the last one repeated to fill a row
+    assert [(c.text_tokens) for c in machine.chunks] == [b - a for a, b in spans] and done[-1] == len(
+        sentences
+    )
+    for end, last in zip(
+        ends, done, strict=True
+    ):  # every chunk holds its sentences' tokens, the last one repeated to fill a row
         tokens = [t for _, codes in sentences[first:last] for t in codes.tolist()]
         filled = tokens + tokens[-1:] * (-len(tokens) % streams)
         assert split_tokens(rows[start : end + 1], layout).tolist() == filled
@@ -265,7 +295,9 @@ def test_training_rows_are_what_decoding_the_labels_would_write(tokenizer, chose
 
 def test_speech_shorter_than_its_text_waits_in_eos(tokenizer):
     layout = layout_for(tokenizer)
-    rows, labels = training_rows(tokenizer, layout, "Yes.", torch.zeros(20, dtype=torch.long), [(SENTENCES[0], torch.tensor([1, 2]))])
+    rows, labels = training_rows(
+        tokenizer, layout, "Yes.", torch.zeros(20, dtype=torch.long), [(SENTENCES[0], torch.tensor([1, 2]))]
+    )
     n = len(encode(tokenizer, SENTENCES[0]))
     answer = rows[-n - 2 :]
     assert answer[4, 1:].tolist() == [1, 2, 2, 2], "an uneven tail repeats its last token"
@@ -286,4 +318,7 @@ def test_a_chunk_that_would_end_inside_a_sentence_is_refused(tokenizer):
 
 
 def test_seams_get_a_space_only_between_words_with_spaces():
-    assert join_sentences(["One. ", " Two.", "三。", "四。", "Five."]) == ("One. Two.三。四。Five.", [4, 9, 11, 13, 18])
+    assert join_sentences(["One. ", " Two.", "三。", "四。", "Five."]) == (
+        "One. Two.三。四。Five.",
+        [4, 9, 11, 13, 18],
+    )

@@ -121,7 +121,9 @@ def test_weights_of_another_model_are_refused(tmp_path):
         storage.load_weights(nn.Sequential(nn.Linear(3, 2)), tmp_path / "model.safetensors")
 
 
-@pytest.mark.parametrize(("form", "bytes_each", "error"), [("float32", 4, 0.0), ("bfloat16", 2, 4e-3), ("int8", 1, 8e-3)])
+@pytest.mark.parametrize(
+    ("form", "bytes_each", "error"), [("float32", 4, 0.0), ("bfloat16", 2, 4e-3), ("int8", 1, 8e-3)]
+)
 def test_an_export_loads_back_to_float32(tmp_path, form, bytes_each, error):
     model, other = nn.Conv1d(64, 128, 3), nn.Conv1d(64, 128, 3)
     with torch.no_grad():

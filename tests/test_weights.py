@@ -67,8 +67,13 @@ def write_tokenizer_onnx(path: Path) -> None:
         helper.make_tensor_value_info("feats_length", TensorProto.INT32, [1]),
     ]
     numbers = {"zero": 0, "end": 2**31 - 1, "one": 1, "four": 4}
-    constants = {k: np.array([v], np.int64) for k, v in numbers.items()} | {"ten": np.float32([10]), "size": np.int32([CODES])}
-    onnx_model(path, nodes, inputs, helper.make_tensor_value_info("codes", TensorProto.INT32, [1, "T"]), constants)
+    constants = {k: np.array([v], np.int64) for k, v in numbers.items()} | {
+        "ten": np.float32([10]),
+        "size": np.int32([CODES]),
+    }
+    onnx_model(
+        path, nodes, inputs, helper.make_tensor_value_info("codes", TensorProto.INT32, [1, "T"]), constants
+    )
 
 
 def write_speaker_onnx(path: Path) -> None:
@@ -80,7 +85,13 @@ def write_speaker_onnx(path: Path) -> None:
     ]
     matrix = np.random.default_rng(0).standard_normal((80, 192)).astype(np.float32)
     given = helper.make_tensor_value_info("input", TensorProto.FLOAT, ["B", "F", 80])
-    onnx_model(path, nodes, [given], helper.make_tensor_value_info("output", TensorProto.FLOAT, ["B", 192]), {"matrix": matrix})
+    onnx_model(
+        path,
+        nodes,
+        [given],
+        helper.make_tensor_value_info("output", TensorProto.FLOAT, ["B", 192]),
+        {"matrix": matrix},
+    )
 
 
 @dataclass
@@ -187,9 +198,16 @@ def test_every_spelling_of_the_vocoder_loads(written, prefix, old):
 
 def test_one_unsharded_file_and_a_pt_of_the_old_format_load_too(written):
     written.mouth.save_pretrained(written.folder)
-    for shard in [*written.folder.glob("model-*.safetensors"), written.folder / "model.safetensors.index.json"]:
+    for shard in [
+        *written.folder.glob("model-*.safetensors"),
+        written.folder / "model.safetensors.index.json",
+    ]:
         shard.unlink()
-    torch.save(written.flow.state_dict(), written.folder / "cosyvoice2" / "flow.pt", _use_new_zipfile_serialization=False)
+    torch.save(
+        written.flow.state_dict(),
+        written.folder / "cosyvoice2" / "flow.pt",
+        _use_new_zipfile_serialization=False,
+    )
     assert load(written).mouth.config.num_hidden_layers == 2
 
 
@@ -208,7 +226,9 @@ def test_a_tied_head_may_be_absent(tmp_path):
 def test_onnx_front_ends_have_the_interface_of_our_modules(written):
     voice = written.folder / "cosyvoice2"
     mel = log_mel_128(torch.randn(2, 16_000))
-    codes, lengths = weights.OnnxTokenizer(voice / "speech_tokenizer_v2.onnx").encode(mel, torch.tensor([100, 61]))
+    codes, lengths = weights.OnnxTokenizer(voice / "speech_tokenizer_v2.onnx").encode(
+        mel, torch.tensor([100, 61])
+    )
     expected = (mel.mean(1)[:, ::4] * 10).abs().int() % CODES
     assert lengths.tolist() == [25, 16] and codes.dtype == torch.long
     assert torch.equal(codes[0], expected[0].long()) and torch.equal(codes[1, :16], expected[1, :16].long())
@@ -216,14 +236,20 @@ def test_onnx_front_ends_have_the_interface_of_our_modules(written):
     speaker = weights.OnnxSpeaker(voice / "campplus.onnx")
     vectors = speaker(fbank, torch.tensor([50, 30]))
     assert vectors.shape == (2, 192)
-    torch.testing.assert_close(vectors[1:], speaker(fbank[1:, :30] + 5), rtol=1e-3, atol=1e-3)  # the mean is taken off
+    torch.testing.assert_close(
+        vectors[1:], speaker(fbank[1:, :30] + 5), rtol=1e-3, atol=1e-3
+    )  # the mean is taken off
 
 
 def test_nothing_in_a_folder_is_executed(written, tmp_path):
     """Remote code beside the weights, named by both configs, is not even looked at."""
     for name in ("config.json", "tokenizer_config.json"):
         value = json.loads((written.folder / name).read_text())
-        classes = {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil", "AutoTokenizer": ["evil.Evil", "evil.Evil"]}
+        classes = {
+            "AutoConfig": "evil.Evil",
+            "AutoModelForCausalLM": "evil.Evil",
+            "AutoTokenizer": ["evil.Evil", "evil.Evil"],
+        }
         (written.folder / name).write_text(json.dumps(value | {"auto_map": classes}))
     (written.folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
     assert len(load(written).tokenizer) > 250
@@ -244,7 +270,11 @@ def test_one_report_tells_of_all_parts(written):
     assert all(fit.fits for fit in weights.check(written.folder, FLOW, HIFT))
     flow = written.flow.state_dict()
     lost, short = list(flow)[0], list(flow)[1]
-    torch.save({k: v[..., :1] if k == short else v for k, v in flow.items() if k != lost} | {"extra": torch.zeros(2)}, voice / "flow.pt")
+    torch.save(
+        {k: v[..., :1] if k == short else v for k, v in flow.items() if k != lost}
+        | {"extra": torch.zeros(2)},
+        voice / "flow.pt",
+    )
     tensors = load_file(str(shards[0]))
     gone = sorted(tensors)[0]
     save_file({("other" if k == gone else k): v for k, v in tensors.items()}, shards[0])
@@ -254,7 +284,14 @@ def test_one_report_tells_of_all_parts(written):
     index.write_text(json.dumps(places))
     fits = weights.check(written.folder, FLOW, HIFT)
     text = weights.report(fits)
-    for line in (f"missing    {gone}", "unexpected other", f"missing    {lost}", "unexpected extra", f"shape      {short} is", "hift.pt: "):
+    for line in (
+        f"missing    {gone}",
+        "unexpected other",
+        f"missing    {lost}",
+        "unexpected extra",
+        f"shape      {short} is",
+        "hift.pt: ",
+    ):
         assert line in text, text
     with pytest.raises(CheckpointError, match="do not fit") as error:
         load(written)
@@ -275,7 +312,9 @@ def test_missing_and_damaged_files(written, name, damage):
     content = path.read_bytes()
     path.unlink()
     if damage != "missing":
-        path.write_bytes({"cut": content[: len(content) // 2], "garbage": b"\x07garbage" * 50, "empty": b""}[damage])
+        path.write_bytes(
+            {"cut": content[: len(content) // 2], "garbage": b"\x07garbage" * 50, "empty": b""}[damage]
+        )
     with pytest.raises(CheckpointError) as error:
         load(written)
     assert one_line(error).endswith(("get it again", "correct the folder", "get it from its source"))
@@ -317,7 +356,10 @@ class Bomb:
         return (open, (str(self.path), "w"))
 
 
-@pytest.mark.parametrize("write", [lambda value, path: torch.save(value, path), lambda value, path: path.write_bytes(pickle.dumps(value))])
+@pytest.mark.parametrize(
+    "write",
+    [lambda value, path: torch.save(value, path), lambda value, path: path.write_bytes(pickle.dumps(value))],
+)
 def test_a_pickle_with_code_in_it_is_refused_unread(written, tmp_path, write):
     for name in ("flow.pt", "hift.pt"):
         good = (written.folder / "cosyvoice2" / name).read_bytes()
@@ -329,7 +371,9 @@ def test_a_pickle_with_code_in_it_is_refused_unread(written, tmp_path, write):
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("value", [torch.zeros(3), {"model": {"a": torch.zeros(1)}}, {3: torch.zeros(1)}, [1, 2]])
+@pytest.mark.parametrize(
+    "value", [torch.zeros(3), {"model": {"a": torch.zeros(1)}}, {3: torch.zeros(1)}, [1, 2]]
+)
 def test_a_pt_that_is_no_state_dict_is_refused(written, value):
     torch.save(value, written.folder / "cosyvoice2" / "flow.pt")
     with pytest.raises(CheckpointError, match="no plain state dict"):
@@ -393,13 +437,23 @@ def test_voice_presets_have_the_published_size(golden):
     w = 1280
     block = 4 * w * w + 3 * w + 31 * w + (8 * w * w + 5 * w) + 4 * w
     expected = (128 * w * 3 + w) + (w * w * 3 + w) + 6 * block + (8 * w + 8)
-    assert parameters(weights.on_meta(SpeechTokenizer, configs.load(TokenizerTraining, "tokenizer_paper").tokenizer)) == expected
+    assert (
+        parameters(
+            weights.on_meta(SpeechTokenizer, configs.load(TokenizerTraining, "tokenizer_paper").tokenizer)
+        )
+        == expected
+    )
 
 
 # ---- download --------------------------------------------------------------------------------------------------------
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-FILES = {"config.json": b"{}", "model.safetensors": b"weights", "modeling.py": b"raise SystemExit", "cosyvoice2/flow.pt": b"flow"}
+FILES = {
+    "config.json": b"{}",
+    "model.safetensors": b"weights",
+    "modeling.py": b"raise SystemExit",
+    "cosyvoice2/flow.pt": b"flow",
+}
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -409,10 +463,18 @@ class Hub(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         if path.startswith("/api/models/someone/tts/revision/"):
             known = path.rsplit("/", 1)[1] in (COMMIT, "main")
-            info = {"id": "someone/tts", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES], "private": False}
+            info = {
+                "id": "someone/tts",
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in FILES],
+                "private": False,
+            }
             return self.answer(200 if known else 404, json.dumps(info).encode(), "RevisionNotFound")
         if path == f"/api/models/someone/tts/tree/{COMMIT}":
-            tree = [{"type": "file", "path": name, "size": len(body), "oid": "0" * 40} for name, body in FILES.items()]
+            tree = [
+                {"type": "file", "path": name, "size": len(body), "oid": "0" * 40}
+                for name, body in FILES.items()
+            ]
             return self.answer(200, json.dumps(tree).encode(), "")
         name = path.removeprefix(f"/someone/tts/resolve/{COMMIT}/")
         return self.answer(200 if name in FILES else 404, FILES.get(name, b""), "EntryNotFound")
@@ -421,7 +483,12 @@ class Hub(BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes, missing: str) -> None:
         self.send_response(status)
-        headers = {"Content-Length": str(len(body)), "ETag": '"etag"', "X-Repo-Commit": COMMIT, "Content-Type": "application/json"}
+        headers = {
+            "Content-Length": str(len(body)),
+            "ETag": '"etag"',
+            "X-Repo-Commit": COMMIT,
+            "Content-Type": "application/json",
+        }
         if status == 404:
             headers["X-Error-Code"] = missing
         for key, value in headers.items():
@@ -444,9 +511,14 @@ def hub() -> Iterator[str]:
 
 def test_download_takes_a_pinned_commit_and_no_code(hub, tmp_path):
     folder = weights.download(f"someone/tts@{COMMIT}", tmp_path / "tts", endpoint=hub)
-    assert (folder / "model.safetensors").read_bytes() == b"weights" and (folder / "cosyvoice2" / "flow.pt").read_bytes() == b"flow"
+    assert (folder / "model.safetensors").read_bytes() == b"weights" and (
+        folder / "cosyvoice2" / "flow.pt"
+    ).read_bytes() == b"flow"
     assert not (folder / "modeling.py").exists()
-    assert json.loads((folder / "source.json").read_text()) == {"repository": "someone/tts", "revision": COMMIT}
+    assert json.loads((folder / "source.json").read_text()) == {
+        "repository": "someone/tts",
+        "revision": COMMIT,
+    }
 
 
 def test_download_tells_the_commit_of_a_branch(hub, tmp_path):

@@ -18,7 +18,10 @@ from omnilib.voice.speaker import SpeakerConfig, SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer, SpeechTokenizerConfig
 
 CODES = 27  # 3^3
-LINES = ["the quick brown fox, I'd say, jumps over a lazy dog.", "早上好，今天天气很好，我们去公园散步吧。"]  # every letter
+LINES = [
+    "the quick brown fox, I'd say, jumps over a lazy dog.",
+    "早上好，今天天气很好，我们去公园散步吧。",
+]  # every letter
 
 
 def tone(seconds: float, rate: int = 16000, hertz: float = 220.0) -> np.ndarray:
@@ -58,7 +61,9 @@ def write_checkpoints(folder: Path) -> Path:
     for name, module in (("tokenizer", tokenizer), ("speaker", speaker), ("flow", flow), ("hift", hift)):
         export_model(folder / name, module, module.config, {"step": 0})
 
-    words = train_tokenizer(["the light of the morning was on the water.", *LINES] * 4, size=600, alphabet=100)
+    words = train_tokenizer(
+        ["the light of the morning was on the water.", *LINES] * 4, size=600, alphabet=100
+    )
     size = text_size(words)
     config = SpeechLMConfig(
         vocab_size=size + 4 * (CODES + 2),
@@ -79,7 +84,9 @@ def write_checkpoints(folder: Path) -> Path:
     voices = {}
     for name, language, text in (("ann", "en", "the light of the morning"), ("bo", "zh", "早上好")):
         (folder / "voices").mkdir(exist_ok=True)
-        soundfile.write(folder / "voices" / f"{name}.wav", tone(3.0, hertz=200 if name == "ann" else 120), 16000)
+        soundfile.write(
+            folder / "voices" / f"{name}.wav", tone(3.0, hertz=200 if name == "ann" else 120), 16000
+        )
         voices[name] = {"file": f"{name}.wav", "text": text, "language": language}
     (folder / "voices" / "voices.json").write_text(json.dumps(voices, ensure_ascii=False))
     return folder

@@ -10,7 +10,9 @@ RATE = 24_000
 PHONEMES = {"a": (500, 1500), "b": (900, 2700), "c": (1300, 3300), "d": (700, 4100)}
 
 
-def build(folder: Path, speakers: dict[str, float], splits: dict[str, int], timed: bool = True, seed: int = 0) -> Path:
+def build(
+    folder: Path, speakers: dict[str, float], splits: dict[str, int], timed: bool = True, seed: int = 0
+) -> Path:
     """Write shards and manifest.jsonl; `speakers` maps name to pitch factor, `splits` the utterances a speaker has in each."""
     rng, records = np.random.default_rng(seed), []
     folder.mkdir(parents=True, exist_ok=True)
@@ -18,7 +20,9 @@ def build(folder: Path, speakers: dict[str, float], splits: dict[str, int], time
         waves, position = [], 0
         for split, count in splits.items():
             for number in range(count):
-                steps = rng.integers(1, len(PHONEMES), size=int(rng.integers(6, 12)))  # never the same twice running
+                steps = rng.integers(
+                    1, len(PHONEMES), size=int(rng.integers(6, 12))
+                )  # never the same twice running
                 phonemes = ["pau", *np.array(list(PHONEMES))[steps.cumsum() % len(PHONEMES)], "pau"]
                 lengths = np.array([RATE * int(rng.integers(3, 6)) // 25 for _ in phonemes])
                 pieces = [tone(p, n, factor) for p, n in zip(phonemes, lengths, strict=True)]

@@ -33,7 +33,16 @@ from tqdm import tqdm
 from omnilib.errors import DataError, MissingTool
 from omnilib.recording import UNKNOWN_FRAMES, BadRecording, opened
 
-CORPORA = ("emilia", "libriheavy", "common_voice", "aishell1", "aishell2", "aishell3", "librispeech", "folder")
+CORPORA = (
+    "emilia",
+    "libriheavy",
+    "common_voice",
+    "aishell1",
+    "aishell2",
+    "aishell3",
+    "librispeech",
+    "folder",
+)
 CJK = r"[\u3000-\u303f\u3400-\u9fff\uff01-\uff65]"
 SLACK = 0.1  # seconds a transcript may end after its recording does
 MAX_BAD = 0.2  # share of bad rows above which a corpus is not what it is taken for
@@ -88,7 +97,9 @@ def decode(raw: bytes, where: str) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise BadRow("not_utf8", f"{where} is not UTF-8: convert it, e.g. `iconv -f GB18030 -t UTF-8`") from None
+        raise BadRow(
+            "not_utf8", f"{where} is not UTF-8: convert it, e.g. `iconv -f GB18030 -t UTF-8`"
+        ) from None
 
 
 def lines(path: Path, skip: Skip | None = None) -> Iterator[tuple[str, str]]:
@@ -133,7 +144,9 @@ def parse(line: str, where: str) -> dict:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise BadRow("not_json", f"{where}: not JSON ({getattr(error, 'msg', error)}); download the file again") from None
+        raise BadRow(
+            "not_json", f"{where}: not JSON ({getattr(error, 'msg', error)}); download the file again"
+        ) from None
     if not isinstance(value, dict):
         raise BadRow("not_json", f"{where}: not a JSON object; download the file again")
     return value
@@ -255,7 +268,14 @@ class Shelf:
     def skip(self, where: str, error: BadRow) -> dict:
         """A dropped record of a row that could not be read; `skipped` keeps it until the reader hands it over."""
         name = where.removeprefix(f"{self.root}/")
-        row = {"id": name, "path": name, "start": 0.0, "duration": 0.0, "source": self.source, "licence": self.licence}
+        row = {
+            "id": name,
+            "path": name,
+            "start": 0.0,
+            "duration": 0.0,
+            "source": self.source,
+            "licence": self.licence,
+        }
         row["dropped"] = {"step": "prepare", "reason": error.reason, "detail": str(error)}
         self.skipped.append(row)
         return row
@@ -303,8 +323,13 @@ class Shelf:
         """
         if not isinstance(key, str) or not key.strip():
             raise BadRow("no_id", f"{where}: the id is {key!r:.40}")
-        words({"text": text, "language": language, "speaker": speaker}, ("text", "language", "speaker"), where)
-        start, duration = number(start, where, "start"), None if duration is None else number(duration, where, "duration")
+        words(
+            {"text": text, "language": language, "speaker": speaker}, ("text", "language", "speaker"), where
+        )
+        start, duration = (
+            number(start, where, "start"),
+            None if duration is None else number(duration, where, "duration"),
+        )
         wanted = re.sub(r"[/\\\s]+", "-", key)
         name = self.fresh(wanted, where)
         if name != wanted:
@@ -312,7 +337,9 @@ class Shelf:
         reason = detail = None
         if not file.is_file():
             reason = "missing_audio"
-            detail = f"{where}: no audio file {file}; download it again, or pass --allow-missing to go without"
+            detail = (
+                f"{where}: no audio file {file}; download it again, or pass --allow-missing to go without"
+            )
         else:
             sound = sound or probe(file)
             if sound is None:
@@ -320,7 +347,10 @@ class Shelf:
             elif start < 0 or (duration is not None and duration <= 0):
                 reason, detail = "bad_offset", f"{where}: {duration} s from second {start}"
             elif start >= sound[0] or (duration is not None and start + duration > sound[0] + SLACK):
-                reason, detail = "beyond_the_end", f"{where}: {duration} s from second {start} of {sound[0]:.2f} s"
+                reason, detail = (
+                    "beyond_the_end",
+                    f"{where}: {duration} s from second {start} of {sound[0]:.2f} s",
+                )
         seconds, rate = sound or (0.0, 0)
         record = {
             "id": name,
@@ -336,7 +366,11 @@ class Shelf:
             "split": split,
             **{k: v for k, v in more.items() if v not in (None, "")},
         }
-        return record | {"dropped": {"step": "prepare", "reason": reason, "detail": detail}} if reason else record
+        return (
+            record | {"dropped": {"step": "prepare", "reason": reason, "detail": detail}}
+            if reason
+            else record
+        )
 
 
 @dataclass
@@ -370,7 +404,9 @@ class BadRows:
         return ", ".join(f"{reason} {count}" for reason, count in self.reasons.most_common())
 
 
-def save(records: Iterable[dict], out: Path, name: str, max_bad: float = MAX_BAD, allow_missing: bool = False) -> dict:
+def save(
+    records: Iterable[dict], out: Path, name: str, max_bad: float = MAX_BAD, allow_missing: bool = False
+) -> dict:
     """Stream records to `out/manifest.jsonl` and `out/dropped.jsonl`, both renamed into place at the end; returns the counts.
 
     Args:
@@ -388,9 +424,13 @@ def save(records: Iterable[dict], out: Path, name: str, max_bad: float = MAX_BAD
         with kept.open("w", encoding="utf-8") as good, dropped.open("w", encoding="utf-8") as bad:
             for record in tqdm(records, desc=name, unit=" records"):
                 line = json.dumps(record, ensure_ascii=False, sort_keys=True, allow_nan=False) + "\n"
-                (bad if "dropped" in record else good).write(line.encode("utf-8", "backslashreplace").decode())
+                (bad if "dropped" in record else good).write(
+                    line.encode("utf-8", "backslashreplace").decode()
+                )
                 bad_rows.rows += 1
-                if (drop := record.get("dropped")) and not (allow_missing and drop["reason"] == "missing_audio"):
+                if (drop := record.get("dropped")) and not (
+                    allow_missing and drop["reason"] == "missing_audio"
+                ):
                     bad_rows.add(drop["reason"], drop.get("detail") or f"'{record['id']}'")
                     if bad_rows.rows >= ENOUGH:
                         bad_rows.check()
@@ -404,7 +444,9 @@ def save(records: Iterable[dict], out: Path, name: str, max_bad: float = MAX_BAD
         dropped.replace(out / "dropped.jsonl")
         kept.replace(out / "manifest.jsonl")
     except OSError as error:
-        raise DataError(f"{name} stopped at {error.filename or out} ({error.strerror}): free space or change permissions") from None
+        raise DataError(
+            f"{name} stopped at {error.filename or out} ({error.strerror}): free space or change permissions"
+        ) from None
     finally:
         kept.unlink(missing_ok=True)
         dropped.unlink(missing_ok=True)
@@ -414,7 +456,9 @@ def save(records: Iterable[dict], out: Path, name: str, max_bad: float = MAX_BAD
 # ---- streaming from the hub ------------------------------------------------------------------------------------------
 
 
-def hub_rows(builder: str, *config: str, files: str = "", columns: dict | None = None, split: str = "train") -> Iterator[dict]:
+def hub_rows(
+    builder: str, *config: str, files: str = "", columns: dict | None = None, split: str = "train"
+) -> Iterator[dict]:
     """Rows streamed by `datasets`: of a repository, or of `files` read by a builder such as "webdataset"; needs the network.
 
     `columns` names the type of each column ("string", "binary", ..), which keeps `datasets` from decoding the audio.
@@ -434,7 +478,9 @@ def hub_rows(builder: str, *config: str, files: str = "", columns: dict | None =
         yield from rows if files else rows.cast_column("audio", datasets.Audio(decode=False))
     except Exception as error:  # the hub, its client and each builder raise their own kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise DataError(f"cannot stream {files or builder} ({reason}): accept the terms of the set, then `hf auth login`") from None
+        raise DataError(
+            f"cannot stream {files or builder} ({reason}): accept the terms of the set, then `hf auth login`"
+        ) from None
 
 
 def typed(columns: dict, value: type) -> dict:

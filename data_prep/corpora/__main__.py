@@ -24,13 +24,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("name", nargs="?", help=f"one of {', '.join(CORPORA)}; without it, a table of them")
     parser.add_argument("--root", type=Path, help="folder of the downloaded corpus")
     parser.add_argument("--out", type=Path, help="folder of the manifest (default: the root)")
-    parser.add_argument("--language", help="only this language, e.g. en or zh; for a plain folder: the language it is in")
-    parser.add_argument("--limit", type=options.count, help="stop after so many records")
-    parser.add_argument("--allow-missing", action="store_true", help="listed files that are absent are no bad rows")
     parser.add_argument(
-        "--max-bad", type=float, default=MAX_BAD, help="share of bad rows above which nothing is written (default: %(default)s)"
+        "--language", help="only this language, e.g. en or zh; for a plain folder: the language it is in"
     )
-    parser.add_argument("--stream", action="store_true", help="take it from the hub (needs the network and accepted terms)")
+    parser.add_argument("--limit", type=options.count, help="stop after so many records")
+    parser.add_argument(
+        "--allow-missing", action="store_true", help="listed files that are absent are no bad rows"
+    )
+    parser.add_argument(
+        "--max-bad",
+        type=float,
+        default=MAX_BAD,
+        help="share of bad rows above which nothing is written (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stream", action="store_true", help="take it from the hub (needs the network and accepted terms)"
+    )
     args = parser.parse_args(argv)
     try:
         if not 0 <= args.max_bad <= 1:
@@ -54,9 +63,13 @@ def main(argv: list[str] | None = None) -> None:
             records = islice(corpus.prepare(args.root, out, args.language, args.allow_missing), args.limit)
         counts = save(records, out, args.name, args.max_bad, args.allow_missing)
         why = ", ".join(f"{reason} {count}" for reason, count in counts["reasons"].most_common())
-        renamed = f"; {counts['renamed']} renamed, since another file has the same id" if counts["renamed"] else ""
+        renamed = (
+            f"; {counts['renamed']} renamed, since another file has the same id" if counts["renamed"] else ""
+        )
         dropped = f"{counts['dropped']} dropped" + (f" ({why}), see {out / 'dropped.jsonl'}" if why else "")
-        print(f"{out / 'manifest.jsonl'}: {counts['kept']} records, {counts['hours']:.2f} h; {dropped}{renamed}")
+        print(
+            f"{out / 'manifest.jsonl'}: {counts['kept']} records, {counts['hours']:.2f} h; {dropped}{renamed}"
+        )
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
 

@@ -21,7 +21,9 @@ TRANSCRIPT = "transcript/aishell_transcript_v0.8.txt"
 FULL_WIDTH = str.maketrans("ａｂｃｋｔ", "abckt")  # the only ones in the transcripts
 
 
-def prepare(root: Path, out: Path, language: str | None = None, allow_missing: bool = False) -> Iterator[dict]:
+def prepare(
+    root: Path, out: Path, language: str | None = None, allow_missing: bool = False
+) -> Iterator[dict]:
     """Records of every recording (the root holds data_aishell, or is it).
 
     Raises:
@@ -33,13 +35,17 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
     texts = transcripts(need(base / TRANSCRIPT, LAYOUT), shelf.skip)
     files = sorted(need(base / "wav", LAYOUT).glob("*/*/*.wav"))
     if not files and any(base.glob("wav/*.tar.gz")):
-        raise DataError(f"{base / 'wav'} still holds one archive a speaker: unpack them with `for f in *.tar.gz; do tar xzf $f; done`")
+        raise DataError(
+            f"{base / 'wav'} still holds one archive a speaker: unpack them with `for f in *.tar.gz; do tar xzf $f; done`"
+        )
     if not files:
         raise DataError(f"no recordings in {base / 'wav'}: expected {LAYOUT}")
     yield from shelf.hand_over()
     for file in files:
         try:
-            yield shelf.record(file.stem, file, str(file), **fields(file.stem, texts, file.parent.parent.name))
+            yield shelf.record(
+                file.stem, file, str(file), **fields(file.stem, texts, file.parent.parent.name)
+            )
         except BadRow as error:
             shelf.skip(str(file), error)
         yield from shelf.hand_over()
@@ -51,7 +57,9 @@ def fields(key: str, texts: dict[str, str], split: str) -> dict:
     return {"text": text, "language": "zh", "speaker": key[6:11], "split": split}
 
 
-def stream(out: Path, language: str | None = None, limit: int | None = None, source: str = HUB) -> Iterator[dict]:
+def stream(
+    out: Path, language: str | None = None, limit: int | None = None, source: str = HUB
+) -> Iterator[dict]:
     """Clips straight from the hub (one archive a speaker), saved below `out`."""
     shelf = Shelf(out, out, SOURCE, LICENCE)
     texts = {}
@@ -59,6 +67,9 @@ def stream(out: Path, language: str | None = None, limit: int | None = None, sou
     for row in hub_rows("text", files=f"{base}/{TRANSCRIPT}"):
         key, *text = row["text"].split(maxsplit=1)
         texts[key] = text[0] if text else ""
-    for row in islice(hub_rows("webdataset", files=f"{base}/wav/*.tar.gz", columns={"__key__": "string", "wav": "binary"}), limit):
+    for row in islice(
+        hub_rows("webdataset", files=f"{base}/wav/*.tar.gz", columns={"__key__": "string", "wav": "binary"}),
+        limit,
+    ):
         name = PurePosixPath(row["__key__"])  # train/S0002/BAC009S0002W0122
         yield keep(shelf, name.name, row["wav"], ".wav", **fields(name.name, texts, name.parts[0]))

@@ -13,14 +13,18 @@ from omnilib.errors import DataError
 SOURCE = "aishell2"
 LICENCE = "AISHELL-2 academic licence"
 HOURS = {"zh": 1000}
-CITATION = "Du et al. 2018, AISHELL-2: transforming Mandarin ASR research into industrial scale. arXiv 1808.10583"
+CITATION = (
+    "Du et al. 2018, AISHELL-2: transforming Mandarin ASR research into industrial scale. arXiv 1808.10583"
+)
 LAYOUT = "<root>/iOS/{data,dev,test}/{wav.scp, trans.txt, wav/<speaker>/*.wav}"
 HUB = None
 WHY = "given out on application only, aishelltech.com/aishell_2"
 SPLITS = {"data": "train", "train": "train", "dev": "dev", "test": "test"}
 
 
-def prepare(root: Path, out: Path, language: str | None = None, allow_missing: bool = False) -> Iterator[dict]:
+def prepare(
+    root: Path, out: Path, language: str | None = None, allow_missing: bool = False
+) -> Iterator[dict]:
     """Records of every folder below the root that holds a wav.scp.
 
     Raises:

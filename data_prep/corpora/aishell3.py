@@ -16,12 +16,16 @@ from omnilib.errors import DataError
 SOURCE = "aishell3"
 LICENCE = "Apache-2.0"
 HOURS = {"zh": 85.6}
-CITATION = "Shi et al. 2020, AISHELL-3: a multi-speaker Mandarin TTS corpus and the baselines. arXiv 2010.11567"
+CITATION = (
+    "Shi et al. 2020, AISHELL-3: a multi-speaker Mandarin TTS corpus and the baselines. arXiv 2010.11567"
+)
 LAYOUT = "<root>/{spk-info.txt, {train,test}/{content.txt, wav/<SSBxxxx>/*.wav}}"
 HUB = "AISHELL/AISHELL-3"
 
 
-def prepare(root: Path, out: Path, language: str | None = None, allow_missing: bool = False) -> Iterator[dict]:
+def prepare(
+    root: Path, out: Path, language: str | None = None, allow_missing: bool = False
+) -> Iterator[dict]:
     """Records of train and test; either may be absent.
 
     Raises:
@@ -37,7 +41,9 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
         for where, name, content in table(need(folder / "content.txt", LAYOUT), shelf.skip):
             try:
                 file = shelf.file(folder / "wav" / name[:7] / name, where)
-                record = shelf.record(file.stem, file, where, **fields(name, content), split=part, **people.get(name[:7], {}))
+                record = shelf.record(
+                    file.stem, file, where, **fields(name, content), split=part, **people.get(name[:7], {})
+                )
                 if record["text"] is None and "dropped" not in record:
                     detail = f"{where}: characters and pinyin do not pair up"
                     record["dropped"] = {"step": "prepare", "reason": "bad_transcript", "detail": detail}
@@ -73,7 +79,9 @@ def speakers(path: Path, skip: Skip) -> dict[str, dict]:
     return people
 
 
-def stream(out: Path, language: str | None = None, limit: int | None = None, source: str = HUB) -> Iterator[dict]:
+def stream(
+    out: Path, language: str | None = None, limit: int | None = None, source: str = HUB
+) -> Iterator[dict]:
     """Training clips straight from the hub (single files), saved below `out`."""
     shelf = Shelf(out, out, SOURCE, LICENCE)
     contents = {}
@@ -81,8 +89,17 @@ def stream(out: Path, language: str | None = None, limit: int | None = None, sou
     for row in hub_rows("text", files=f"{base}/content.txt"):
         name, *content = row["text"].split(maxsplit=1)
         contents[name] = content[0] if content else ""
-    for row in islice(hub_rows("audiofolder", files=f"{base}/wav/*/*.wav", columns={"audio": "string"}), limit):
+    for row in islice(
+        hub_rows("audiofolder", files=f"{base}/wav/*/*.wav", columns={"audio": "string"}), limit
+    ):
         name = PurePosixPath(row["audio"]).name
         with fsspec.open(row["audio"], "rb") as file:
             data = file.read()
-        yield keep(shelf, name.removesuffix(".wav"), data, ".wav", **fields(name, contents.get(name, "")), split="train")
+        yield keep(
+            shelf,
+            name.removesuffix(".wav"),
+            data,
+            ".wav",
+            **fields(name, contents.get(name, "")),
+            split="train",
+        )

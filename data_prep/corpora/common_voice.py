@@ -23,14 +23,20 @@ LANGUAGES = {"zh-CN": "zh", "zh-TW": "zh", "zh-HK": "yue"}  # Hong Kong reads Ca
 NEEDED = ("client_id", "path", "sentence")
 
 
-def prepare(root: Path, out: Path, language: str | None = None, allow_missing: bool = False) -> Iterator[dict]:
+def prepare(
+    root: Path, out: Path, language: str | None = None, allow_missing: bool = False
+) -> Iterator[dict]:
     """Validated clips of every locale below the root whose language is asked for.
 
     Raises:
         DataError: missing folder, other layout, or a list without the published columns.
     """
     shelf = Shelf(root, out, SOURCE, LICENCE, allow_missing)
-    lists = [p for depth in ("", "*/", "*/*/") for p in sorted(need(shelf.root, LAYOUT).glob(f"{depth}validated.tsv"))]
+    lists = [
+        p
+        for depth in ("", "*/", "*/*/")
+        for p in sorted(need(shelf.root, LAYOUT).glob(f"{depth}validated.tsv"))
+    ]
     if not lists:
         raise DataError(f"no validated.tsv below {root}: expected {LAYOUT}")
     for listing in lists:
@@ -41,7 +47,9 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
         splits = {}
         for split in ("train", "dev", "test"):
             if (listing.parent / f"{split}.tsv").is_file():
-                splits |= {row["path"]: split for _, row in rows(listing.parent / f"{split}.tsv", lambda *_: None)}
+                splits |= {
+                    row["path"]: split for _, row in rows(listing.parent / f"{split}.tsv", lambda *_: None)
+                }
         for where, row in rows(listing, shelf.skip):
             text, split = plain(row["sentence"]), splits.get(row["path"])
             about = {k: row.get(k) for k in ("age", "gender", "accents", "variant")}
@@ -64,7 +72,10 @@ def rows(path: Path, skip: Skip) -> Iterator[tuple[str, dict[str, str]]]:
             if missing := [c for c in NEEDED if c not in head]:
                 raise DataError(f"{where}: no column {', '.join(missing)}; expected {LAYOUT}")
         elif len(cells) != len(head):
-            skip(where, BadRow("wrong_columns", f"{where}: {len(cells)} columns where the head has {len(head)}"))
+            skip(
+                where,
+                BadRow("wrong_columns", f"{where}: {len(cells)} columns where the head has {len(head)}"),
+            )
         else:
             yield where, dict(zip(head, cells))
 

@@ -11,21 +11,37 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from data_prep.corpora import BadRow, Shelf, decode, hub_base, hub_rows, keep, lines, need, parse, words, write_bytes
+from data_prep.corpora import (
+    BadRow,
+    Shelf,
+    decode,
+    hub_base,
+    hub_rows,
+    keep,
+    lines,
+    need,
+    parse,
+    words,
+    write_bytes,
+)
 from omnilib.errors import DataError
 
 SOURCE = "emilia"
 LICENCE = "CC BY-NC 4.0"
 YODAS_LICENCE = "CC BY 4.0"
 HOURS = {"en": 46_828, "zh": 49_922}
-YODAS_HOURS = 92_250  # en + zh: the 189k of Emilia-Large (arXiv 2501.15907) without the above; nearly all English
+YODAS_HOURS = (
+    92_250  # en + zh: the 189k of Emilia-Large (arXiv 2501.15907) without the above; nearly all English
+)
 CITATION = "He et al. 2025, Emilia: a large-scale, extensive, multilingual and diverse dataset for speech generation. arXiv 2501.15907"
 LAYOUT = "<root>/{Emilia,Emilia-YODAS}/<EN>/<EN-B000000>.tar of <id>.mp3 and <id>.json, or <root>/<EN>/{EN_B00000.jsonl, EN_B00000/..}"
 HUB = "amphion/Emilia-Dataset"
 NEEDED = ("text", "speaker", "language")
 
 
-def prepare(root: Path, out: Path, language: str | None = None, allow_missing: bool = False) -> Iterator[dict]:
+def prepare(
+    root: Path, out: Path, language: str | None = None, allow_missing: bool = False
+) -> Iterator[dict]:
     """Records of either layout; clips of archives are unpacked to `out/emilia/<archive>/`.
 
     Raises:
@@ -35,7 +51,9 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
     archives = sorted(p for p in need(shelf.root, LAYOUT).glob("**/*.tar") if asked(p.parent.name, language))
     batches = sorted(p for p in shelf.root.glob("**/*_B*.jsonl") if asked(p.parent.name, language))
     if not archives and not batches:
-        raise DataError(f"no archives and no batches{f' of {language}' if language else ''} below {root}: expected {LAYOUT}")
+        raise DataError(
+            f"no archives and no batches{f' of {language}' if language else ''} below {root}: expected {LAYOUT}"
+        )
     for archive in archives:
         yield from unpack(shelf, archive)
     for batch in batches:
@@ -85,13 +103,18 @@ def unpack(shelf: Shelf, archive: Path) -> Iterator[dict]:
                 pair = half.setdefault(name.stem, {})
                 pair[name.suffix] = tar.extractfile(member).read()
                 if len(pair) == 2:
-                    yield clip(shelf, archive, shelf.out / SOURCE / parent / f"{name.stem}.mp3", half.pop(name.stem))
+                    yield clip(
+                        shelf, archive, shelf.out / SOURCE / parent / f"{name.stem}.mp3", half.pop(name.stem)
+                    )
                     shelf.skipped.clear()
     except (tarfile.TarError, EOFError) as error:
         raise DataError(f"{archive} is damaged ({error}): download it again") from None
     for stem, pair in half.items():
         if ".mp3" in pair:
-            yield shelf.skip(f"{archive}:{stem}", BadRow("no_json", f"{archive}: '{stem}' has no .json; download the archive again"))
+            yield shelf.skip(
+                f"{archive}:{stem}",
+                BadRow("no_json", f"{archive}: '{stem}' has no .json; download the archive again"),
+            )
         else:
             yield clip(shelf, archive, shelf.out / SOURCE / parent / f"{stem}.mp3", pair)
         shelf.skipped.clear()
@@ -111,12 +134,16 @@ def clip(shelf: Shelf, archive: Path, file: Path, pair: dict[str, bytes]) -> dic
         return shelf.skip(where, error)
 
 
-def stream(out: Path, language: str | None = None, limit: int | None = None, source: str = HUB) -> Iterator[dict]:
+def stream(
+    out: Path, language: str | None = None, limit: int | None = None, source: str = HUB
+) -> Iterator[dict]:
     """Clips straight from the hub (terms to accept, token needed), saved below `out`; `language` such as en or zh (default en)."""
     shelf = Shelf(out, out, SOURCE, LICENCE)
     meta = dict.fromkeys(("id", "_id", *NEEDED), "string") | {"dnsmos": "float64"}
     columns = {"__key__": "string", "__url__": "string", "mp3": "binary", "json": meta}
-    rows = hub_rows("webdataset", files=f"{hub_base(source)}/*/{(language or 'en').upper()}/*.tar", columns=columns)
+    rows = hub_rows(
+        "webdataset", files=f"{hub_base(source)}/*/{(language or 'en').upper()}/*.tar", columns=columns
+    )
     for row in islice(rows, limit):
         meta, where = row["json"], row["__url__"]
         try:

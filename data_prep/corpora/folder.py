@@ -21,11 +21,24 @@ LAYOUT = "<root>/**/*.{wav,flac,mp3,ogg,opus,m4a} with metadata.csv, or a .txt o
 HUB = None
 WHY = "it is a folder"
 AUDIO = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a")
-NO_SPEAKER = ("", "wav", "wavs", "audio", "clips", "flac", "mp3")  # names of folders that say nothing of who speaks
-NAME_COLUMNS, TEXT_COLUMNS = ("file_name", "file", "path", "id"), ("text", "transcription", "sentence", "transcript")
+NO_SPEAKER = (
+    "",
+    "wav",
+    "wavs",
+    "audio",
+    "clips",
+    "flac",
+    "mp3",
+)  # names of folders that say nothing of who speaks
+NAME_COLUMNS, TEXT_COLUMNS = (
+    ("file_name", "file", "path", "id"),
+    ("text", "transcription", "sentence", "transcript"),
+)
 
 
-def prepare(root: Path, out: Path, language: str | None = None, allow_missing: bool = False) -> Iterator[dict]:
+def prepare(
+    root: Path, out: Path, language: str | None = None, allow_missing: bool = False
+) -> Iterator[dict]:
     """Records of every audio file below the root, in name order; `language` is written into each that states none.
 
     Files that would get one id (a.wav and a.mp3, s1/001.wav and s1-001.wav) are all kept: from the second on with another one.
@@ -59,7 +72,9 @@ def metadata(shelf: Shelf, path: Path) -> dict[Path, tuple[str, dict]]:
     text = [line + "\n" for _, line in lines(path, shelf.skip)]
     if not text:
         raise DataError(f"{path} is empty: delete it or list the files in it")
-    bars = "|" in text[0] and "," not in text[0].split("|")[0]  # LJSpeech: no header, no quoting, one or two texts
+    bars = (
+        "|" in text[0] and "," not in text[0].split("|")[0]
+    )  # LJSpeech: no header, no quoting, one or two texts
     if bars:
         table = [(number, line.rstrip("\n").split("|")) for number, line in enumerate(text, 1)]
         head = ["file_name", "text"] if len(table[0][1]) == 2 else ["file_name", "written", "text"]
@@ -68,18 +83,25 @@ def metadata(shelf: Shelf, path: Path) -> dict[Path, tuple[str, dict]]:
     name = next((c for c in NAME_COLUMNS if c in head), None)
     said = next((c for c in TEXT_COLUMNS if c in head), None)
     if name is None or said is None:
-        raise DataError(f"{path}:1: no file and text columns; expected `file_name,text` or LJSpeech's `name|text`")
+        raise DataError(
+            f"{path}:1: no file and text columns; expected `file_name,text` or LJSpeech's `name|text`"
+        )
     rows: dict[Path, tuple[str, dict]] = {}
     for number, values in table:
         where, row = f"{path}:{number}", dict(zip(head, values))
         try:
             if len(values) != len(head):
                 hint = "quote commas inside the text"
-                raise BadRow("wrong_columns", f"{where}: {len(values)} columns where {len(head)} were expected; {hint}")
+                raise BadRow(
+                    "wrong_columns", f"{where}: {len(values)} columns where {len(head)} were expected; {hint}"
+                )
             file = find(shelf, row[name], where)
             if file in rows:
                 raise BadRow("repeated_id", f"{where}: '{row[name]}' stands twice; keep one of the two lines")
-            rows[file] = where, {"text": row[said], "speaker": row.get("speaker"), "language": row.get("language")}
+            rows[file] = (
+                where,
+                {"text": row[said], "speaker": row.get("speaker"), "language": row.get("language")},
+            )
         except BadRow as error:
             shelf.skip(where, error)
     return rows
@@ -95,7 +117,13 @@ def csv_rows(shelf: Shelf, path: Path, text: list[str]) -> Iterator[tuple[int, l
             at += reader.line_num
         except csv.Error as error:
             where, at = f"{path}:{at + 1}", at + 1
-            shelf.skip(where, BadRow("not_csv", f"{where} is not CSV ({error}); quote the text, and double the quotation marks in it"))
+            shelf.skip(
+                where,
+                BadRow(
+                    "not_csv",
+                    f"{where} is not CSV ({error}); quote the text, and double the quotation marks in it",
+                ),
+            )
 
 
 def find(shelf: Shelf, name: str, where: str) -> Path:

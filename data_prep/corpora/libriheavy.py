@@ -21,10 +21,19 @@ CITATION = "Kang et al. 2024, Libriheavy: a 50,000 hours ASR corpus with punctua
 LAYOUT = "<root>/{libriheavy_cuts_<small,medium,large,dev,..>.jsonl.gz, download/librilight/<small,..>/<speaker>/<book>/*.flac}"
 HUB = None
 WHY = "the hub holds the cuts only; the audio is Libri-Light's (github.com/facebookresearch/libri-light)"
-LISTS = {"small": "train", "medium": "train", "large": "train", "dev": "dev", "test_clean": "test", "test_other": "test"}
+LISTS = {
+    "small": "train",
+    "medium": "train",
+    "large": "train",
+    "dev": "dev",
+    "test_clean": "test",
+    "test_other": "test",
+}
 
 
-def prepare(root: Path, out: Path, language: str | None = None, allow_missing: bool = False) -> Iterator[dict]:
+def prepare(
+    root: Path, out: Path, language: str | None = None, allow_missing: bool = False
+) -> Iterator[dict]:
     """Records of every list found.
 
     Raises:
@@ -39,15 +48,26 @@ def prepare(root: Path, out: Path, language: str | None = None, allow_missing: b
         for where, cut in cuts(path, shelf.skip) if path.is_file() else ():
             try:
                 try:
-                    key, source, said = cut["id"], cut["recording"]["sources"][0]["source"], cut["supervisions"][0]
-                    texts, speaker, start, duration = said["custom"]["texts"], said["speaker"], cut["start"], cut["duration"]
+                    key, source, said = (
+                        cut["id"],
+                        cut["recording"]["sources"][0]["source"],
+                        cut["supervisions"][0],
+                    )
+                    texts, speaker, start, duration = (
+                        said["custom"]["texts"],
+                        said["speaker"],
+                        cut["start"],
+                        cut["duration"],
+                    )
                     text, heard = texts[0], texts[1] if len(texts) > 1 else None
                 except (KeyError, IndexError, TypeError) as error:
                     raise BadRow("missing_field", f"{where}: not a Libriheavy cut (no {error})") from None
                 file = locate(shelf, source, where)
                 known = sound(file) if file.is_file() else None
                 length = 0.0 if duration is None else duration
-                yield shelf.record(key, file, where, text, "en", speaker, split, start, length, sound=known, recognised=heard)
+                yield shelf.record(
+                    key, file, where, text, "en", speaker, split, start, length, sound=known, recognised=heard
+                )
             except BadRow as error:
                 shelf.skip(where, error)
             yield from shelf.hand_over()
@@ -73,5 +93,7 @@ def cuts(path: Path, skip: Skip) -> Iterator[tuple[str, dict]]:
 def locate(shelf: Shelf, source: str, where: str) -> Path:
     """The recording: the lists say download/librilight/..., which may be missing from the path on disk."""
     words({"source": source}, ("source",), where)
-    paths = [shelf.file((source or "").removeprefix(p), where) for p in ("", "download/", "download/librilight/")]
+    paths = [
+        shelf.file((source or "").removeprefix(p), where) for p in ("", "download/", "download/librilight/")
+    ]
     return next((p for p in paths if p.is_file()), paths[0])

@@ -48,7 +48,9 @@ class Ears:
 
         wave = wave[: round(PIECE_SECONDS * RATE)]
         frames = window_frames(len(wave))
-        return self.whisper.encode(pad_or_trim(self.whisper.feature_extractor(wave), frames)), min(frames, FRAMES, len(wave) // 160)
+        return self.whisper.encode(pad_or_trim(self.whisper.feature_extractor(wave), frames)), min(
+            frames, FRAMES, len(wave) // 160
+        )
 
     def language(self, encoded: object) -> tuple[str, float]:
         """Likeliest language and its probability."""

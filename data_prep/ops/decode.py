@@ -82,7 +82,9 @@ def read_blocks(path: Path, start: float, duration: float | None) -> Iterator[tu
     if path.stat().st_size == 0:
         raise Unusable("empty_file")
     read = 0.0
-    for block, rate in (sndfile_blocks if path.suffix.lower() in SNDFILE else ffmpeg_blocks)(path, start, duration):
+    for block, rate in (sndfile_blocks if path.suffix.lower() in SNDFILE else ffmpeg_blocks)(
+        path, start, duration
+    ):
         if not np.isfinite(block).all():
             raise Unusable("not_finite")
         read += len(block) / rate

@@ -127,7 +127,12 @@ class Duplicates(Step):
         first = self.same_sound(ordered)
         if self.text:
             first |= self.same_text([r for r in ordered if r["id"] not in first])
-        return [dropped(r | {"duplicate_of": first[r["id"]][1]}, self.name, first[r["id"]][0]) if r["id"] in first else r for r in records]
+        return [
+            dropped(r | {"duplicate_of": first[r["id"]][1]}, self.name, first[r["id"]][0])
+            if r["id"] in first
+            else r
+            for r in records
+        ]
 
     def same_text(self, records: list[dict]) -> dict[str, tuple[str, str]]:
         """id -> (reason, id kept) of texts one speaker says again."""
@@ -172,18 +177,26 @@ class Duplicates(Step):
         found = [self.pairs(value & mask, owner, place, shape) for mask in masks(len(value))]
         pairs, votes = np.unique(np.concatenate(found), return_counts=True)
         offsets: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for one, other, offset in np.stack(np.unravel_index(pairs[votes >= self.votes], shape), axis=1).tolist():
+        for one, other, offset in np.stack(
+            np.unravel_index(pairs[votes >= self.votes], shape), axis=1
+        ).tolist():
             offsets[one, other].append(offset - reach)
         return offsets
 
-    def pairs(self, key: np.ndarray, owner: np.ndarray, place: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    def pairs(
+        self, key: np.ndarray, owner: np.ndarray, place: np.ndarray, shape: tuple[int, ...]
+    ) -> np.ndarray:
         """(one, other, offset // NEAR) of each two windows of different records with the same key, as numbers: (P,) int64."""
-        chosen = (key * np.uint32(2654435761) >> np.uint32(8)) % np.uint32(-(-len(key) // WINDOWS) or 1) == 0  # by value: copies agree
+        chosen = (key * np.uint32(2654435761) >> np.uint32(8)) % np.uint32(
+            -(-len(key) // WINDOWS) or 1
+        ) == 0  # by value: copies agree
         key, owner, place = key[chosen], owner[chosen], place[chosen]
         order = np.lexsort((owner, key))
         key, owner, place = key[order], owner[order], place[order]
         starts = np.flatnonzero(np.r_[True, key[1:] != key[:-1]])
-        common = np.repeat(np.diff(np.r_[starts, len(key)]) > self.most_shared, np.diff(np.r_[starts, len(key)]))
+        common = np.repeat(
+            np.diff(np.r_[starts, len(key)]) > self.most_shared, np.diff(np.r_[starts, len(key)])
+        )
         key, owner, place = key[~common], owner[~common], place[~common]
         found = []
         for step in range(1, self.most_shared):

@@ -67,7 +67,9 @@ class LongForm(Step):
         voices = defaultdict(list)
         for record in records:
             if record.get("speaker") and record.get("text") and record.get("split") in self.splits:
-                voices[record["source"], record["split"], record["language"], record["speaker"]].append(record)
+                voices[record["source"], record["split"], record["language"], record["speaker"]].append(
+                    record
+                )
         for key in sorted(voices):
             for number, group in enumerate(self.groups(key, voices[key])):
                 yield f"long-{hashlib.sha256(repr(key).encode()).hexdigest()[:10]}-{number:04d}", group
@@ -96,7 +98,12 @@ class LongForm(Step):
             wave[at : at + len(part)] = part[: len(wave) - at]
         first = group[0][1]
         parts = [
-            {"id": r["id"], "start": round(s * rate) / rate, "end": round(s * rate) / rate + r["duration"], "text": r["text"]}
+            {
+                "id": r["id"],
+                "start": round(s * rate) / rate,
+                "end": round(s * rate) / rate + r["duration"],
+                "text": r["text"],
+            }
             for s, r in group
         ]
         return {
@@ -113,4 +120,9 @@ class LongForm(Step):
 
 
 def spoken_order(record: dict) -> tuple:
-    return record.get("recording") or record["id"], record.get("offset") or 0.0, record.get("segment_start") or 0.0, record["id"]
+    return (
+        record.get("recording") or record["id"],
+        record.get("offset") or 0.0,
+        record.get("segment_start") or 0.0,
+        record["id"],
+    )

@@ -36,9 +36,13 @@ def mel_db(windows: np.ndarray) -> np.ndarray:
     """What the P.808 network wants, 40 dB below the window's maximum at 0: (W, T) -> (W, 900, 120)."""
     import librosa
 
-    mel = librosa.feature.melspectrogram(y=windows[:, :-160], sr=RATE, n_fft=321, hop_length=160, n_mels=120)  # (W, 120, 900)
+    mel = librosa.feature.melspectrogram(
+        y=windows[:, :-160], sr=RATE, n_fft=321, hop_length=160, n_mels=120
+    )  # (W, 120, 900)
     decibel = 10 * np.log10(np.maximum(mel, 1e-10))
-    decibel = np.maximum(decibel - 10 * np.log10(np.maximum(mel.max(axis=(1, 2), keepdims=True), 1e-10)), -80.0)
+    decibel = np.maximum(
+        decibel - 10 * np.log10(np.maximum(mel.max(axis=(1, 2), keepdims=True), 1e-10)), -80.0
+    )
     return ((decibel + 40) / 40).transpose(0, 2, 1).astype(np.float32)
 
 
@@ -55,7 +59,11 @@ class Quality(Step):
     def open(self) -> None:
         mel_db(np.ones((1, WINDOW), np.float32))  # imports librosa: part of loading, not of the first record
         self.p808 = open_session(model_file("speechmos", "dnsmos_models/model_v8.onnx", INSTALL))
-        self.ovrl = open_session(model_file("speechmos", "dnsmos_models/sig_bak_ovr.onnx", INSTALL)) if self.overall else None
+        self.ovrl = (
+            open_session(model_file("speechmos", "dnsmos_models/sig_bak_ovr.onnx", INSTALL))
+            if self.overall
+            else None
+        )
 
     def run(self, records: list[dict], audio: Audio) -> list[dict]:
         return [r for i in range(0, len(records), BATCH) for r in self.batch(records[i : i + BATCH], audio)]
@@ -63,7 +71,9 @@ class Quality(Step):
     def batch(self, records: list[dict], audio: Audio) -> list[dict]:
         waves = [audio.wave(record, RATE) for record in records]
         windows = [windows_of(wave, self.windows) for wave in waves]
-        scores = {"dnsmos": self.p808_scores(windows)} | ({"dnsmos_ovrl": self.ovrl_scores(windows)} if self.overall else {})
+        scores = {"dnsmos": self.p808_scores(windows)} | (
+            {"dnsmos_ovrl": self.ovrl_scores(windows)} if self.overall else {}
+        )
         return [
             record
             | {"snr_db": round(snr(wave, RATE), 1), "snr_lowest_db": round(lowest_snr(wave, RATE), 1)}

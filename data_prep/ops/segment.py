@@ -45,9 +45,15 @@ class Segment(Step):
     def cut(self, record: dict) -> list[dict]:
         speech, text = record["speech"], record.get("text")
         turns = record.get("turns") or [0] * len(speech)
-        groups = [list(range(len(speech)))] if text else joined(speech, turns, self.gap, self.most - 2 * self.pad)
+        groups = (
+            [list(range(len(speech)))] if text else joined(speech, turns, self.gap, self.most - 2 * self.pad)
+        )
         least = self.least_with_text if text else self.least
-        edges = [0.0, *(edge for group in groups for edge in (speech[group[0]][0], speech[group[-1]][1])), record["duration"]]
+        edges = [
+            0.0,
+            *(edge for group in groups for edge in (speech[group[0]][0], speech[group[-1]][1])),
+            record["duration"],
+        ]
         results = []
         for number, group in enumerate(groups):
             before, start, end, after = edges[2 * number : 2 * number + 4]
@@ -57,7 +63,11 @@ class Segment(Step):
             if record.get("turns"):
                 segment |= {"speaker": f"{record['id']}-s{turns[group[0]]}", "turns": None}
             short, long = end - start < least, end - start > self.most
-            results.append(dropped(segment, self.name, "too_short" if short else "too_long") if short or long else segment)
+            results.append(
+                dropped(segment, self.name, "too_short" if short else "too_long")
+                if short or long
+                else segment
+            )
         return results
 
     def piece(self, record: dict, number: int, start: float, end: float, speech: list[Region]) -> dict:

@@ -40,7 +40,11 @@ class Speed(Step):
         groups = defaultdict(list)
         for record in measured:
             groups[record["source"], record["language"]].append(record["chars_per_second"])
-        fences = {key: fence(values, self.reach) for key, values in groups.items() if len(values) >= self.least_records}
+        fences = {
+            key: fence(values, self.reach)
+            for key, values in groups.items()
+            if len(values) >= self.least_records
+        }
         return [dropped(r, self.name, "speed_outlier") if self.outside(r, fences) else r for r in measured]
 
     def outside(self, record: dict, fences: dict[tuple, tuple[float, float]]) -> bool:

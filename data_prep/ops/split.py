@@ -15,7 +15,9 @@ from data_prep.pipeline import Audio, Step, dropped, register
 
 def voice_of(record: dict) -> tuple[str, str]:
     """Whose voice it is, as far as the source tells."""
-    return record["source"], record.get("speaker") or record.get("recording") or record.get("parent") or record["id"]
+    return record["source"], record.get("speaker") or record.get("recording") or record.get(
+        "parent"
+    ) or record["id"]
 
 
 def letters(record: dict) -> str:
@@ -42,7 +44,10 @@ class Split(Step):
         chosen = self.held_out(records)
         named = [r | {"split": r.get("split") or chosen.get(voice_of(r), "train")} for r in records]
         texts = {letters(r) for r in named if r["split"] != "train"} - {""}
-        return [dropped(r, self.name, "held_out_text") if r["split"] == "train" and letters(r) in texts else r for r in named]
+        return [
+            dropped(r, self.name, "held_out_text") if r["split"] == "train" and letters(r) in texts else r
+            for r in named
+        ]
 
     def held_out(self, records: list[dict]) -> dict[tuple[str, str], str]:
         """The set of each held-out voice; voices of records that are already split keep out of it."""

@@ -28,7 +28,12 @@ class Text(Step):
     """Spoken form and script check."""
 
     name: ClassVar[str] = "text"
-    modules: ClassVar[tuple[str, ...]] = ("omnilib.spoken", "omnilib.spoken_en", "omnilib.spoken_zh", "omnilib.spoken_numbers")
+    modules: ClassVar[tuple[str, ...]] = (
+        "omnilib.spoken",
+        "omnilib.spoken_en",
+        "omnilib.spoken_zh",
+        "omnilib.spoken_numbers",
+    )
     least_script: float = 0.5  # zh text may hold English names; en text holds no Han at all
 
     def run(self, records: list[dict], audio: Audio) -> list[dict]:

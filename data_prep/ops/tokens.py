@@ -24,7 +24,11 @@ def load_batch(pieces: list[tuple[dict, float, float]], audio: Audio) -> tuple[t
     waves = []
     for record, start, seconds in pieces:
         wave = audio.wave(record, TOKENIZER_RATE)
-        waves.append(torch.from_numpy(wave[round(start * TOKENIZER_RATE) : round((start + seconds) * TOKENIZER_RATE)].copy()))
+        waves.append(
+            torch.from_numpy(
+                wave[round(start * TOKENIZER_RATE) : round((start + seconds) * TOKENIZER_RATE)].copy()
+            )
+        )
     return pad_sequence(waves, batch_first=True), torch.tensor([len(w) for w in waves])
 
 
@@ -45,17 +49,27 @@ class Tokens(Step):
     @torch.inference_mode()
     def run(self, records: list[dict], audio: Audio) -> list[dict]:
         codes: dict[tuple[str, int], list[int]] = {}
-        for batch in similar([(r, i, *block) for r in records for i, block in enumerate(blocks_of(r))], lambda p: p[3]):
+        for batch in similar(
+            [(r, i, *block) for r in records for i, block in enumerate(blocks_of(r))], lambda p: p[3]
+        ):
             waves, lengths = load_batch([(r, start, seconds) for r, _, start, seconds in batch], audio)
             rows, counts = self.codes_of.encode(log_mel_128(waves, lengths), lengths // 160)
             for (record, i, *_), row, count in zip(batch, rows, counts.tolist(), strict=True):
                 codes[record["id"], i] = row[:count].tolist()
         vectors: dict[str, list[float]] = {}
-        for batch in similar([(r, 0.0, min(SPEAKER_SECONDS, r["duration"])) for r in records], lambda p: p[2]):
+        for batch in similar(
+            [(r, 0.0, min(SPEAKER_SECONDS, r["duration"])) for r in records], lambda p: p[2]
+        ):
             waves, lengths = load_batch(batch, audio)
-            for (record, *_), vector in zip(batch, self.vector_of(fbank_80(waves), 1 + (lengths - 400) // 160), strict=True):
+            for (record, *_), vector in zip(
+                batch, self.vector_of(fbank_80(waves), 1 + (lengths - 400) // 160), strict=True
+            ):
                 vectors[record["id"]] = [round(x, 5) for x in vector.tolist()]
         return [
-            r | {"tokens": [c for i in range(len(blocks_of(r))) for c in codes[r["id"], i]], "speaker_vector": vectors[r["id"]]}
+            r
+            | {
+                "tokens": [c for i in range(len(blocks_of(r))) for c in codes[r["id"], i]],
+                "speaker_vector": vectors[r["id"]],
+            }
             for r in records
         ]

@@ -43,7 +43,10 @@ class Vad(Step):
             from silero_vad import get_speech_timestamps_sequence, load_silero_vad
         except ImportError:
             raise MissingTool(f"Silero VAD is not installed: {INSTALL}") from None
-        self.model, self.timestamps = load_silero_vad(onnx=True, sequence=True), get_speech_timestamps_sequence
+        self.model, self.timestamps = (
+            load_silero_vad(onnx=True, sequence=True),
+            get_speech_timestamps_sequence,
+        )
 
     def run(self, records: list[dict], audio: Audio) -> list[dict]:
         results = []

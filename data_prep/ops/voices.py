@@ -82,19 +82,24 @@ class Turns(Step):
         self.voices = Voices(self.model, self.seconds)
 
     def run(self, records: list[dict], audio: Audio) -> list[dict]:
-        return [r if r.get("speaker") or r.get("text") else r | {"turns": self.number(r, audio)} for r in records]
+        return [
+            r if r.get("speaker") or r.get("text") else r | {"turns": self.number(r, audio)} for r in records
+        ]
 
     def number(self, record: dict, audio: Audio) -> list[int]:
         """The voice of each region, numbered in order of appearance."""
         wave = audio.wave(record, RATE)
-        found = [(i, *region) for i, region in enumerate(record["speech"]) if region[1] - region[0] >= self.least]
+        found = [
+            (i, *region) for i, region in enumerate(record["speech"]) if region[1] - region[0] >= self.least
+        ]
         pieces = [wave[round(start * RATE) : round(end * RATE)] for _, start, end in found]
         vectors = dict(zip((i for i, *_ in found), self.voices.vectors(pieces), strict=True))
         heard = [i for i, vector in vectors.items() if vector is not None]
         groups = cluster(np.stack([vectors[i] for i in heard]), self.threshold) if heard else []
         label = dict(zip(heard, groups, strict=True))
         return [
-            label[min(heard, key=lambda j: self.distance(record["speech"], i, j))] if heard else 0 for i in range(len(record["speech"]))
+            label[min(heard, key=lambda j: self.distance(record["speech"], i, j))] if heard else 0
+            for i in range(len(record["speech"]))
         ]
 
     def distance(self, speech: list[list[float]], one: int, other: int) -> float:
@@ -154,7 +159,9 @@ class Speakers(Step):
         """Records of one source whose label their voice contradicts."""
         vectors = np.stack([unpack(r["voice"]) for r in records])
         labels = np.array([r["speaker"] for r in records])
-        names = [name for name in dict.fromkeys(labels.tolist()) if (labels == name).sum() >= self.least_records]
+        names = [
+            name for name in dict.fromkeys(labels.tolist()) if (labels == name).sum() >= self.least_records
+        ]
         if not names:
             return []
         centres = np.stack([centre(vectors[labels == name]) for name in names])  # (labels, E)

@@ -56,7 +56,11 @@ BENCHED: dict[str, tuple[str, dict]] = {  # name in the report -> step and its p
     "duplicates": ("duplicates", {}),
     "split": ("split", {}),
 }
-ASIDE = ("quality_ovrl", "language", "transcribe")  # not in the sum: the recogniser, and the slower of the two scores
+ASIDE = (
+    "quality_ovrl",
+    "language",
+    "transcribe",
+)  # not in the sum: the recogniser, and the slower of the two scores
 
 
 def recordings(minutes: float) -> Iterator[np.ndarray]:
@@ -79,9 +83,22 @@ def make_corpus(folder: Path, minutes: float) -> list[dict]:
     """Opus files and their records."""
     records = []
     for number, wave in enumerate(recordings(minutes)):
-        soundfile.write(folder / f"{number:04d}.opus", wave, RATE, format="OGG", subtype="OPUS", compression_level=frozen.OPUS_LEVEL)
+        soundfile.write(
+            folder / f"{number:04d}.opus",
+            wave,
+            RATE,
+            format="OGG",
+            subtype="OPUS",
+            compression_level=frozen.OPUS_LEVEL,
+        )
         empty = dict.fromkeys(("text", "language", "speaker", "split"))
-        known = {"start": 0.0, "duration": len(wave) / RATE, "rate": RATE, "source": "frozen", "licence": "see the corpus"}
+        known = {
+            "start": 0.0,
+            "duration": len(wave) / RATE,
+            "rate": RATE,
+            "source": "frozen",
+            "licence": "see the corpus",
+        }
         records.append({"id": f"{number:04d}", "path": f"{number:04d}.opus"} | known | empty)
     return records
 
@@ -100,7 +117,10 @@ def measure(step: str, parameters: dict, records: list[dict], folder: Path) -> t
     loaded = time.process_time()
     kept = [r for r in opened.run(records, Audio(folder, folder)) if "dropped" not in r]
     seconds = time.process_time() - loaded
-    return kept, cost(records, seconds) | {"load_seconds": round(loaded - began, 2), "peak_memory_mb": peak_memory()}
+    return kept, cost(records, seconds) | {
+        "load_seconds": round(loaded - began, 2),
+        "peak_memory_mb": peak_memory(),
+    }
 
 
 def measure_run(steps: list[str], records: list[dict], folder: Path) -> dict[str, dict]:
@@ -119,7 +139,12 @@ def measure_run(steps: list[str], records: list[dict], folder: Path) -> dict[str
     for label in steps:
         if label == "text":
             records = with_words(records)
-        state = {"part": None, "records": [r for r in records if not r.get("long")], "lines": [], "seconds": []}
+        state = {
+            "part": None,
+            "records": [r for r in records if not r.get("long")],
+            "lines": [],
+            "seconds": [],
+        }
         began = time.process_time()
         after = advance(state, opened[label], audio)["records"]
         rows[label] = cost(state["records"], time.process_time() - began)
@@ -131,7 +156,11 @@ def cost(records: list[dict], seconds: float) -> dict:
     """Entries of a row about time."""
     hours = sum(r["duration"] for r in records) / 3600
     rate = round(hours / max(seconds, 1e-3) * 3600, 1)
-    return {"audio_hours": round(hours, 4), "core_seconds": round(seconds, 2), "audio_hours_per_core_hour": rate}
+    return {
+        "audio_hours": round(hours, 4),
+        "core_seconds": round(seconds, 2),
+        "audio_hours_per_core_hour": rate,
+    }
 
 
 def with_words(records: list[dict]) -> list[dict]:
@@ -198,9 +227,13 @@ def bench(minutes: float, wanted: list[str] | None = None) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=20.0)
-    parser.add_argument("--steps", nargs="+", choices=[*BENCHED, "shards"], default=None, help="report these only")
+    parser.add_argument(
+        "--steps", nargs="+", choices=[*BENCHED, "shards"], default=None, help="report these only"
+    )
     parser.add_argument("--out", type=Path, default=REPORTS / "nano" / "curation" / "bench.json")
     parser.add_argument("--summary", type=Path, help="summary.json to put the rate without the recogniser in")
     args = parser.parse_args(argv)
@@ -213,10 +246,16 @@ def main(argv: list[str] | None = None) -> int:
     args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if args.summary:
         entry = {"value": result["audio_hours_per_hour_no_asr"], "n": len(result["steps"]), "ci95": None}
-        add_to_summary(args.summary, {"curation_audio_hours_per_hour_no_asr": entry}, "/".join(args.out.parts[-4:]))
+        add_to_summary(
+            args.summary, {"curation_audio_hours_per_hour_no_asr": entry}, "/".join(args.out.parts[-4:])
+        )
     for name, row in result["steps"].items():
-        print(f"{name:14s} {row['audio_hours_per_core_hour']:10.1f} audio-h per core-h {row['peak_memory_mb']:6d} MB")
-    print(f"all but the recogniser: {result['audio_hours_per_hour_no_asr']} audio-h per hour on {CORES} cores")
+        print(
+            f"{name:14s} {row['audio_hours_per_core_hour']:10.1f} audio-h per core-h {row['peak_memory_mb']:6d} MB"
+        )
+    print(
+        f"all but the recogniser: {result['audio_hours_per_hour_no_asr']} audio-h per hour on {CORES} cores"
+    )
     return 0
 
 

@@ -69,11 +69,15 @@ def curate_one(hours: float) -> dict:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with soundfile.SoundFile(str(folder / "long.flac"), "w", RATE, 1, "PCM_16", format="FLAC", compression_level=0.0) as file:
+        with soundfile.SoundFile(
+            str(folder / "long.flac"), "w", RATE, 1, "PCM_16", format="FLAC", compression_level=0.0
+        ) as file:
             for wave in minutes_of_sound(hours):
                 file.write(wave)
         whole = {"id": "long", "path": "long.flac", "start": 0.0, "duration": hours * 3600, "rate": RATE}
-        write_manifest(folder / "manifest.jsonl", [whole | {"source": "frozen", "licence": "see the corpus"} | NO_CLAIMS])
+        write_manifest(
+            folder / "manifest.jsonl", [whole | {"source": "frozen", "licence": "see the corpus"} | NO_CLAIMS]
+        )
         (folder / "recipe.yaml").write_text(RECIPE)
         written, began = (folder / "long.flac").stat().st_size, time.process_time()
         table = curate(folder / "manifest.jsonl", str(folder / "recipe.yaml"), folder / "out", workers=1)
@@ -87,7 +91,9 @@ def curate_one(hours: float) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--hours", type=float, nargs="+", default=[1.0, 8.0])
     parser.add_argument("--out", type=Path, default=REPORTS / "nano" / "curation" / "memory.json")
     args = parser.parse_args(argv)
@@ -100,7 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({"files": rows}, indent=1) + "\n", encoding="utf-8")
     for row in rows:
-        print(f"{row['hours_in_one_file']:g} h: {row['peak_memory_mb']} MB, {row['pieces']} pieces, {row['core_seconds']} core-seconds")
+        print(
+            f"{row['hours_in_one_file']:g} h: {row['peak_memory_mb']} MB, {row['pieces']} pieces, {row['core_seconds']} core-seconds"
+        )
     return 0
 
 

@@ -44,7 +44,11 @@ from omnilib.provenance import git_state, write_json
 
 REPORT = REPORTS / "nano" / "retrain.json"
 WARM, STEPS = 10, 40  # steps before the clock starts, and those of a trial
-LOGGED = {"log_every": WARM, "eval_every": 1_000_000, "save_every": 1_000_000}  # one evaluation: after the last step
+LOGGED = {
+    "log_every": WARM,
+    "eval_every": 1_000_000,
+    "save_every": 1_000_000,
+}  # one evaluation: after the last step
 
 
 def stages() -> dict[str, tuple[str, str, Path]]:
@@ -53,14 +57,22 @@ def stages() -> dict[str, tuple[str, str, Path]]:
     for name, stage in retrain.graph().items():
         words = shlex.split(stage["cmd"])
         if len(words) > 2 and words[2].startswith("omnilib.train.") and "--config" in words:
-            found[name] = (words[2], words[words.index("--config") + 1], Path(words[words.index("--out") + 1]))
+            found[name] = (
+                words[2],
+                words[words.index("--config") + 1],
+                Path(words[words.index("--out") + 1]),
+            )
     return found
 
 
 def resolved(module: str, config: str) -> dict:
     """All settings of a stage, defaults included."""
     known = vars(importlib.import_module(module)).values()
-    schema = next(c for c in known if is_dataclass(c) and c.__module__ == module and "steps" in {f.name for f in fields(c)})
+    schema = next(
+        c
+        for c in known
+        if is_dataclass(c) and c.__module__ == module and "steps" in {f.name for f in fields(c)}
+    )
     return asdict(configs.load(schema, config))
 
 
@@ -69,7 +81,11 @@ def phases(config: dict) -> list[tuple[int, dict]]:
     steps = config.get("stop") or config["steps"]
     whole = {"stop": 0} if "stop" in config else {}
     if early := min(config.get("encoder_steps", 0), steps):
-        return [(count, whole | {"encoder_steps": of}) for count, of in ((early, STEPS), (steps - early, 0)) if count]
+        return [
+            (count, whole | {"encoder_steps": of})
+            for count, of in ((early, STEPS), (steps - early, 0))
+            if count
+        ]
     return [(steps, whole)]
 
 
@@ -110,9 +126,15 @@ def trial(module: str, config: str, settings: dict, threads: int | None = None) 
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
         whole = time.time() - began
         if done.returncode:
-            raise DataError(f"{config} does not run: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-        log = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    clock = {row["step"]: row["seconds"] for row in reversed(log)}  # of two rows of a step, the first is the end of its training
+            raise DataError(
+                f"{config} does not run: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+            )
+        log = [
+            json.loads(line) for line in (Path(folder) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+    clock = {
+        row["step"]: row["seconds"] for row in reversed(log)
+    }  # of two rows of a step, the first is the end of its training
     step = (clock[STEPS] - clock[WARM]) / (STEPS - WARM)
     last = log[-1]["seconds"] - clock[STEPS]
     return {"start": whole - STEPS * step - last, "step": step, "evaluation": last}
@@ -125,7 +147,9 @@ def cost(module: str, config: str, threads: int | None = None) -> dict:
     first = parts[0][1]
     steps = sum(count for count, _ in parts)
     evaluations = -(-steps // settings["eval_every"])
-    seconds = first["start"] + sum(count * t["step"] for count, t in parts) + evaluations * first["evaluation"]
+    seconds = (
+        first["start"] + sum(count * t["step"] for count, t in parts) + evaluations * first["evaluation"]
+    )
     return {
         "steps": steps,
         "threads": threads or os.cpu_count(),
@@ -153,7 +177,13 @@ def like(name: str, other: str, rows: dict[str, dict]) -> dict:
     row, steps = rows[other], sum(count for count, _ in phases(mine))
     step, evaluations = row["seconds_per_step"][-1], -(-steps // mine["eval_every"])
     seconds = row["start_seconds"] + steps * step + evaluations * row["seconds_per_evaluation"]
-    own = {"steps": steps, "seconds_per_step": [step], "seconds": round(seconds, 1), "like": other, "recorded_seconds": recorded(name, out)}
+    own = {
+        "steps": steps,
+        "seconds_per_step": [step],
+        "seconds": round(seconds, 1),
+        "like": other,
+        "recorded_seconds": recorded(name, out),
+    }
     return row | own
 
 
@@ -175,7 +205,9 @@ def measure(
     `keep` is given what is known after each stage; `alike` names stages that take the steps of another, see `like`."""
     known = json.loads(REPORT.read_text(encoding="utf-8"))["stages"] if REPORT.is_file() else {}
     rows = {name: {"seconds": seconds, "recorded_seconds": seconds} for name, seconds in times.items()}
-    rows |= {name: known[name] for name in times if name in known and name not in wanted}  # timed by an earlier call
+    rows |= {
+        name: known[name] for name in times if name in known and name not in wanted
+    }  # timed by an earlier call
     trained, (_, lanes, _) = stages(), retrain.plan(retrain.graph())
     for module, _, _ in trained.values():
         importlib.import_module(module)  # here, because two threads that import one package at once can fail
@@ -185,7 +217,9 @@ def measure(
 
     def timed(name: str, threads: int | None) -> None:
         module, config, out = trained[name]
-        rows[name] = cost(module, config, threads) | {"recorded_seconds": recorded(name, out) or times.get(name)}
+        rows[name] = cost(module, config, threads) | {
+            "recorded_seconds": recorded(name, out) or times.get(name)
+        }
         keep(summary(dict(rows)))
         bar.update()
 
@@ -231,11 +265,19 @@ def summary(rows: dict[str, dict]) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    trained = [name for name, (module, _, _) in stages().items() if module != "omnilib.train.text"]  # that counts pieces: seconds
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    trained = [
+        name for name, (module, _, _) in stages().items() if module != "omnilib.train.text"
+    ]  # that counts pieces: seconds
     parser.add_argument("--stages", nargs="*", choices=trained, default=trained, help="time these only")
     parser.add_argument(
-        "--like", nargs="+", default=[], metavar="STAGE=OTHER", help="STAGE is not timed: its steps are OTHER's, timed before"
+        "--like",
+        nargs="+",
+        default=[],
+        metavar="STAGE=OTHER",
+        help="STAGE is not timed: its steps are OTHER's, timed before",
     )
     args = parser.parse_args(argv)
     alike = dict(pair.split("=", 1) for pair in args.like if "=" in pair)
@@ -254,7 +296,9 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error} (stages timed so far are kept; go on with --stages)", file=sys.stderr)
         return 2
     for name, row in result["stages"].items():
-        print(f"{name:24} {row['seconds'] / 60:7.1f} min, {(row['recorded_seconds'] or 0) / 60:7.1f} min recorded")
+        print(
+            f"{name:24} {row['seconds'] / 60:7.1f} min, {(row['recorded_seconds'] or 0) / 60:7.1f} min recorded"
+        )
     print(f"{result['hours']} h with lanes side by side")
     return 0
 

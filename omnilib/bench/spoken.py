@@ -124,7 +124,10 @@ def build(system: str, former: str | None) -> Callable[[str, str], str]:
         from nemo_text_processing.text_normalization.normalize import Normalizer
 
         cache = os.environ["SPOKEN_CACHE"]
-        made = {k: Normalizer(input_case="cased", lang=k, cache_dir=cache, overwrite_cache=False) for k in ("en", "zh")}
+        made = {
+            k: Normalizer(input_case="cased", lang=k, cache_dir=cache, overwrite_cache=False)
+            for k in ("en", "zh")
+        }
     return lambda text, language: made[language].normalize(text)
 
 
@@ -154,15 +157,26 @@ def attempt(normalise: Callable[[str, str], str], text: str, language: str) -> s
 
 def ask(system: str, python: str, former: str | None, lists: dict) -> dict:
     """Answers of a system, with the first start (empty cache) and a later one."""
-    command = [python, "-m", "omnilib.bench.spoken", "--answer", system, *(["--former", former] if former else [])]
+    command = [
+        python,
+        "-m",
+        "omnilib.bench.spoken",
+        "--answer",
+        system,
+        *(["--former", former] if former else []),
+    ]
     with tempfile.TemporaryDirectory() as cache:
         env = os.environ | {"PYTHONPATH": str(ROOT), "SPOKEN_CACHE": cache, "PYTHONHASHSEED": "0"}
         runs = []
         for _ in range(2):
-            done = subprocess.run(command, input=json.dumps(lists), capture_output=True, text=True, env=env, encoding="utf-8")
+            done = subprocess.run(
+                command, input=json.dumps(lists), capture_output=True, text=True, env=env, encoding="utf-8"
+            )
             if done.returncode:
                 last = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else "no message"
-                raise UserError(f"{system} does not run in {python}: {last}; install it there or leave it out with --systems")
+                raise UserError(
+                    f"{system} does not run in {python}: {last}; install it there or leave it out with --systems"
+                )
             runs.append(json.loads(done.stdout))
     return runs[1] | {"first_start_s": runs[0]["start_s"]}
 
@@ -174,9 +188,13 @@ def read(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def measure(system: str, tables: dict[str, list[dict]], plain: list[dict], python: str, former: str | None) -> tuple[dict, dict]:
+def measure(
+    system: str, tables: dict[str, list[dict]], plain: list[dict], python: str, former: str | None
+) -> tuple[dict, dict]:
     """Figures and answers of one system."""
-    lists = {name: [(r["text"], r["language"]) for r in rows] for name, rows in (tables | {"plain": plain}).items()}
+    lists = {
+        name: [(r["text"], r["language"]) for r in rows] for name, rows in (tables | {"plain": plain}).items()
+    }
     got = ask(system, python, former, lists)
     figures = {
         "versions": got["versions"],
@@ -184,24 +202,38 @@ def measure(system: str, tables: dict[str, list[dict]], plain: list[dict], pytho
         "start_s": got["start_s"],
         "ms_per_form": got["ms"][next(iter(tables))],
         "ms_per_plain_sentence": got["ms"]["plain"],
-        "plain_changed": sum(words(a) != words(r["text"]) for a, r in zip(got["answers"]["plain"], plain, strict=True)),
+        "plain_changed": sum(
+            words(a) != words(r["text"]) for a, r in zip(got["answers"]["plain"], plain, strict=True)
+        ),
         "plain_n": len(plain),
     }
     for name, rows in tables.items():
         hits = [right(a, r["spoken"]) for a, r in zip(got["answers"][name], rows, strict=True)]
         figures[name] = accuracy(hits)
         for field in ("language", "kind"):
-            groups = {r[field]: [h for h, other in zip(hits, rows, strict=True) if other[field] == r[field]] for r in rows}
+            groups = {
+                r[field]: [h for h, other in zip(hits, rows, strict=True) if other[field] == r[field]]
+                for r in rows
+            }
             figures[name][f"by_{field}"] = {
-                group: f"{sum(found)}/{len(found)}" if field == "kind" else accuracy(found) for group, found in groups.items()
+                group: f"{sum(found)}/{len(found)}" if field == "kind" else accuracy(found)
+                for group, found in groups.items()
             }
     return figures, {name: got["answers"][name] for name in tables}
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--systems", default="ours,wetext", help="comma-separated: ours, wetext, nemo, former")
-    parser.add_argument("--python", action="append", default=[], metavar="SYSTEM=PYTHON", help="run a system in another environment")
+    parser.add_argument(
+        "--systems", default="ours,wetext", help="comma-separated: ours, wetext, nemo, former"
+    )
+    parser.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        metavar="SYSTEM=PYTHON",
+        help="run a system in another environment",
+    )
     parser.add_argument("--former", metavar="FILE", help="an earlier spoken.py, measured as 'former'")
     parser.add_argument("--tables", default="table,fresh", help="comma-separated: table, fresh")
     parser.add_argument("--out", type=Path, default=ROOT / "reports" / "nano" / "spoken")
@@ -219,12 +251,25 @@ def main(arguments: list[str] | None = None) -> None:
     figures, answers = {}, {}
     for system in systems:
         former = str(Path(args.former).resolve()) if system == "former" and args.former else None
-        figures[system], answers[system] = measure(system, tables, plain, pythons.get(system, sys.executable), former)
-        print(f"{system:8s}", *(f"{t} {100 * figures[system][t]['accuracy']:.1f} % of {figures[system][t]['n']}" for t in tables), sep="  ")
+        figures[system], answers[system] = measure(
+            system, tables, plain, pythons.get(system, sys.executable), former
+        )
+        print(
+            f"{system:8s}",
+            *(
+                f"{t} {100 * figures[system][t]['accuracy']:.1f} % of {figures[system][t]['n']}"
+                for t in tables
+            ),
+            sep="  ",
+        )
     args.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"command": "python -m omnilib.bench.spoken", "systems": figures}, ensure_ascii=False, indent=1)
+    text = json.dumps(
+        {"command": "python -m omnilib.bench.spoken", "systems": figures}, ensure_ascii=False, indent=1
+    )
     (args.out / "metrics.json").write_text(text + "\n", encoding="utf-8")
-    from omnilib.report import sources  # not at the top: a system's own environment has none of what it imports
+    from omnilib.report import (
+        sources,
+    )  # not at the top: a system's own environment has none of what it imports
 
     sources.record(args.out, "spoken")
     with (args.out / "answers.jsonl").open("w", encoding="utf-8") as file:
@@ -232,7 +277,10 @@ def main(arguments: list[str] | None = None) -> None:
             for i, row in enumerate(rows):
                 said = {s: answers[s][name][i] for s in systems}
                 wrong = [s for s in systems if not right(said[s], row["spoken"])]
-                file.write(json.dumps({"table": name} | row | {"answers": said, "wrong": wrong}, ensure_ascii=False) + "\n")
+                file.write(
+                    json.dumps({"table": name} | row | {"answers": said, "wrong": wrong}, ensure_ascii=False)
+                    + "\n"
+                )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ def over_recordings(records: Sequence[dict], language: str, system: str, seen: b
         DataError: no such lines.
     """
     key = MEASURES[language]
-    rows = [r for r in records if r["role"] == "eval" and r["language"] == language and seen in (None, r["seen"])]
+    rows = [
+        r for r in records if r["role"] == "eval" and r["language"] == language and seen in (None, r["seen"])
+    ]
     errors = {name: {r["id"]: r[key] for r in rows if r["system"] == name} for name in ("gt", system)}
     both = sorted(errors["gt"].keys() & errors[system].keys())
     if not both:
@@ -44,7 +46,13 @@ def over_recordings(records: Sequence[dict], language: str, system: str, seen: b
     differences = [errors[system][i]["error"] - errors["gt"][i]["error"] for i in both]
     words = [errors["gt"][i]["words"] for i in both]
     value, interval = bootstrap(differences, words, 0)
-    return {"value": float(value), "n": len(both), "ci95": interval, "words": int(np.sum(words)), "unit": "rate"}
+    return {
+        "value": float(value),
+        "n": len(both),
+        "ci95": interval,
+        "words": int(np.sum(words)),
+        "unit": "rate",
+    }
 
 
 def collect(run: Path, reports: Path, scale: str) -> dict[str, dict]:
@@ -56,23 +64,39 @@ def collect(run: Path, reports: Path, scale: str) -> dict[str, dict]:
     source = run / scale / "eval"
     try:
         whole = json.loads((source / "metrics.json").read_text(encoding="utf-8"))
-        records = [json.loads(line) for line in (source / "utterances.jsonl").read_text(encoding="utf-8").splitlines()]
+        records = [
+            json.loads(line)
+            for line in (source / "utterances.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
     except (OSError, json.JSONDecodeError) as error:
-        raise DataError(f"no evaluation in {run} ({error}): run `python -m omnilib.eval.nano --parts short --reports {run}`") from None
-    rates = {name: whole["metrics"][name] for name in RATES if whole["metrics"].get(name, {}).get("value") is not None}
+        raise DataError(
+            f"no evaluation in {run} ({error}): run `python -m omnilib.eval.nano --parts short --reports {run}`"
+        ) from None
+    rates = {
+        name: whole["metrics"][name]
+        for name in RATES
+        if whole["metrics"].get(name, {}).get("value") is not None
+    }
     if len(rates) < len(RATES):
-        raise DataError(f"{run} lacks {', '.join(sorted(set(RATES) - set(rates)))}: run `omnilib.eval.nano --parts short` on all lines")
+        raise DataError(
+            f"{run} lacks {', '.join(sorted(set(RATES) - set(rates)))}: run `omnilib.eval.nano --parts short` on all lines"
+        )
     figures = dict(rates)
     for language, prefix in (("en", "wer_en"), ("zh", "zh")):
         for system in ("codec", "tts"):
             for name, seen in (("", None), ("_seen", True), ("_unseen", False)):
                 about = {k: rates[f"{prefix}_{system}"][k] for k in ("seed", "judge", "normaliser")}
-                figures[f"{prefix}_{system}_over_gt{name}"] = over_recordings(records, language, system, seen) | about
+                figures[f"{prefix}_{system}_over_gt{name}"] = (
+                    over_recordings(records, language, system, seen) | about
+                )
     folder = reports / scale / "eval_all"
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("utterances.jsonl", "provenance.json"):
         shutil.copyfile(source / name, folder / name)
-    write_json(folder / "metrics.json", {"name": "eval_all", "scale": scale, "settings": whole["settings"], "metrics": figures})
+    write_json(
+        folder / "metrics.json",
+        {"name": "eval_all", "scale": scale, "settings": whole["settings"], "metrics": figures},
+    )
     sources.record(folder, "eval_all", scale)
     headlines = {f"{name}_all": figures[name] for name in RATES}
     add_to_summary(reports / scale / "summary.json", headlines, f"reports/{scale}/eval_all/metrics.json")
@@ -80,7 +104,9 @@ def collect(run: Path, reports: Path, scale: str) -> dict[str, dict]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--run", type=Path, required=True, help="--reports folder of the evaluation")
     parser.add_argument("--reports", type=Path, default=REPORTS)
     parser.add_argument("--scale", default="nano")
@@ -92,7 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     for name, entry in figures.items():
         low, high = entry["ci95"]
-        print(f"{name:28} {100 * entry['value']:5.1f} % ({100 * low:.1f} to {100 * high:.1f})  n={entry['n']}")
+        print(
+            f"{name:28} {100 * entry['value']:5.1f} % ({100 * low:.1f} to {100 * high:.1f})  n={entry['n']}"
+        )
     return 0
 
 

@@ -43,10 +43,16 @@ def usable(manifest: Path, languages: list[str]) -> list[dict]:
     Raises:
         DataError: there are none.
     """
-    records = [r for r in read_manifest(manifest) if r.get("tokens") and r.get("text") and r.get("speaker") and not r.get("long")]
+    records = [
+        r
+        for r in read_manifest(manifest)
+        if r.get("tokens") and r.get("text") and r.get("speaker") and not r.get("long")
+    ]
     records = [r | {"split": "train"} for r in records if r["language"] in languages]
     if not records:
-        raise DataError(f"no record of {manifest} has tokens, text and speaker: curate it with a recipe that ends in the step `tokens`")
+        raise DataError(
+            f"no record of {manifest} has tokens, text and speaker: curate it with a recipe that ends in the step `tokens`"
+        )
     return records
 
 
@@ -68,7 +74,10 @@ def write_arm(folder: Path, records: list[dict]) -> None:
     """manifest.jsonl and tokens.safetensors, as the training script reads them."""
     folder.mkdir(parents=True, exist_ok=True)
     write_manifest(folder / "manifest.jsonl", [{k: r.get(k) for k in FIELDS} for r in records])
-    save_file({r["id"]: torch.tensor(r["tokens"], dtype=torch.int16) for r in records}, folder / "tokens.safetensors")
+    save_file(
+        {r["id"]: torch.tensor(r["tokens"], dtype=torch.int16) for r in records},
+        folder / "tokens.safetensors",
+    )
 
 
 def train_arm(config: SpeechLMTraining, folder: Path) -> dict:
@@ -78,7 +87,11 @@ def train_arm(config: SpeechLMTraining, folder: Path) -> dict:
     tokenizer = load_tokenizer(ROOT / config.text)
     model = build(config, tokenizer)
     layout = layout_of(model.config, tokenizer)
-    arm = replace(config, manifest=str(folder.resolve() / "manifest.jsonl"), tokens=str(folder.resolve() / "tokens.safetensors"))
+    arm = replace(
+        config,
+        manifest=str(folder.resolve() / "manifest.jsonl"),
+        tokens=str(folder.resolve() / "tokens.safetensors"),
+    )
     data = Conversations(arm, tokenizer, layout)
     dev = Conversations(replace(config, corrupt=0.0, seed=0), tokenizer, layout, "dev")
     curve = fit(model, data, dev, config)
@@ -96,15 +109,24 @@ def paper_rows(metrics: dict[str, dict]) -> list[dict]:
     }
     rows = []
     for measure, (claim, judge) in errors.items():
-        raw, curated = (metrics.get(f"{arm}_{measure}", {}).get("value", float("nan")) for arm in ("raw", "curated"))
+        raw, curated = (
+            metrics.get(f"{arm}_{measure}", {}).get("value", float("nan")) for arm in ("raw", "curated")
+        )
         for arm in ("raw", "curated"):
-            row = {"claim": f"{claim}, trained on {arm} recordings", "ref": "not reported", "paper": "-", "metric": f"{arm}_{measure}"}
+            row = {
+                "claim": f"{claim}, trained on {arm} recordings",
+                "ref": "not reported",
+                "paper": "-",
+                "metric": f"{arm}_{measure}",
+            }
             rows.append(row | {"judge": judge, "verdict": holds(curated < raw)})
     return rows
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--raw", type=Path, required=True, help="--out of data_prep.curate --recipe raw")
     parser.add_argument("--curated", type=Path, required=True, help="--out of data_prep.curate --recipe wild")
     parser.add_argument("--config", default="speechlm_grid_nano")
@@ -131,7 +153,9 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
             if not kept.is_file():
                 print(f"{name}, seed {seed}, {hours(records):.2f} h", flush=True)
                 run = train_arm(mine, folder)
-                write_json(kept, {"arm": name, "seed": seed, "steps": args.steps, "records": len(records), **run})
+                write_json(
+                    kept, {"arm": name, "seed": seed, "steps": args.steps, "records": len(records), **run}
+                )
             runs.append(json.loads(kept.read_text(encoding="utf-8")))
     summary = summarise(runs, "arm", MEASURES)
     settings = {"steps": args.steps, "seeds": args.seeds, "config": args.config, "init": config.init, "lr": config.lr,
@@ -142,7 +166,10 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     record = stamp(scale, {"steps": args.steps, "seeds": args.seeds}, settings, files, time.time() - started)
     if scale == "nano":
         sources.record(args.out, "curation_gain")
-    write_json(args.out / "metrics.json", {"summary": summary, "runs": runs, "settings": settings, "provenance": record})
+    write_json(
+        args.out / "metrics.json",
+        {"summary": summary, "runs": runs, "settings": settings, "provenance": record},
+    )
     for name, values in summary.items():
         print(f"{name:8s} " + "  ".join(f"{k} {v['value']:.4f}" for k, v in values.items()))
     return summary

@@ -39,7 +39,11 @@ def chosen(records: Sequence[dict], lines: int, speakers: Sequence[str]) -> list
     found, counts = [], {}
     for record in records:
         speaker = record["speaker"]
-        if record["split"] == "dev" and (not speakers or speaker in speakers) and counts.get(speaker, 0) < lines:
+        if (
+            record["split"] == "dev"
+            and (not speakers or speaker in speakers)
+            and counts.get(speaker, 0) < lines
+        ):
             counts[speaker] = counts.get(speaker, 0) + 1
             found.append(record)
     if not found:
@@ -47,10 +51,14 @@ def chosen(records: Sequence[dict], lines: int, speakers: Sequence[str]) -> list
     return found
 
 
-def made(codec: Codec, vocoders: dict[str, HiFT], records: Sequence[dict], root: Path, systems: Sequence[str]):
+def made(
+    codec: Codec, vocoders: dict[str, HiFT], records: Sequence[dict], root: Path, systems: Sequence[str]
+):
     """Yield (system, vocoder name, record, wave (T,)) of every wished system; the flow runs once a line for all vocoders."""
     first = {r["speaker"]: r for r in reversed(records)}
-    other = {r["speaker"]: r for r in records if r is not first[r["speaker"]]}  # the last line of each speaker
+    other = {
+        r["speaker"]: r for r in records if r is not first[r["speaker"]]
+    }  # the last line of each speaker
     voices: dict[str, Voice] = {}
     for record in records:
         wave = load_segment(record, root)
@@ -61,18 +69,29 @@ def made(codec: Codec, vocoders: dict[str, HiFT], records: Sequence[dict], root:
                 yield "copy", name, record, vocoder.stream().push(codec.mel(wave[None]), True)[0]
         if "codec" not in systems:
             continue
-        prompt = other.get(record["speaker"], record) if record is first[record["speaker"]] else first[record["speaker"]]
+        prompt = (
+            other.get(record["speaker"], record)
+            if record is first[record["speaker"]]
+            else first[record["speaker"]]
+        )
         if prompt["id"] not in voices:
             voices[prompt["id"]] = codec.voice(load_segment(prompt, root), prompt["rate"])
         tokens = codec.tokenize(resample(wave, record["rate"], TOKENIZER_RATE))
-        mel = torch.cat([block for block, _ in codec.mel_blocks(tokens, voices[prompt["id"]])], -1)  # (1, M, F)
+        mel = torch.cat(
+            [block for block, _ in codec.mel_blocks(tokens, voices[prompt["id"]])], -1
+        )  # (1, M, F)
         for name, vocoder in vocoders.items():
             yield "codec", name, record, vocoder.stream().push(mel, True)[0]
 
 
 @torch.inference_mode()
 def measure(
-    codec: Codec, vocoders: dict[str, HiFT], records: Sequence[dict], root: Path, judge: Whisper, systems: Sequence[str] = SYSTEMS
+    codec: Codec,
+    vocoders: dict[str, HiFT],
+    records: Sequence[dict],
+    root: Path,
+    judge: Whisper,
+    systems: Sequence[str] = SYSTEMS,
 ) -> pd.DataFrame:
     """A row a line and system: system, vocoder, language, speaker, rates (see `omnilib.eval.wer.Rates`)."""
     waiting = []
@@ -100,9 +119,22 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS / "nano", help="folder of tokenizer, speaker, flow and hift")
-    parser.add_argument("--hift", type=Path, nargs="*", default=[], help="vocoder folders to compare with that of --checkpoints")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=CHECKPOINTS / "nano",
+        help="folder of tokenizer, speaker, flow and hift",
+    )
+    parser.add_argument(
+        "--hift",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="vocoder folders to compare with that of --checkpoints",
+    )
     parser.add_argument("--manifest", type=Path, default=DATA / "nano" / "manifest.jsonl")
     parser.add_argument("--speakers", nargs="*", default=[], help="of these only")
     parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=SYSTEMS, help="these only")
@@ -112,7 +144,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         records = chosen(read_manifest(args.manifest), args.lines, args.speakers)
         codec = Codec.load(args.checkpoints)
-        vocoders = {args.checkpoints.name: codec.hift} | {str(path): HiFT.load(path).fold_weight_norm() for path in args.hift}
+        vocoders = {args.checkpoints.name: codec.hift} | {
+            str(path): HiFT.load(path).fold_weight_norm() for path in args.hift
+        }
         for vocoder in vocoders.values():
             check_window(codec.flow, vocoder)
         judge = Whisper()
@@ -124,9 +158,19 @@ def main(argv: list[str] | None = None) -> int:
     print(result.round(1).to_string(index=False))
     if args.out:
         by_speaker = [
-            row for speaker, group in frame.groupby("speaker") for row in (table(group).assign(speaker=speaker)).to_dict("records")
+            row
+            for speaker, group in frame.groupby("speaker")
+            for row in (table(group).assign(speaker=speaker)).to_dict("records")
         ]
-        write_json(args.out, {"judge": judge.id, "lines": len(records), "rows": result.to_dict("records"), "by_speaker": by_speaker})
+        write_json(
+            args.out,
+            {
+                "judge": judge.id,
+                "lines": len(records),
+                "rows": result.to_dict("records"),
+                "by_speaker": by_speaker,
+            },
+        )
     return 0
 
 

@@ -34,7 +34,16 @@ from omnilib.speak import Speaker
 from omnilib.text import clean_text
 from omnilib.voice.ending import Levels, ends_loud
 
-ENDS = {"full stop": ".", "!": "!", "?": "?", "ellipsis": "…", "none": "", "quotation": '."', "comma": ",", "semicolon": ";"}
+ENDS = {
+    "full stop": ".",
+    "!": "!",
+    "?": "?",
+    "ellipsis": "…",
+    "none": "",
+    "quotation": '."',
+    "comma": ",",
+    "semicolon": ";",
+}
 WIDE = str.maketrans('.!?,;"', "。！？，；”")
 
 
@@ -59,7 +68,12 @@ def loud(wave: torch.Tensor) -> bool:
 def share(found: Sequence[bool]) -> dict:
     """{"value", "n", "ci95"} of a yes-or-no measure."""
     low, high = binomtest(sum(found), len(found)).proportion_ci(method="wilson")
-    return {"value": sum(found) / len(found), "n": len(found), "ci95": [float(low), float(high)], "unit": "rate"}
+    return {
+        "value": sum(found) / len(found),
+        "n": len(found),
+        "ci95": [float(low), float(high)],
+        "unit": "rate",
+    }
 
 
 def choose(frozen: Frozen, language: str, count: int) -> list[Line]:
@@ -71,10 +85,14 @@ def choose(frozen: Frozen, language: str, count: int) -> list[Line]:
 def texts_of(line: Line) -> dict[str, str]:
     """The line with each end: {name: text}."""
     body = line.text.rstrip(".。")
-    return {name: body + (mark.translate(WIDE) if line.language == "zh" else mark) for name, mark in ENDS.items()}
+    return {
+        name: body + (mark.translate(WIDE) if line.language == "zh" else mark) for name, mark in ENDS.items()
+    }
 
 
-def measure(speaker: Speaker, lines: Sequence[Line], references: dict[str, Line], judge: Whisper) -> dict[str, dict]:
+def measure(
+    speaker: Speaker, lines: Sequence[Line], references: dict[str, Line], judge: Whisper
+) -> dict[str, dict]:
     """Figures: {"babble_as_typed_!": ..., "loud_end_spoken_!": ..., ...}. One text is spoken once, however it was typed."""
     kinds = ("babble", "loud_end")
     found = {f"{kind}_{way}_{name}": [] for kind in kinds for way in ("as_typed", "spoken") for name in ENDS}
@@ -90,7 +108,9 @@ def measure(speaker: Speaker, lines: Sequence[Line], references: dict[str, Line]
             _, request, _ = speaker.prepare(text, other.path, other.text, None, speaker.settings.seed, None)
             spoken = "spoken", request.text
             if spoken not in known:
-                known[spoken] = heard(speaker.speak(text, other.path, other.text, seed=speaker.settings.seed).wave, line, judge)
+                known[spoken] = heard(
+                    speaker.speak(text, other.path, other.text, seed=speaker.settings.seed).wave, line, judge
+                )
             for key in (as_typed, spoken):
                 for kind, value in zip(kinds, known[key], strict=True):
                     found[f"{kind}_{key[0]}_{name}"].append(value)
@@ -99,11 +119,15 @@ def measure(speaker: Speaker, lines: Sequence[Line], references: dict[str, Line]
 
 def heard(wave: torch.Tensor, line: Line, judge: Whisper) -> tuple[bool, bool]:
     """(babble behind the last word, loud end) of one wave."""
-    return words_behind(line.text, judge.transcribe(wave, VOICE_RATE, line.language), line.language) > 0, loud(wave)
+    return words_behind(
+        line.text, judge.transcribe(wave, VOICE_RATE, line.language), line.language
+    ) > 0, loud(wave)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scale", default="nano")
     parser.add_argument("--frozen", type=Path, default=FOLDER)
     parser.add_argument("--reports", type=Path, default=REPORTS)
@@ -117,16 +141,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    settings = {"decode": asdict(speaker.settings), "codec": asdict(speaker.codec.settings), "judges": {"speech": judge.id}}
+    settings = {
+        "decode": asdict(speaker.settings),
+        "codec": asdict(speaker.codec.settings),
+        "judges": {"speech": judge.id},
+    }
     folder = args.reports / args.scale / "ends"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "metrics.json", {"name": "ends", "scale": args.scale, "settings": settings, "metrics": figures})
+    write_json(
+        folder / "metrics.json",
+        {"name": "ends", "scale": args.scale, "settings": settings, "metrics": figures},
+    )
     parameters = {"english": args.english, "chinese": args.chinese}
-    write_json(folder / "provenance.json", stamp(args.scale, parameters, settings, {"frozen": args.frozen / "manifest.jsonl"}))
+    write_json(
+        folder / "provenance.json",
+        stamp(args.scale, parameters, settings, {"frozen": args.frozen / "manifest.jsonl"}),
+    )
     sources.record(folder, "ends", args.scale)
     for name, entry in figures.items():
         low, high = entry["ci95"]
-        print(f"{name:32} {100 * entry['value']:5.1f} % ({100 * low:.1f} to {100 * high:.1f})  n={entry['n']}")
+        print(
+            f"{name:32} {100 * entry['value']:5.1f} % ({100 * low:.1f} to {100 * high:.1f})  n={entry['n']}"
+        )
     return 0
 
 

@@ -56,7 +56,13 @@ class Frozen:
             )
         self.lines = [
             Line(
-                r["id"], r.get("role", "eval"), r["text"], r["language"], r["speaker"], bool(r.get("seen_speaker")), self.folder / r["path"]
+                r["id"],
+                r.get("role", "eval"),
+                r["text"],
+                r["language"],
+                r["speaker"],
+                bool(r.get("seen_speaker")),
+                self.folder / r["path"],
             )
             for r in read_manifest(self.folder / "manifest.jsonl")
         ]
@@ -90,7 +96,9 @@ class Heard:
 
     def __init__(self, path: Path, judge: Whisper):
         self.path, self.judge = path, judge
-        self.book: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.book: dict[str, dict[str, str]] = (
+            json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        )
         self.page = self.book.setdefault(judge.id, {})
         self.listened = 0
 
@@ -109,4 +117,6 @@ class Heard:
     def save(self) -> None:
         """Write what is new."""
         if self.listened:
-            write_json(self.path, {judge: dict(sorted(page.items())) for judge, page in sorted(self.book.items())})
+            write_json(
+                self.path, {judge: dict(sorted(page.items())) for judge, page in sorted(self.book.items())}
+            )

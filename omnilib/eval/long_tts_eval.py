@@ -65,7 +65,9 @@ def read_rows(path: Path) -> list[dict]:
         DataError: missing file, bad JSON, missing field.
     """
     if not Path(path).is_file():
-        raise DataError(f"no rows at {path}: export them from the hub data set {DATASET} as JSONL with id, text, text_norm")
+        raise DataError(
+            f"no rows at {path}: export them from the hub data set {DATASET} as JSONL with id, text, text_norm"
+        )
     rows = []
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
         try:
@@ -82,20 +84,41 @@ def score(split: str, rows: Sequence[dict], folder: Path, judge) -> tuple[dict, 
     """Corpus figure of a split and one record per sample; a missing wave counts as silence (error 1), never left out."""
     language = language_of(split)
     paths = [sample_path(folder, split, row["id"]) for row in rows]
-    waiting = [judge.submit(load_wave(path, RATE), RATE, language) if path.is_file() else None for path in paths]
+    waiting = [
+        judge.submit(load_wave(path, RATE), RATE, language) if path.is_file() else None for path in paths
+    ]
     records, lines = [], []
     for row, heard in zip(rows, waiting, strict=True):
         transcript = heard() if heard else ""
         lines.append(min_rule(row["text"], row["text_norm"], transcript, language))
-        records.append({"id": row["id"], "split": split, "transcript": transcript, "missing": heard is None, **asdict(lines[-1])})
-    return {**corpus(lines), "split": split, "judge": judge.id, "missing": sum(r["missing"] for r in records)}, records
+        records.append(
+            {
+                "id": row["id"],
+                "split": split,
+                "transcript": transcript,
+                "missing": heard is None,
+                **asdict(lines[-1]),
+            }
+        )
+    return {
+        **corpus(lines),
+        "split": split,
+        "judge": judge.id,
+        "missing": sum(r["missing"] for r in records),
+    }, records
 
 
-def voice_drift(wave: torch.Tensor, rate: int, judge: SpeakerJudge, reference: np.ndarray) -> dict[str, float]:
+def voice_drift(
+    wave: torch.Tensor, rate: int, judge: SpeakerJudge, reference: np.ndarray
+) -> dict[str, float]:
     """Similarity of the first and last 15 s to each other and to the reference vector (E,)."""
     edge = round(EDGE_SECONDS * rate)
     first, last = judge.embed(wave[:edge], rate), judge.embed(wave[-edge:], rate)
-    return {"first_last": cosine(first, last), "first": cosine(first, reference), "last": cosine(last, reference)}
+    return {
+        "first_last": cosine(first, last),
+        "first": cosine(first, reference),
+        "last": cosine(last, reference),
+    }
 
 
 def errors_along(text: str, transcript: str, language: str, parts: int = PARTS) -> list[float]:
@@ -115,7 +138,9 @@ def long_sample(text: str, language: str, transcript: str) -> tuple[Rates, list[
 
 def main(argv: Iterable[str] | None = None) -> None:
     """Judge a folder of waves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--split", required=True, choices=SPLITS)
     parser.add_argument("--folder", type=Path, required=True, help="holds samples/<split>/<id>.wav")

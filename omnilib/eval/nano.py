@@ -41,7 +41,10 @@ from omnilib.speak import Speaker
 from omnilib.spoken import clean_text
 
 PARTS = ("speed", "voices", "short", "long")
-MEASURES = {"en": {"wer": "wer_en"}, "zh": {"pinyin": "zh", "cer": "zh_cer"}}  # measure of a line -> name of its corpus figure
+MEASURES = {
+    "en": {"wer": "wer_en"},
+    "zh": {"pinyin": "zh", "cer": "zh_cer"},
+}  # measure of a line -> name of its corpus figure
 BATCH = 16
 RETRIES = 5  # of the comparison with retries; the headline figures use none
 SPEED_LINES = 10
@@ -55,7 +58,14 @@ class Bench:
         waves: folder that keeps every wave made, or None.
     """
 
-    def __init__(self, speaker: Speaker, frozen: Frozen, limit: int | None = None, seed: int = 0, waves: Path | None = None):
+    def __init__(
+        self,
+        speaker: Speaker,
+        frozen: Frozen,
+        limit: int | None = None,
+        seed: int = 0,
+        waves: Path | None = None,
+    ):
         self.speaker, self.frozen, self.limit, self.seed, self.waves = speaker, frozen, limit, seed, waves
         self.settings: DecodeSettings = replace(speaker.settings, seed=seed)
         self.metrics: dict[str, dict] = {}
@@ -96,7 +106,9 @@ class Bench:
     def likeness(self, wave: torch.Tensor, line: Line) -> float:
         """Similarity of a made wave to the reference of the line's speaker; a wave without speech is nobody."""
         try:
-            return similarity.cosine(self.voices.embed(wave, VOICE_RATE), self.vector(self.frozen.references[line.speaker]))
+            return similarity.cosine(
+                self.voices.embed(wave, VOICE_RATE), self.vector(self.frozen.references[line.speaker])
+            )
         except AudioError:
             return 0.0
 
@@ -107,13 +119,31 @@ class Bench:
             save_wave(self.waves / f"{name}.wav", wave, VOICE_RATE)
 
     def note(
-        self, name: str, entry: dict, unit: str = "", judged: bool = False, decoded: bool = False, normaliser: str | None = None
+        self,
+        name: str,
+        entry: dict,
+        unit: str = "",
+        judged: bool = False,
+        decoded: bool = False,
+        normaliser: str | None = None,
     ) -> None:
         """Record a figure with everything that could have moved it."""
         s = self.settings
-        entry = {"unit": unit, "seed": self.seed, "temperature": None, "retries": None, "judge": None, "normaliser": normaliser} | entry
+        entry = {
+            "unit": unit,
+            "seed": self.seed,
+            "temperature": None,
+            "retries": None,
+            "judge": None,
+            "normaliser": normaliser,
+        } | entry
         if decoded:
-            entry |= {"temperature": s.temperature, "top_k": s.top_k, "top_p": s.top_p, "retries": entry["retries"] or s.retries}
+            entry |= {
+                "temperature": s.temperature,
+                "top_k": s.top_k,
+                "top_p": s.top_p,
+                "retries": entry["retries"] or s.retries,
+            }
         if judged:
             entry["judge"] = self.judge.id if normaliser else self.voices.id
         self.metrics[name] = entry
@@ -122,9 +152,7 @@ class Bench:
 def normaliser_of(language: str) -> str:
     """What was done to both texts before they were compared."""
     if language == "zh":
-        return (
-            f"Long-TTS-Eval rules, simplified (zhconv {version('zhconv')}), toneless pinyin (pypinyin {version('pypinyin')}) or characters"
-        )
+        return f"Long-TTS-Eval rules, simplified (zhconv {version('zhconv')}), toneless pinyin (pypinyin {version('pypinyin')}) or characters"
     return f"Long-TTS-Eval rules (num2words {version('num2words')})"
 
 
@@ -135,10 +163,15 @@ def measure_speed(bench: Bench) -> None:
     """Real-time factor, first sound, streaming = offline; before any judge runs."""
     lines = bench.frozen.of("eval", language="en") or bench.frozen.of("eval")
     chosen = lines[:: max(1, len(lines) // SPEED_LINES)][: bench.limit or SPEED_LINES]
-    sentences = [(x.text, bench.frozen.references[x.speaker].path, bench.frozen.references[x.speaker].text) for x in chosen]
+    sentences = [
+        (x.text, bench.frozen.references[x.speaker].path, bench.frozen.references[x.speaker].text)
+        for x in chosen
+    ]
     for name, entry in rtf.real_time_factor(bench.speaker, sentences, seed=bench.seed).items():
         bench.note(name, entry, decoded=True)
-    bench.note("ttfs_stream_s", rtf.time_to_first_sound(bench.speaker, sentences, seed=bench.seed), "s", decoded=True)
+    bench.note(
+        "ttfs_stream_s", rtf.time_to_first_sound(bench.speaker, sentences, seed=bench.seed), "s", decoded=True
+    )
     for name, entry in rtf.streaming_matches(bench.speaker, sentences[:4], seed=bench.seed).items():
         bench.note(name, entry, decoded=True)
 
@@ -163,7 +196,9 @@ def measure_voices(bench: Bench) -> None:
         bench.note(name, similarity.threshold_of(found, speakers), judged=True)
     pairs = [(bench.frozen.references[x.speaker], x) for x in bench.frozen.of("pair")]
     scores = [similarity.cosine(bench.vector(a), bench.vector(b)) for a, b in pairs]
-    bench.note("sim_gt_pair", similarity.summary(scores, bench.metrics["sim_threshold"]["value"]), judged=True)
+    bench.note(
+        "sim_gt_pair", similarity.summary(scores, bench.metrics["sim_threshold"]["value"]), judged=True
+    )
 
 
 # ---- short lines -----------------------------------------------------------------------------------------------------
@@ -171,17 +206,28 @@ def measure_voices(bench: Bench) -> None:
 
 def speak_lines(bench: Bench, lines: Sequence[Line], settings: DecodeSettings) -> list[Result]:
     """Tokens of every line, decoded in batches."""
-    return decode.generate(bench.speaker.model, bench.speaker.tokenizer, [bench.request(x) for x in lines], settings, batch=BATCH)
+    return decode.generate(
+        bench.speaker.model, bench.speaker.tokenizer, [bench.request(x) for x in lines], settings, batch=BATCH
+    )
 
 
 def record_of(line: Line, system: str, transcript: str, **more) -> dict:
     """One line of utterances.jsonl."""
     measures = {name: asdict(r) for name, r in line_rates(line.text, transcript, line.language).items()}
-    fields = {"id": line.id, "role": line.role, "system": system, "language": line.language, "speaker": line.speaker, "seen": line.seen}
+    fields = {
+        "id": line.id,
+        "role": line.role,
+        "system": system,
+        "language": line.language,
+        "speaker": line.speaker,
+        "seen": line.seen,
+    }
     return {**fields, "text": line.text, "transcript": transcript, **measures, **more}
 
 
-def judge_wave(bench: Bench, line: Line, system: str, wave: torch.Tensor | None, **more) -> Callable[[], dict]:
+def judge_wave(
+    bench: Bench, line: Line, system: str, wave: torch.Tensor | None, **more
+) -> Callable[[], dict]:
     """Start judging a made wave; call the result for its record. No wave at all is heard as silence."""
     if wave is None:
         return lambda: record_of(line, system, "", similarity=0.0, seconds=0.0, **more)
@@ -193,10 +239,20 @@ def judge_wave(bench: Bench, line: Line, system: str, wave: torch.Tensor | None,
 
 def say(bench: Bench, line: Line, result: Result, system: str) -> Callable[[], dict]:
     """Wave of decoded tokens, on its way to the judges."""
-    wave = bench.speaker.codec.decode(result.tokens, bench.reference(line).voice) if len(result.tokens) else None
+    wave = (
+        bench.speaker.codec.decode(result.tokens, bench.reference(line).voice) if len(result.tokens) else None
+    )
     if wave is not None and system == "tts":
         offer_demo(bench, line, "tts", wave)
-    return judge_wave(bench, line, system, wave, flags=[e for e in result.errors if e], trials=result.trials, tokens=len(result.tokens))
+    return judge_wave(
+        bench,
+        line,
+        system,
+        wave,
+        flags=[e for e in result.errors if e],
+        trials=result.trials,
+        tokens=len(result.tokens),
+    )
 
 
 def offer_demo(bench: Bench, line: Line, system: str, wave: torch.Tensor) -> None:
@@ -206,14 +262,23 @@ def offer_demo(bench: Bench, line: Line, system: str, wave: torch.Tensor) -> Non
     if f"{kind}-{system}" not in known:
         words = {"gt": "recording", "codec": "codec re-synthesis", "tts": "text to speech"}[system]
         bench.demos.append(
-            (f"{kind}-{system}", f"{words}, {line.speaker} ({'seen' if line.seen else 'unseen'}): {line.text}", wave, VOICE_RATE)
+            (
+                f"{kind}-{system}",
+                f"{words}, {line.speaker} ({'seen' if line.seen else 'unseen'}): {line.text}",
+                wave,
+                VOICE_RATE,
+            )
         )
 
 
 def measure_short(bench: Bench) -> None:
     """The three systems on test sentences; also sentences with unseen words, and prompts read by a person."""
     for language in ("en", "zh"):
-        for role, systems in (("eval", ("gt", "codec", "tts")), ("open", ("gt", "tts")), ("human", ("gt", "codec"))):
+        for role, systems in (
+            ("eval", ("gt", "codec", "tts")),
+            ("open", ("gt", "tts")),
+            ("human", ("gt", "codec")),
+        ):
             lines = bench.lines(role, language)
             if role == "human" and lines:
                 bench.frozen.references.setdefault(lines[0].speaker, longest(lines))
@@ -245,7 +310,9 @@ def judge_lines(bench: Bench, lines: Sequence[Line], systems: Sequence[str], tit
                     bar.update()
                 failed = [x for x, r in zip(group, results, strict=True) if r.failed]
                 again = speak_lines(bench, failed, replace(bench.settings, retries=RETRIES)) if failed else []
-                waiting += [say(bench, line, result, "tts_retry") for line, result in zip(failed, again, strict=True)]
+                waiting += [
+                    say(bench, line, result, "tts_retry") for line, result in zip(failed, again, strict=True)
+                ]
             if "codec" in systems:
                 for line in group:
                     tokens = bench.speaker.codec.tokenize(line.wave(TOKENIZER_RATE))
@@ -260,11 +327,19 @@ def judge_lines(bench: Bench, lines: Sequence[Line], systems: Sequence[str], tit
     return records + [record() for record in waiting]
 
 
-def pick(records: Iterable[dict], system: str, language: str, role: str = "eval", seen: bool | None = None) -> list[dict]:
+def pick(
+    records: Iterable[dict], system: str, language: str, role: str = "eval", seen: bool | None = None
+) -> list[dict]:
     """Records of one system; `tts_retry` takes the retried record where there is one."""
-    own = {r["id"]: r for r in records if r["language"] == language and r["role"] == role and seen in (None, r["seen"])}.keys()
+    own = {
+        r["id"]: r
+        for r in records
+        if r["language"] == language and r["role"] == role and seen in (None, r["seen"])
+    }.keys()
     wanted = ("tts", "tts_retry") if system == "tts_retry" else (system,)
-    return list({r["id"]: r for name in wanted for r in records if r["id"] in own and r["system"] == name}.values())
+    return list(
+        {r["id"]: r for name in wanted for r in records if r["id"] in own and r["system"] == name}.values()
+    )
 
 
 def corpus_figure(records: Sequence[dict], measure: str) -> dict:
@@ -285,11 +360,23 @@ def figures_of_language(bench: Bench, language: str) -> None:
                     if system == "tts_retry":
                         entry["retries"] = RETRIES
                     decoded = system.startswith("tts")
-                    bench.note(f"{name}{suffix}_{system}{group}", entry, "rate", True, decoded, normaliser_of(language))
+                    bench.note(
+                        f"{name}{suffix}_{system}{group}",
+                        entry,
+                        "rate",
+                        True,
+                        decoded,
+                        normaliser_of(language),
+                    )
     short = pick(bench.records, "tts", language)
     if short:
         value, interval = bootstrap([float(bool(r["flags"])) for r in short])
-        bench.note(f"flagged_{language}_tts", {"value": value, "n": len(short), "ci95": interval}, "rate", decoded=True)
+        bench.note(
+            f"flagged_{language}_tts",
+            {"value": value, "n": len(short), "ci95": interval},
+            "rate",
+            decoded=True,
+        )
 
 
 def figures_of_voice(bench: Bench) -> None:
@@ -297,9 +384,15 @@ def figures_of_voice(bench: Bench) -> None:
     threshold = bench.metrics.get("sim_threshold", {}).get("value")
     for system, suffix in (("tts", ""), ("codec", "_codec")):
         for seen, name in ((True, "sim_seen"), (False, "sim_unseen")):
-            scores = [r["similarity"] for r in bench.records if r["role"] == "eval" and r["system"] == system and r["seen"] is seen]
+            scores = [
+                r["similarity"]
+                for r in bench.records
+                if r["role"] == "eval" and r["system"] == system and r["seen"] is seen
+            ]
             if scores:
-                bench.note(name + suffix, similarity.summary(scores, threshold), judged=True, decoded=system == "tts")
+                bench.note(
+                    name + suffix, similarity.summary(scores, threshold), judged=True, decoded=system == "tts"
+                )
     human = [r["similarity"] for r in bench.records if r["role"] == "human" and r["system"] == "codec"]
     if human:
         bench.note("sim_human_codec", similarity.summary(human, threshold), judged=True)
@@ -314,22 +407,42 @@ def measure_long(bench: Bench) -> None:
     if not rows:
         return
     speakers = [bench.frozen.references[row["speaker"]] for row in rows]
-    requests = [bench.request(replace(line, text=row["text"])) for row, line in zip(rows, speakers, strict=True)]
-    results = decode.generate(bench.speaker.model, bench.speaker.tokenizer, requests, bench.settings, batch=len(rows))
+    requests = [
+        bench.request(replace(line, text=row["text"])) for row, line in zip(rows, speakers, strict=True)
+    ]
+    results = decode.generate(
+        bench.speaker.model, bench.speaker.tokenizer, requests, bench.settings, batch=len(rows)
+    )
     waiting = []
-    for row, line, result in zip(rows, speakers, tqdm(results, desc="long", unit="text", disable=None), strict=True):
-        wave = bench.speaker.codec.decode(result.tokens, bench.reference(line).voice) if len(result.tokens) else torch.zeros(VOICE_RATE)
+    for row, line, result in zip(
+        rows, speakers, tqdm(results, desc="long", unit="text", disable=None), strict=True
+    ):
+        wave = (
+            bench.speaker.codec.decode(result.tokens, bench.reference(line).voice)
+            if len(result.tokens)
+            else torch.zeros(VOICE_RATE)
+        )
         bench.keep(row["id"], wave)
         if not waiting:
             bench.demos.append(
-                ("long-start", f"first 30 s of {len(row['text'].split())} words in one go", wave[: 30 * VOICE_RATE], VOICE_RATE)
+                (
+                    "long-start",
+                    f"first 30 s of {len(row['text'].split())} words in one go",
+                    wave[: 30 * VOICE_RATE],
+                    VOICE_RATE,
+                )
             )
         try:
             drift = voice_drift(wave, VOICE_RATE, bench.voices, bench.vector(line))
         except AudioError:
             drift = {"first_last": 0.0, "first": 0.0, "last": 0.0}
         heard = bench.judge.submit(wave, VOICE_RATE, row["language"])
-        facts = {"seconds": round(len(wave) / VOICE_RATE, 2), "chunks": len(result.chunks), "flags": result.errors, **drift}
+        facts = {
+            "seconds": round(len(wave) / VOICE_RATE, 2),
+            "chunks": len(result.chunks),
+            "flags": result.errors,
+            **drift,
+        }
         waiting.append((row, heard, facts))
     for row, heard, facts in waiting:
         transcript = heard()
@@ -344,17 +457,32 @@ def figures_of_long(bench: Bench) -> None:
     rows = [r for r in bench.long_records if r["language"] == "en"]
     fields = ("error", "substitutions", "deletions", "insertions", "words")
     entry = corpus([Rates(**{f: r[f] for f in fields}) for r in rows])
-    entry |= {"error_along": np.mean([r["along"] for r in rows], axis=0).round(4).tolist(), "fewest_chunks": min(r["chunks"] for r in rows)}
+    entry |= {
+        "error_along": np.mean([r["along"] for r in rows], axis=0).round(4).tolist(),
+        "fewest_chunks": min(r["chunks"] for r in rows),
+    }
     bench.note(
-        "long_wer_en", entry | {"speech_minutes": round(sum(r["seconds"] for r in rows) / 60, 2)}, "rate", True, True, normaliser_of("en")
+        "long_wer_en",
+        entry | {"speech_minutes": round(sum(r["seconds"] for r in rows) / 60, 2)},
+        "rate",
+        True,
+        True,
+        normaliser_of("en"),
     )
     threshold = bench.metrics.get("sim_threshold", {}).get("value")
-    for name, key in (("long_similarity_first_last", "first_last"), ("long_similarity_first", "first"), ("long_similarity_last", "last")):
+    for name, key in (
+        ("long_similarity_first_last", "first_last"),
+        ("long_similarity_first", "first"),
+        ("long_similarity_last", "last"),
+    ):
         bench.note(name, similarity.summary([r[key] for r in rows], threshold), judged=True, decoded=True)
     flagged = [float(any(r["flags"])) for r in rows]
     _, (low, high) = bootstrap(flagged)
     bench.note(
-        "long_flagged_texts", {"value": sum(flagged), "n": len(rows), "ci95": [low * len(rows), high * len(rows)]}, "texts", decoded=True
+        "long_flagged_texts",
+        {"value": sum(flagged), "n": len(rows), "ci95": [low * len(rows), high * len(rows)]},
+        "texts",
+        decoded=True,
     )
 
 
@@ -362,7 +490,10 @@ def figures_of_long(bench: Bench) -> None:
 
 
 def evaluate(
-    bench: Bench, parts: Sequence[str], judge: Callable[[], Whisper] = Whisper, voices: Callable[[], SpeakerJudge] = SpeakerJudge
+    bench: Bench,
+    parts: Sequence[str],
+    judge: Callable[[], Whisper] = Whisper,
+    voices: Callable[[], SpeakerJudge] = SpeakerJudge,
 ) -> dict[str, float]:
     """Run the parts in order; returns the wall time of each. The judges are made only after speed was measured."""
     walls = {}
@@ -382,7 +513,11 @@ def evaluate(
 
 def write(bench: Bench, reports: Path, scale: str, parts: Sequence[str], walls: dict[str, float]) -> None:
     """Hand over to `results.write`."""
-    settings = {"decode": asdict(bench.settings), "codec": asdict(bench.speaker.codec.settings), "wall_seconds": walls}
+    settings = {
+        "decode": asdict(bench.settings),
+        "codec": asdict(bench.speaker.codec.settings),
+        "wall_seconds": walls,
+    }
     flow = bench.speaker.codec.flow.config
     settings["flow"] = {"temperature": flow.temperature, "guidance": flow.guidance}
     if bench.judge is not None:
@@ -390,15 +525,30 @@ def write(bench: Bench, reports: Path, scale: str, parts: Sequence[str], walls: 
     parameters = {"parts": list(parts), "limit": bench.limit, "seed": bench.seed}
     manifest = bench.frozen.folder / "manifest.jsonl"
     seconds = sum(walls.values())
-    files.write(reports, scale, bench.metrics, settings, parameters, manifest, bench.records, bench.long_records, bench.demos, seconds)
+    files.write(
+        reports,
+        scale,
+        bench.metrics,
+        settings,
+        parameters,
+        manifest,
+        bench.records,
+        bench.long_records,
+        bench.demos,
+        seconds,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; a full run with the plain settings writes reports/, any other one runs/."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--scale", default="nano", help="checkpoints/<scale>")
     parser.add_argument("--frozen", type=Path, default=FOLDER)
-    parser.add_argument("--reports", type=Path, help="default: reports/, or runs/reports/ with any other flag given")
+    parser.add_argument(
+        "--reports", type=Path, help="default: reports/, or runs/reports/ with any other flag given"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--limit", type=int, help="lines a language and role")
     parser.add_argument("--temperature", type=float, help="default: the checkpoint's")
@@ -406,7 +556,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--waves", type=Path, help="keep every wave made in this folder")
     args = parser.parse_args(argv)
     partial = args.limit is not None or set(args.parts) != set(PARTS)
-    partial = partial or args.temperature is not None or args.seed != 0 or args.frozen.resolve() != FOLDER.resolve()
+    partial = (
+        partial or args.temperature is not None or args.seed != 0 or args.frozen.resolve() != FOLDER.resolve()
+    )
     reports = args.reports or (RUNS / "reports" if partial else REPORTS)
     try:
         speaker = Speaker.load(args.scale)

@@ -41,7 +41,9 @@ def phonemes_at_codes(record: dict, count: int) -> list[str]:
     return [[*record["phonemes"], "pau"][i] for i in places]
 
 
-def read_by_table(train: list[tuple[Tensor, list[str]]], test: list[tuple[Tensor, list[str]]]) -> tuple[float, float]:
+def read_by_table(
+    train: list[tuple[Tensor, list[str]]], test: list[tuple[Tensor, list[str]]]
+) -> tuple[float, float]:
     """How often the phoneme a code meant most often in `train` is right in `test`, and how often the commonest phoneme is."""
     counts: dict[int, dict[str, int]] = {}
     totals: dict[str, int] = {}
@@ -51,8 +53,14 @@ def read_by_table(train: list[tuple[Tensor, list[str]]], test: list[tuple[Tensor
             totals[name] = totals.get(name, 0) + 1
     common = max(totals, key=totals.get)
     table = {code: max(found, key=found.get) for code, found in counts.items()}
-    pairs = [(table.get(code, common), name) for codes, names in test for code, name in zip(codes.tolist(), names, strict=True)]
-    return float(np.mean([guess == name for guess, name in pairs])), float(np.mean([common == name for _, name in pairs]))
+    pairs = [
+        (table.get(code, common), name)
+        for codes, names in test
+        for code, name in zip(codes.tolist(), names, strict=True)
+    ]
+    return float(np.mean([guess == name for guess, name in pairs])), float(
+        np.mean([common == name for _, name in pairs])
+    )
 
 
 def speaker_accuracy(features: Sequence[np.ndarray], speakers: Sequence[str]) -> float:
@@ -89,18 +97,29 @@ def references() -> dict[str, dict]:
     return {r["speaker"]: r for r in scales.recordings("reference")}
 
 
-def samples(tokenizer, layout: Layout, speech: SpeechTokenizer, records: list[dict], rules: ChunkRules) -> list[tuple[Tensor, Tensor]]:
+def samples(
+    tokenizer, layout: Layout, speech: SpeechTokenizer, records: list[dict], rules: ChunkRules
+) -> list[tuple[Tensor, Tensor]]:
     """Rows and labels of one conversation a record, cloned from its speaker's reference."""
     reference = references()
     heard = {s: codes_of(speech, reference[s]) for s in {r["speaker"] for r in records}}
     return [
-        training_rows(tokenizer, layout, reference[r["speaker"]]["text"], heard[r["speaker"]], [(r["text"], codes_of(speech, r))], rules)
+        training_rows(
+            tokenizer,
+            layout,
+            reference[r["speaker"]]["text"],
+            heard[r["speaker"]],
+            [(r["text"], codes_of(speech, r))],
+            rules,
+        )
         for r in records
     ]
 
 
 @torch.no_grad()
-def stream_errors(model: SpeechLM, pairs: list[tuple[Tensor, Tensor]]) -> tuple[np.ndarray, float, float, int]:
+def stream_errors(
+    model: SpeechLM, pairs: list[tuple[Tensor, Tensor]]
+) -> tuple[np.ndarray, float, float, int]:
     """Teacher-forced share of wrong ids in each stream (k,), mean speech and text loss, labelled rows."""
     wrong, rows, speech, text = 0.0, 0, 0.0, 0.0
     for ids, labels in pairs:
@@ -110,11 +129,16 @@ def stream_errors(model: SpeechLM, pairs: list[tuple[Tensor, Tensor]]) -> tuple[
         miss = output.speech_logits[0, :-1].argmax(-1)[known] != target[known]  # (n, k)
         wrong = wrong + miss.sum(0).double().numpy()
         rows += int(known.sum())
-        speech, text = speech + output.speech_loss.item() / len(pairs), text + output.text_loss.item() / len(pairs)
+        speech, text = (
+            speech + output.speech_loss.item() / len(pairs),
+            text + output.text_loss.item() / len(pairs),
+        )
     return wrong / rows, speech, text, rows
 
 
-def speak_records(model: SpeechLM, tokenizer, speech: SpeechTokenizer, records: list[dict], settings: DecodeSettings) -> list[Result]:
+def speak_records(
+    model: SpeechLM, tokenizer, speech: SpeechTokenizer, records: list[dict], settings: DecodeSettings
+) -> list[Result]:
     """Decode the text of each record in the voice of its speaker's reference."""
     reference = references()
     heard = {s: codes_of(speech, reference[s]) for s in {r["speaker"] for r in records}}
@@ -125,7 +149,9 @@ def speak_records(model: SpeechLM, tokenizer, speech: SpeechTokenizer, records: 
 def phoneme_errors(head: PhonemeHead, tokens: list[Tensor], records: list[dict]) -> tuple[float, list[float]]:
     """Phoneme error of spoken tokens against what the records say: over all, and of each."""
     wanted = [r["phonemes"] for r in records]
-    return intelligibility(head, tokens, wanted), [intelligibility(head, [t], [w]) for t, w in zip(tokens, wanted, strict=True)]
+    return intelligibility(head, tokens, wanted), [
+        intelligibility(head, [t], [w]) for t, w in zip(tokens, wanted, strict=True)
+    ]
 
 
 def phoneme_errors_along(

@@ -30,7 +30,10 @@ def check_ears(frozen: Frozen, records: list[dict], judge: Whisper, count: int) 
     lines = [x for x in frozen.of("eval") if known.get(x.id, "").strip()]
     lines = lines[:: max(1, len(lines) // count)][:count]
     fresh = [wait() for wait in [judge.submit(x.wave(16_000), 16_000, x.language) for x in lines]]
-    errors = [next(iter(line_rates(known[x.id], text, x.language).values())) for x, text in zip(lines, fresh, strict=True)]
+    errors = [
+        next(iter(line_rates(known[x.id], text, x.language).values()))
+        for x, text in zip(lines, fresh, strict=True)
+    ]
     return Check(
         f"judge re-heard {len(lines)} recordings: difference",
         0.0,
@@ -50,7 +53,11 @@ def check_speech(bench: Bench, records: list[dict], count: int) -> list[Check]:
             continue
         waiting = []
         for line, result in zip(lines, speak_lines(bench, lines, bench.settings), strict=True):
-            wave = bench.speaker.codec.decode(result.tokens, bench.reference(line).voice) if len(result.tokens) else None
+            wave = (
+                bench.speaker.codec.decode(result.tokens, bench.reference(line).voice)
+                if len(result.tokens)
+                else None
+            )
             waiting.append(judge_wave(bench, line, "tts", wave, flags=[]))
         fresh, old = [record() for record in waiting], [known[x.id] for x in lines]
         measure, name = next(iter(measures.items()))
@@ -81,9 +88,16 @@ def recheck(
         DataError: nothing committed to check.
     """
     folder = reports / scale
-    records, metrics = read_jsonl(folder / "eval" / "utterances.jsonl"), read_json(folder / "eval" / "metrics.json")
+    records, metrics = (
+        read_jsonl(folder / "eval" / "utterances.jsonl"),
+        read_json(folder / "eval" / "metrics.json"),
+    )
     speaker = speaker or Speaker.load(scale)
     arithmetic = recount(reports, scale, speaker.folder.parent)
     bench = Bench(speaker, frozen or Frozen(), seed=metrics["settings"]["decode"]["seed"])
     bench.listen(judge(), voices())
-    return [*arithmetic, check_ears(bench.frozen, records, bench.judge, heard), *check_speech(bench, records, count)]
+    return [
+        *arithmetic,
+        check_ears(bench.frozen, records, bench.judge, heard),
+        *check_speech(bench, records, count),
+    ]

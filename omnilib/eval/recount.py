@@ -60,7 +60,9 @@ def read_json(path: Path) -> dict:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path.name} in {path.parent.name}: {error}; restore it with `git checkout`") from None
+        raise DataError(
+            f"cannot read {path.name} in {path.parent.name}: {error}; restore it with `git checkout`"
+        ) from None
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -74,19 +76,28 @@ def read_jsonl(path: Path) -> list[dict]:
     try:
         return [json.loads(row) for row in path.read_text(encoding="utf-8").splitlines()]
     except ValueError as error:
-        raise DataError(f"{path.name} in {path.parent.name} is damaged ({error}): restore it with `git checkout`") from None
+        raise DataError(
+            f"{path.name} in {path.parent.name} is damaged ({error}): restore it with `git checkout`"
+        ) from None
 
 
 def rated_anew(records: list[dict]) -> list[dict]:
     """Records with their rates computed from text and transcript."""
-    return [r | {k: vars(v) for k, v in line_rates(r["text"], r["transcript"], r["language"]).items()} for r in records]
+    return [
+        r | {k: vars(v) for k, v in line_rates(r["text"], r["transcript"], r["language"]).items()}
+        for r in records
+    ]
 
 
 def long_rated_anew(rows: list[dict]) -> list[dict]:
-    return [r | vars(next(iter(line_rates(r["text"], r["transcript"], r["language"]).values()))) for r in rows]
+    return [
+        r | vars(next(iter(line_rates(r["text"], r["transcript"], r["language"]).values()))) for r in rows
+    ]
 
 
-def compare(where: str, committed: dict[str, dict], measured: dict[str, dict], tolerance: float = EXACT) -> list[Check]:
+def compare(
+    where: str, committed: dict[str, dict], measured: dict[str, dict], tolerance: float = EXACT
+) -> list[Check]:
     """One line for all figures that agree in value, n and interval, and one for each that does not."""
     agree, differ = 0, []
     for name, entry in measured.items():
@@ -127,7 +138,11 @@ def of_all_lines(folder: Path) -> list[Check]:
         figures_of_language(found, language)
     figures = {name: found.metrics[name] for name in all_lines.RATES}
     for name in committed:
-        language, _, rest = ("en", "", name[len("wer_en_") :]) if name.startswith("wer_en_") else ("zh", "", name[len("zh_") :])
+        language, _, rest = (
+            ("en", "", name[len("wer_en_") :])
+            if name.startswith("wer_en_")
+            else ("zh", "", name[len("zh_") :])
+        )
         system, over, group = rest.partition("_over_gt")
         if over:
             seen = {"": None, "_seen": True, "_unseen": False}[group]
@@ -142,7 +157,10 @@ def of_curation(folder: Path) -> list[Check]:
     kept = {name: count.get("kept", 0) + count.get("held_out_text", 0) for name, count in faults.items()}
     bad = [name for name in faults if name not in ("good", "copy", "borderline")]
     total = sum(sum(faults[name].values()) for name in bad)
-    bad_kept, all_kept = sum(kept[name] for name in bad), sum(kept[name] for name in faults if name != "borderline")
+    bad_kept, all_kept = (
+        sum(kept[name] for name in bad),
+        sum(kept[name] for name in faults if name != "borderline"),
+    )
     pairs = whole["copies"].values()
     found = {
         "bad_kept": {"value": bad_kept / total, "n": total},
@@ -154,7 +172,10 @@ def of_curation(folder: Path) -> list[Check]:
     }
     checks = compare("curation", committed, found)
     hours = sum(whole["lengths"]["segments"]) / 3600
-    return [*checks, Check("curation: hours kept, from the segments", committed["hours_kept"]["value"], hours, HOURS)]
+    return [
+        *checks,
+        Check("curation: hours kept, from the segments", committed["hours_kept"]["value"], hours, HOURS),
+    ]
 
 
 def of_grids(reports: Path) -> Iterator[Check]:
@@ -175,7 +196,9 @@ def of_grids(reports: Path) -> Iterator[Check]:
 def of_checkpoints(folder: Path, summary: dict) -> list[Check]:
     """Parameters and training hours, from the checkpoint files."""
     found = {"params_total": results.parameters_of(folder), "retrain_hours": results.training_hours(folder)}
-    return compare("checkpoints", summary, {k: v for k, v in found.items() if k in summary and v["value"] is not None})
+    return compare(
+        "checkpoints", summary, {k: v for k, v in found.items() if k in summary and v["value"] is not None}
+    )
 
 
 def of_summary(summary: dict, folder: Path) -> list[Check]:
@@ -194,7 +217,9 @@ def of_summary(summary: dict, folder: Path) -> list[Check]:
         short = name.removeprefix("curation_").removesuffix("_all")
         figures = source.get("metrics", source)
         known = figures.get(name, figures.get(short))
-        if isinstance(known, dict):  # a figure with n and interval, or one value for each split: training counts
+        if isinstance(
+            known, dict
+        ):  # a figure with n and interval, or one value for each split: training counts
             known = known.get("value", known.get("train"))
         value = math.nan if known is None else float(known)
         same = abs(value - entry["value"]) <= EXACT
@@ -215,9 +240,16 @@ def recount(reports: Path, scale: str, checkpoints: Path) -> list[Check]:
     """
     folder, summary = reports / scale, load_summary(scale, reports)
     if not summary:
-        raise DataError(f"no figures in {folder.name}/summary.json: restore it with `git checkout`, or run `omni reproduce`")
+        raise DataError(
+            f"no figures in {folder.name}/summary.json: restore it with `git checkout`, or run `omni reproduce`"
+        )
     parts: list[tuple[str, Callable[[Path], list[Check]]]] = [
         ("eval", of_evaluation), ("eval_all", of_all_lines), ("curation", of_curation),
     ]  # fmt: skip
-    checks = [check for name, part in parts if (folder / name / "metrics.json").is_file() for check in part(folder / name)]
+    checks = [
+        check
+        for name, part in parts
+        if (folder / name / "metrics.json").is_file()
+        for check in part(folder / name)
+    ]
     return [*checks, *of_grids(folder), *of_checkpoints(checkpoints, summary), *of_summary(summary, folder)]

@@ -17,7 +17,16 @@ from safetensors import SafetensorError, safe_open
 
 from omnilib import report, retrain
 from omnilib.errors import CheckpointError
-from omnilib.provenance import commit_of, git_state, peak_memory_gb, read_json, stamp, write_json, write_stamp, write_text
+from omnilib.provenance import (
+    commit_of,
+    git_state,
+    peak_memory_gb,
+    read_json,
+    stamp,
+    write_json,
+    write_stamp,
+    write_text,
+)
 from omnilib.report import sources
 from omnilib.report.folders import fresh_folder, replace_folder
 from omnilib.report.headlines import split_timings
@@ -26,7 +35,15 @@ from omnilib.storage import SCALE
 SUMMARY = (
     *("wer_en_gt", "wer_en_codec", "wer_en_tts", "wer_en_open_gt", "wer_en_open_tts"),
     *("zh_gt", "zh_codec", "zh_tts", "zh_open_gt", "zh_open_tts", "zh_cer_gt", "zh_cer_tts"),
-    *("long_wer_en", "long_similarity_first_last", "long_flagged_texts", "sim_seen", "sim_unseen", "sim_gt_pair", "sim_threshold"),
+    *(
+        "long_wer_en",
+        "long_similarity_first_last",
+        "long_flagged_texts",
+        "sim_seen",
+        "sim_unseen",
+        "sim_gt_pair",
+        "sim_threshold",
+    ),
     *("rtf_total", "rtf_mouth", "rtf_flow", "rtf_hift", "ttfs_stream_s", "retrain_hours", "params_total"),
 )
 MODULES = ("tokenizer", "speaker", "flow", "hift", "speechlm")
@@ -44,7 +61,9 @@ def count_parameters(folder: Path) -> int:
             names = [name for name in file.keys() if not name.endswith(SCALE)]  # noqa: SIM118  not a dict
             return sum(int(np.prod(file.get_slice(name).get_shape())) for name in names)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"cannot read {folder.name}/model.safetensors: {error}; restore it with `git checkout`") from None
+        raise CheckpointError(
+            f"cannot read {folder.name}/model.safetensors: {error}; restore it with `git checkout`"
+        ) from None
 
 
 def parameters_of(folder: Path) -> dict:
@@ -66,13 +85,20 @@ def training_hours(folder: Path) -> dict:
     times = folder / "wall_times.json"
     if times.is_file():
         stages |= json.loads(times.read_text(encoding="utf-8"))
-    return {"value": retrain.wall_seconds(stages) / 3600 if stages else None, "n": len(stages), "ci95": None, "stages_seconds": stages}
+    return {
+        "value": retrain.wall_seconds(stages) / 3600 if stages else None,
+        "n": len(stages),
+        "ci95": None,
+        "stages_seconds": stages,
+    }
 
 
 def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     """One JSON object a line, under a temporary name, then renamed."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    temporary.write_text(
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+    )
     temporary.replace(path)
 
 
@@ -84,9 +110,13 @@ def write_summary(folder: Path, metrics: dict[str, dict], source: str) -> None:
     """
     nothing = {"value": None, "n": 0, "ci95": None}
     flat = {name: {k: metrics.get(name, nothing)[k] for k in ("value", "n", "ci95")} for name in SUMMARY}
-    for path, own in zip((folder / "summary.json", folder / "timings.json"), split_timings(flat), strict=True):
+    for path, own in zip(
+        (folder / "summary.json", folder / "timings.json"), split_timings(flat), strict=True
+    ):
         old = {name: entry for name, entry in read_json(path).items() if name not in flat}
-        write_json(path, {name: entry | {"source": f"{source}/{file_of(path)}"} for name, entry in own.items()} | old)
+        write_json(
+            path, {name: entry | {"source": f"{source}/{file_of(path)}"} for name, entry in own.items()} | old
+        )
 
 
 def file_of(path: Path) -> str:
@@ -97,7 +127,14 @@ def file_of(path: Path) -> str:
 def add_to_summary(path: Path, entries: dict[str, dict], source: str) -> None:
     """Put headline figures into the flat summary; what is there under other names stays."""
     old = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    write_json(path, old | {name: {k: e[k] for k in ("value", "n", "ci95")} | {"source": source} for name, e in entries.items()})
+    write_json(
+        path,
+        old
+        | {
+            name: {k: e[k] for k in ("value", "n", "ci95")} | {"source": source}
+            for name, e in entries.items()
+        },
+    )
 
 
 def unit_of(entry: dict) -> str:
@@ -108,12 +145,21 @@ def unit_of(entry: dict) -> str:
 def write_page(path: Path, metrics: dict[str, dict], records: Sequence[dict]) -> None:
     """report.html: every figure with its conditions, and the sentences that went worst."""
     rows = [
-        (name, report.number(m, unit_of(m)), m["n"], "-" if m["temperature"] is None else m["temperature"], m["judge"] or "-")
+        (
+            name,
+            report.number(m, unit_of(m)),
+            m["n"],
+            "-" if m["temperature"] is None else m["temperature"],
+            m["judge"] or "-",
+        )
         for name, m in metrics.items()
     ]
     spoken = [r for r in records if r["system"] == "tts" and r["role"] == "eval"]
     worst = sorted(spoken, key=lambda r: -r["wer" if r["language"] == "en" else "pinyin"]["error"])[:WORST]
-    cells = [(r["speaker"], r["text"], r["transcript"], f"{r['similarity']:.2f}", ", ".join(r["flags"]) or "-") for r in worst]
+    cells = [
+        (r["speaker"], r["text"], r["transcript"], f"{r['similarity']:.2f}", ", ".join(r["flags"]) or "-")
+        for r in worst
+    ]
     body = (
         "<h1>Evaluation</h1>"
         + report.html_table(("measure", "value (95 % interval)", "n", "temperature", "judge"), rows)
@@ -133,7 +179,13 @@ def write_sounds(folder: Path, demos: Sequence[tuple[str, str, torch.Tensor, int
     entries = []
     for name, caption, wave, rate in demos:
         (folder / "audio" / f"{name}.mp3").write_bytes(report.encode_mp3(wave, rate))
-        entries.append({"file": f"audio/{name}.mp3", "caption": caption, "demo": name.endswith("-tts") or name == "long-start"})
+        entries.append(
+            {
+                "file": f"audio/{name}.mp3",
+                "caption": caption,
+                "demo": name.endswith("-tts") or name == "long-start",
+            }
+        )
     return entries
 
 

@@ -27,21 +27,30 @@ def ratio(work: Sequence[float], speech: Sequence[float]) -> dict:
     return {"value": value, "n": len(work), "ci95": interval}
 
 
-def real_time_factor(speaker: Speaker, sentences: Sequence[Sentence], temperature: float | None = None, seed: int = 0) -> dict[str, dict]:
+def real_time_factor(
+    speaker: Speaker, sentences: Sequence[Sentence], temperature: float | None = None, seed: int = 0
+) -> dict[str, dict]:
     """{"rtf_total", "rtf_mouth", "rtf_flow", "rtf_hift"} of sentences spoken one by one."""
     first = sentences[0]
     speaker.speak(first[0], first[1], first[2], seed=seed, temperature=temperature)
-    results = [speaker.speak(text, voice, said, seed=seed, temperature=temperature) for text, voice, said in sentences]
+    results = [
+        speaker.speak(text, voice, said, seed=seed, temperature=temperature)
+        for text, voice, said in sentences
+    ]
     speech = [result.seconds for result in results]
     work = {name: [result.timings.get(name, 0.0) for result in results] for name in MODULES}
     total = [sum(parts) for parts in zip(*work.values(), strict=True)]
-    measured = {"rtf_total": ratio(total, speech)} | {f"rtf_{name}": ratio(work[name], speech) for name in MODULES}
+    measured = {"rtf_total": ratio(total, speech)} | {
+        f"rtf_{name}": ratio(work[name], speech) for name in MODULES
+    }
     for entry in measured.values():
         entry |= {"speech_seconds": round(sum(speech), 2), "batch": 1, "threads": torch.get_num_threads()}
     return measured
 
 
-def time_to_first_sound(speaker: Speaker, sentences: Sequence[Sentence], temperature: float | None = None, seed: int = 0) -> dict:
+def time_to_first_sound(
+    speaker: Speaker, sentences: Sequence[Sentence], temperature: float | None = None, seed: int = 0
+) -> dict:
     """Seconds from the call to the first samples of `Speaker.stream`."""
     seconds = []
     for text, voice, said in [sentences[0], *sentences]:
@@ -62,13 +71,17 @@ def time_to_first_sound(speaker: Speaker, sentences: Sequence[Sentence], tempera
     }
 
 
-def streaming_matches(speaker: Speaker, sentences: Sequence[Sentence], temperature: float | None = None, seed: int = 0) -> dict[str, dict]:
+def streaming_matches(
+    speaker: Speaker, sentences: Sequence[Sentence], temperature: float | None = None, seed: int = 0
+) -> dict[str, dict]:
     """Share of sentences whose streamed tokens equal the offline ones; greatest difference of streamed and chunked waves."""
     equal, gaps = [], []
     for text, path, said in sentences:
         reference, request, settings = speaker.prepare(text, path, said, None, seed, temperature)
         offline = decode.generate(speaker.model, speaker.tokenizer, [request], settings)[0].tokens.tolist()
-        streamed = [t for piece in decode.stream(speaker.model, speaker.tokenizer, request, settings) for t in piece]
+        streamed = [
+            t for piece in decode.stream(speaker.model, speaker.tokenizer, request, settings) for t in piece
+        ]
         equal.append(float(streamed == offline))
         if offline:
             rows = [offline[i : i + 4] for i in range(0, len(offline), 4)]

@@ -28,7 +28,9 @@ from omnilib.eval.similarity import cosine
 from omnilib.eval.wer import Rates, bootstrap, rates, simplified
 from omnilib.provenance import write_json
 
-REMOVED = re.compile(f"[{re.escape((string.punctuation + CJK_PUNCTUATION).replace(chr(39), ''))}]")  # the apostrophe stays
+REMOVED = re.compile(
+    f"[{re.escape((string.punctuation + CJK_PUNCTUATION).replace(chr(39), ''))}]"
+)  # the apostrophe stays
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,9 @@ def read_meta(path: Path) -> list[Item]:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         fields = line.strip().split("|")
         if len(fields) not in (4, 5) or not fields[0]:
-            raise DataError(f"{path}:{number}: need id|prompt text|prompt wave|text, found {len(fields)} fields")
+            raise DataError(
+                f"{path}:{number}: need id|prompt text|prompt wave|text, found {len(fields)} fields"
+            )
         items.append(Item(fields[0], fields[1], path.parent / fields[2], fields[3]))
     return items
 
@@ -66,12 +70,17 @@ def line_error(truth: str, heard: str, language: str) -> Rates:
         UserError: unknown language.
     """
     check_language(language)
-    texts = [REMOVED.sub("", simplified(text) if language == "zh" else text).replace("  ", " ") for text in (truth, heard)]
+    texts = [
+        REMOVED.sub("", simplified(text) if language == "zh" else text).replace("  ", " ")
+        for text in (truth, heard)
+    ]
     truth, heard = (" ".join(text) if language == "zh" else text.lower().strip() for text in texts)
     return rates(truth, heard)
 
 
-def score(items: Sequence[Item], folder: Path, language: str, judge, speaker_judge=None) -> tuple[dict, list[dict]]:
+def score(
+    items: Sequence[Item], folder: Path, language: str, judge, speaker_judge=None
+) -> tuple[dict, list[dict]]:
     """Figures and one record per line; a missing wave counts as silence (error 1, similarity 0)."""
     paths = [Path(folder) / f"{item.id}.wav" for item in items]
     waves = [load_wave(path, RATE) if path.is_file() else None for path in paths]
@@ -79,7 +88,12 @@ def score(items: Sequence[Item], folder: Path, language: str, judge, speaker_jud
     records = []
     for item, wave, heard in zip(items, waves, waiting, strict=True):
         transcript = heard() if heard else ""
-        record = {"id": item.id, "transcript": transcript, "missing": wave is None, **asdict(line_error(item.text, transcript, language))}
+        record = {
+            "id": item.id,
+            "transcript": transcript,
+            "missing": wave is None,
+            **asdict(line_error(item.text, transcript, language)),
+        }
         if speaker_judge is not None:
             prompt = speaker_judge.embed(load_wave(item.prompt, RATE), RATE)
             record["similarity"] = 0.0 if wave is None else cosine(prompt, speaker_judge.embed(wave, RATE))
@@ -98,7 +112,9 @@ def figure(values: Sequence[float], judge: str) -> dict:
 
 def main(argv: Iterable[str] | None = None) -> None:
     """Judge a folder of waves."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--meta", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="holds <id>.wav")
     parser.add_argument("--language", required=True, choices=("en", "zh"))
@@ -106,7 +122,9 @@ def main(argv: Iterable[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="JSON with the figures and every record")
     args = parser.parse_args(argv)
     try:
-        figures, records = score(read_meta(args.meta), args.folder, args.language, Whisper(args.whisper), SpeakerJudge())
+        figures, records = score(
+            read_meta(args.meta), args.folder, args.language, Whisper(args.whisper), SpeakerJudge()
+        )
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     if args.out:

@@ -35,7 +35,9 @@ def equal_error(same: np.ndarray, different: np.ndarray) -> tuple[float, float]:
         ValueError: a group is empty.
     """
     if not len(same) or not len(different):
-        raise ValueError("need pairs of one speaker and of two: at least two speakers, one of them with two recordings")
+        raise ValueError(
+            "need pairs of one speaker and of two: at least two speakers, one of them with two recordings"
+        )
     same, different = np.sort(same), np.sort(different)
     if same[0] > different[-1]:
         return 0.0, float((same[0] + different[-1]) / 2)
@@ -51,7 +53,9 @@ def threshold_of(vectors: Sequence[np.ndarray], speakers: Sequence[str], seed: i
     same, different = pair_scores(vectors, speakers)
     rate, threshold = equal_error(same, different)
     rng = np.random.default_rng(seed)
-    draws = [equal_error(rng.choice(same, len(same)), rng.choice(different, len(different)))[1] for _ in range(200)]
+    draws = [
+        equal_error(rng.choice(same, len(same)), rng.choice(different, len(different)))[1] for _ in range(200)
+    ]
     low, high = np.percentile(draws, [2.5, 97.5])
     return {
         "value": threshold,

@@ -36,7 +36,12 @@ from omnilib.voice.phonemes import PhonemeHead
 from omnilib.voice.tokenizer import SpeechTokenizer
 
 # name -> (is the backbone frozen, the adapter's rate as a multiple of the backbone's)
-VARIANTS = {"frozen": (True, 1.0), "adapter x1": (False, 1.0), "adapter x2": (False, 2.0), "adapter x5": (False, 5.0)}
+VARIANTS = {
+    "frozen": (True, 1.0),
+    "adapter x1": (False, 1.0),
+    "adapter x2": (False, 2.0),
+    "adapter x5": (False, 5.0),
+}
 MEASURES = ("dev_speech_loss", "dev_text_loss", "dev_token_error", "phoneme_error")
 CURVE_POINTS = 6
 SPOKEN_LINES = 24
@@ -45,7 +50,9 @@ SPOKEN_LINES = 24
 def spoken_error(model: SpeechLM, tokenizer, config: SpeechLMTraining, parts: Path) -> float:
     """Phoneme error of frozen English test sentences decoded from text, in the voice of their own speaker."""
     records = scales.recordings("eval", "en")[::3][:SPOKEN_LINES]
-    settings = DecodeSettings(seed=config.seed, chunk_min_tokens=config.chunk_min, chunk_max_tokens=config.chunk_max)
+    settings = DecodeSettings(
+        seed=config.seed, chunk_min_tokens=config.chunk_min, chunk_max_tokens=config.chunk_max
+    )
     results = speak_records(model, tokenizer, SpeechTokenizer.load(parts / "tokenizer"), records, settings)
     return phoneme_errors(PhonemeHead.load(parts / "tokenizer"), [r.tokens for r in results], records)[0]
 
@@ -62,7 +69,9 @@ def fit(model: SpeechLM, data: Conversations, dev: Conversations, config: Speech
             break
         rows, labels, mask = data.batch(step)
         with autocast("cpu", config.bf16):
-            loss = model(rows, mask, labels, text_weight=config.text_weight, speech_weight=config.speech_weight).loss
+            loss = model(
+                rows, mask, labels, text_weight=config.text_weight, speech_weight=config.speech_weight
+            ).loss
         check_finite(loss, step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
@@ -81,7 +90,9 @@ def train_run(config: SpeechLMTraining, frozen: bool, parts: Path) -> dict:
     model = build(config, tokenizer)
     layout = layout_of(model.config, tokenizer)
     data = Conversations(config, tokenizer, layout)
-    dev = Conversations(replace(config, corrupt=0.0, seed=0), tokenizer, layout, "dev")  # the same for all runs
+    dev = Conversations(
+        replace(config, corrupt=0.0, seed=0), tokenizer, layout, "dev"
+    )  # the same for all runs
     if frozen:
         model.freeze_backbone()
     began = time.time()
@@ -97,12 +108,17 @@ def train_run(config: SpeechLMTraining, frozen: bool, parts: Path) -> dict:
     }
 
 
-def summarise(runs: list[dict], factor: str = "variant", measures: Sequence[str] = MEASURES) -> dict[str, dict]:
+def summarise(
+    runs: list[dict], factor: str = "variant", measures: Sequence[str] = MEASURES
+) -> dict[str, dict]:
     """Mean and range over seeds of the final measures, for each value of the factor."""
     result: dict[str, dict] = {}
     for name in dict.fromkeys(r[factor] for r in runs):
         values = {m: [r[m] for r in runs if r[factor] == name] for m in measures}
-        result[name] = {m: {"value": sum(v) / len(v), "low": min(v), "high": max(v), "n": len(v)} for m, v in values.items()}
+        result[name] = {
+            m: {"value": sum(v) / len(v), "low": min(v), "high": max(v), "n": len(v)}
+            for m, v in values.items()
+        }
     return result
 
 
@@ -112,7 +128,9 @@ def fingerprint(config: SpeechLMTraining) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="speechlm_grid_nano")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--steps", type=int, default=300)
@@ -127,12 +145,17 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     fixed = [*args.overrides, f"steps={args.steps}", f"warmup={warmup}"]
     for seed in range(args.seeds):
         for name, (frozen, rate) in VARIANTS.items():
-            config = configs.load(SpeechLMTraining, args.config, [*fixed, f"seed={seed}", f"adapter_lr={rate}", "stage=2"])
+            config = configs.load(
+                SpeechLMTraining, args.config, [*fixed, f"seed={seed}", f"adapter_lr={rate}", "stage=2"]
+            )
             kept = args.work / f"{name.replace(' ', '_')}-{fingerprint(config)}.json"
             if not kept.is_file():
                 print(f"{name}, seed {seed}", flush=True)
                 parts = (ROOT / config.text).parent
-                write_json(kept, {"variant": name, "seed": seed, "steps": args.steps, **train_run(config, frozen, parts)})
+                write_json(
+                    kept,
+                    {"variant": name, "seed": seed, "steps": args.steps, **train_run(config, frozen, parts)},
+                )
             runs.append(json.loads(kept.read_text(encoding="utf-8")))
     summary = summarise(runs)
     scale = "smoke" if "smoke" in args.config else "nano"
@@ -153,7 +176,10 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     record = stamp(scale, {"steps": args.steps, "seeds": args.seeds}, settings, {}, time.time() - started)
     if scale == "nano":
         sources.record(args.out, "stage2_grid")
-    write_json(args.out / "metrics.json", {"summary": summary, "runs": runs, "settings": settings, "provenance": record})
+    write_json(
+        args.out / "metrics.json",
+        {"summary": summary, "runs": runs, "settings": settings, "provenance": record},
+    )
     for name, values in summary.items():
         print(f"{name:12s} " + "  ".join(f"{k} {v['value']:.4f}" for k, v in values.items()))
     return summary

@@ -86,7 +86,9 @@ def toneless_pinyin(text: str) -> str:
     # Syllables depend on neighbours (polyphones), so whole stretches of characters are converted together.
     stretches = [(han, list(group)) for han, group in groupby(tokens, key=lambda t: bool(CJK.fullmatch(t)))]
     return " ".join(
-        syllable for han, group in stretches for syllable in (lazy_pinyin("".join(group), style=Style.NORMAL) if han else group)
+        syllable
+        for han, group in stretches
+        for syllable in (lazy_pinyin("".join(group), style=Style.NORMAL) if han else group)
     )
 
 
@@ -112,7 +114,11 @@ def beyond(truth: str, hypothesis: str, language: str) -> float:
     if not truth.strip() or not hypothesis.strip():
         return 0.0
     chunks = jiwer.process_words(truth, hypothesis).alignments[0]
-    ends = [(a, b) for a, b in (chunks[:2], chunks[:-3:-1]) if a.type == "insert" and b.type == "equal"] if len(chunks) > 1 else []
+    ends = (
+        [(a, b) for a, b in (chunks[:2], chunks[:-3:-1]) if a.type == "insert" and b.type == "equal"]
+        if len(chunks) > 1
+        else []
+    )
     return sum(a.hyp_end_idx - a.hyp_start_idx for a, _ in ends) / len(hypothesis.split(" "))
 
 
@@ -123,7 +129,9 @@ def min_rule(text: str, text_norm: str, hypothesis: str, language: str) -> Rates
     return raw if raw.error < spoken.error else spoken
 
 
-def bootstrap(values: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0) -> tuple[float, list[float]]:
+def bootstrap(
+    values: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0
+) -> tuple[float, list[float]]:
     """Weighted mean over samples and its 95 % interval.
 
     Raises:

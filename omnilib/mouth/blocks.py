@@ -76,7 +76,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     if length > SHORT:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     groups = k.shape[1]
-    future = torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1).repeat(heads // groups, 1)  # (G L, L)
+    future = (
+        torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1).repeat(heads // groups, 1)
+    )  # (G L, L)
     q = (q * width**-0.5).reshape(batch * groups, -1, width)  # (B K, G L, H)
     scores = torch.baddbmm(future[None], q, k.reshape(-1, length, width).transpose(1, 2))  # (B K, G L, L)
     return torch.bmm(scores.softmax(-1), v.reshape(-1, length, width)).view(batch, heads, length, width)
@@ -92,7 +94,9 @@ def block(layer: nn.Module, x: Tensor, cos: Tensor, sin: Tensor, eps: float, dty
     qkv = F.linear(h, qkv.to(dtype)).view(batch, length, -1, width)  # (B, L, A + 2 K, H)
     groups = attention.k_proj.out_features // width
     heads = attention.q_proj.out_features // width
-    weight = torch.cat([attention.q_norm.weight.expand(heads, -1), attention.k_norm.weight.expand(groups, -1)])  # (M, H)
+    weight = torch.cat(
+        [attention.q_norm.weight.expand(heads, -1), attention.k_norm.weight.expand(groups, -1)]
+    )  # (M, H)
     qk, v = qkv.split([heads + groups, groups], dim=2)
     q, k = NormedRotated.apply(qk, weight, cos, sin, eps).split([heads, groups], dim=1)
     y = attend(q, k, v.transpose(1, 2))  # (B, A, L, H)

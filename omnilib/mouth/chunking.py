@@ -71,14 +71,20 @@ class ChunkRules:
     rows_per_token: float = 8.0  # guard: more rows than this per text id is a runaway
     blank_rows: int = 8  # guard: more rows than this of silence in a run (10 inside the omni model)
     blank_codes: frozenset[int] = frozenset()  # the codes that mean silence; empty switches the guard off
-    blank_streams: int | None = None  # streams that must be blank to count a row as blank; None: 3 of 4, 1 of 1
+    blank_streams: int | None = (
+        None  # streams that must be blank to count a row as blank; None: 3 of 4, 1 of 1
+    )
     eos_streams: int | None = None  # streams that must say eos to end a chunk; None: all, as published
     reference_quirks: bool = False
-    rows: int | None = None  # a further chunk begins only if so many rows in all surely hold it; else the text waits in `rest`
+    rows: int | None = (
+        None  # a further chunk begins only if so many rows in all surely hold it; else the text waits in `rest`
+    )
 
     def __post_init__(self):
         if not 0 <= self.min_tokens <= self.max_tokens:
-            raise ValueError(f"need 0 <= min_tokens <= max_tokens, got {self.min_tokens} and {self.max_tokens}")
+            raise ValueError(
+                f"need 0 <= min_tokens <= max_tokens, got {self.min_tokens} and {self.max_tokens}"
+            )
 
     def longest(self, ids: int) -> int:
         """Rows that a chunk of so many text ids takes at most, its separator included."""
@@ -114,7 +120,9 @@ class Chunk:
     rows: int = 0  # up to and including the eos row
     tokens: int = 0  # 25 Hz tokens that are heard, counted by the decoder
     text: str = ""  # what it reads, filled in by `Speaker`
-    error: str | None = None  # "blank", "long" (a guard stopped it), "truncated" (the row limit did), "end" (see `speak.py`)
+    error: str | None = (
+        None  # "blank", "long" (a guard stopped it), "truncated" (the row limit did), "end" (see `speak.py`)
+    )
     finished: bool = False
 
 

@@ -50,21 +50,37 @@ class DecodeSettings:
     eos_streams: int | None = None  # streams that end a chunk; None: all
     reference_quirks: bool = False
     speak_retries: int = 2  # `retries` of `Speaker.speak`, which also looks at how the speech ends
-    pass_rows: int | None = None  # rows of one pass of `Speaker`, at most: the longest speech the model was trained on
+    pass_rows: int | None = (
+        None  # rows of one pass of `Speaker`, at most: the longest speech the model was trained on
+    )
     passes: bool = False  # stop before a chunk that may not fit into max_rows, and leave the rest of the text to another pass
 
     def __post_init__(self):
         numbers = ("temperature", "top_p", "retry_step", "rows_per_token")
         if wrong := [name for name in numbers if not math.isfinite(getattr(self, name))]:
-            raise ConfigError(f"decode settings: {wrong[0]} is {getattr(self, wrong[0])}: give a finite number")
+            raise ConfigError(
+                f"decode settings: {wrong[0]} is {getattr(self, wrong[0])}: give a finite number"
+            )
         if self.pass_rows is not None and self.pass_rows < 1:
             raise ConfigError("decode settings: need pass_rows >= 1, or none")
         if not SEEDS[0] <= self.seed <= SEEDS[1]:
-            raise ConfigError(f"decode settings: seed {self.seed} has more than 64 bits: give a whole number from 0 to {SEEDS[1]}")
+            raise ConfigError(
+                f"decode settings: seed {self.seed} has more than 64 bits: give a whole number from 0 to {SEEDS[1]}"
+            )
         if self.rows_per_token <= 0 or min(self.blank_rows, self.retry_step, self.speak_retries) < 0:
-            raise ConfigError("decode settings: need rows_per_token > 0, blank_rows >= 0, retry_step >= 0, speak_retries >= 0")
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0 or self.max_rows < 1 or self.retries < 0:
-            raise ConfigError("decode settings: need temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_rows >= 1, retries >= 0")
+            raise ConfigError(
+                "decode settings: need rows_per_token > 0, blank_rows >= 0, retry_step >= 0, speak_retries >= 0"
+            )
+        if (
+            self.temperature < 0
+            or not 0 < self.top_p <= 1
+            or self.top_k < 0
+            or self.max_rows < 1
+            or self.retries < 0
+        ):
+            raise ConfigError(
+                "decode settings: need temperature >= 0, 0 < top_p <= 1, top_k >= 0, max_rows >= 1, retries >= 0"
+            )
         if not 0 <= self.chunk_min_tokens <= self.chunk_max_tokens:
             raise ConfigError("decode settings: need 0 <= chunk_min_tokens <= chunk_max_tokens")
 
@@ -179,7 +195,9 @@ class Decoder:
             return None
         if self.noise_at == NOISE_ROWS:
             shape = (NOISE_ROWS, self.layout.streams)
-            self.noise = 1.0 - torch.stack([torch.rand(shape, generator=self.generators[i]) for i in self.slots])
+            self.noise = 1.0 - torch.stack(
+                [torch.rand(shape, generator=self.generators[i]) for i in self.slots]
+            )
             self.noise_at = 0
         self.noise_at += 1
         return self.noise[:, self.noise_at - 1].to(self.stepper.device)
@@ -199,7 +217,9 @@ class Decoder:
             machine.chunks[row.chunk].tokens += len(heard(row, self.layout, self.blank))
             rows.append((i, row))
             beyond = len(self.grids[i]) - self.settings.max_rows
-            if not machine.done and beyond >= self.settings.reference_quirks:  # the reference stops one row late
+            if (
+                not machine.done and beyond >= self.settings.reference_quirks
+            ):  # the reference stops one row late
                 machine.truncate()
         self.fed = False
         return rows
@@ -217,7 +237,9 @@ class Decoder:
 
     def rows(self, sequence: int) -> Tensor:
         """The grid so far: (R, 1 + k)."""
-        return torch.tensor([(r.text, *r.speech) for r in self.grids[sequence]], dtype=torch.long).view(-1, 1 + self.layout.streams)
+        return torch.tensor([(r.text, *r.speech) for r in self.grids[sequence]], dtype=torch.long).view(
+            -1, 1 + self.layout.streams
+        )
 
 
 def prepare(
@@ -237,7 +259,11 @@ def prepare(
 
 
 def generate(
-    model: SpeechLM, tokenizer, requests: Sequence[Request], settings: DecodeSettings | None = None, batch: int = 16
+    model: SpeechLM,
+    tokenizer,
+    requests: Sequence[Request],
+    settings: DecodeSettings | None = None,
+    batch: int = 16,
 ) -> list[Result]:
     """Speak every request; results stand in the order of the requests.
 
@@ -254,7 +280,9 @@ def generate(
         for first in range(0, len(waiting), batch):
             group = waiting[first : first + batch]
             machines = [prepared[i][1]() for i in group]
-            decoder = Decoder(model, layout, [prepared[i][0] for i in group], machines, settings, temperature, seed=trial)
+            decoder = Decoder(
+                model, layout, [prepared[i][0] for i in group], machines, settings, temperature, seed=trial
+            )
             while not decoder.done:
                 decoder.step()
             for n, i in enumerate(group):
@@ -283,7 +311,15 @@ def stream(
     layout, rules = layout_of(model.config, tokenizer), settings.rules(model.config.speech_blank_codes)
     prompt, make = prepare(model, tokenizer, request, layout, rules, settings)
     machine = make()
-    decoder = Decoder(model, layout, [prompt], [machine], settings, settings.temperature + trial * settings.retry_step, seed=trial)
+    decoder = Decoder(
+        model,
+        layout,
+        [prompt],
+        [machine],
+        settings,
+        settings.temperature + trial * settings.retry_step,
+        seed=trial,
+    )
     while not decoder.done:
         for _, row in decoder.step():
             if tokens := heard(row, layout, model.config.speech_blank):
@@ -293,7 +329,11 @@ def stream(
 
 def heard(row: Row, layout: Layout, blank: int | None) -> list[int]:
     """The tokens of one row that reach the ear."""
-    if row.kind not in (Kind.TEXT, Kind.PADDING) or row.index < layout.pre_pad or min(row.speech) >= layout.speech_eos:
+    if (
+        row.kind not in (Kind.TEXT, Kind.PADDING)
+        or row.index < layout.pre_pad
+        or min(row.speech) >= layout.speech_eos
+    ):
         return []
     speech = (s if s < layout.speech_eos else blank for s in row.speech)
     return [s for s in speech if s is not None]
@@ -318,7 +358,11 @@ def split_tokens(rows: Tensor, layout: Layout, blank: int | None = None, quirks:
         ends = (rows[:, 0] == layout.audio_sep).nonzero().flatten().tolist() + [len(rows)]
     segments, first = [], 0
     for last in ends:
-        segments.append(rows[first + layout.pre_pad : last - quirks, 1:] if last > first + layout.pre_pad else rows[:0, 1:])
+        segments.append(
+            rows[first + layout.pre_pad : last - quirks, 1:]
+            if last > first + layout.pre_pad
+            else rows[:0, 1:]
+        )
         first = last + 1
     speech = torch.cat(segments)  # (N, k)
     if not quirks:

@@ -31,9 +31,17 @@ def fit(settings: DecodeSettings, positions: int, prompt: int) -> DecodeSettings
         raise ConfigError(
             f"a limit of {rows} rows leaves no room to speak a word: raise max_rows (pass_rows) or give a shorter reference recording"
         )
-    ids = int((rows - 3) / max(1.0, min(settings.rows_per_token, RUNAWAY)))  # of the longest chunk that surely fits
+    ids = int(
+        (rows - 3) / max(1.0, min(settings.rows_per_token, RUNAWAY))
+    )  # of the longest chunk that surely fits
     longest = min(settings.chunk_max_tokens, max(1, ids - 1))  # a chunk may have one id more
-    return replace(settings, passes=True, max_rows=rows, chunk_max_tokens=longest, chunk_min_tokens=min(settings.chunk_min_tokens, longest))
+    return replace(
+        settings,
+        passes=True,
+        max_rows=rows,
+        chunk_max_tokens=longest,
+        chunk_min_tokens=min(settings.chunk_min_tokens, longest),
+    )
 
 
 def expected_seconds(ids: int, layout: Layout) -> float:

@@ -22,7 +22,18 @@ from transformers import PreTrainedTokenizerBase
 
 from omnilib.text import encode
 
-MARKS = {"!": ".", "?": ".", ";": ",", ":": ",", "！": "。", "？": "。", "；": "，", "：": "，", "、": "，", "-": " "}
+MARKS = {
+    "!": ".",
+    "?": ".",
+    ";": ",",
+    ":": ",",
+    "！": "。",
+    "？": "。",
+    "；": "，",
+    "：": "，",
+    "、": "，",
+    "-": " ",
+}
 LETTERS = {"ß": "ss", "æ": "ae", "œ": "oe", "ð": "d", "þ": "th", "ı": "i", "ŋ": "ng", "ə": "e", "ĸ": "k"}
 HAN = "\u4e00-\u9fff"
 SPOKEN_SCRIPTS = ("Latin", "Chinese")  # those of the languages that this family of models is trained to speak
@@ -55,7 +66,9 @@ def plain(letter: str) -> str:
     if low in LETTERS:
         return LETTERS[low]
     bare = "".join(c for c in unicodedata.normalize("NFKD", low) if not unicodedata.combining(c))
-    named = re.fullmatch(r"LATIN SMALL LETTER ([A-Z]) WITH .+", unicodedata.name(bare, "") if len(bare) == 1 else "")
+    named = re.fullmatch(
+        r"LATIN SMALL LETTER ([A-Z]) WITH .+", unicodedata.name(bare, "") if len(bare) == 1 else ""
+    )
     return named[1].lower() if named else bare
 
 
@@ -65,7 +78,9 @@ class Reader:
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         self.tokenizer = tokenizer
         vocabulary = tokenizer.get_vocab()
-        self.bytes = frozenset(id for id in (vocabulary.get(f"<0x{i:02X}>") for i in range(256)) if id is not None)
+        self.bytes = frozenset(
+            id for id in (vocabulary.get(f"<0x{i:02X}>") for i in range(256)) if id is not None
+        )
         self.known: dict[str, bool] = {}
 
     def knows(self, char: str) -> bool:
@@ -92,7 +107,10 @@ class Reader:
         from pypinyin import Style, lazy_pinyin
 
         tones, plains = (lazy_pinyin(han, style=style, errors=list) for style in (Style.TONE3, Style.NORMAL))
-        found = [self.by_sound.get(tone, self.by_sound.get(bare, "")) for tone, bare in zip(tones, plains, strict=True)]
+        found = [
+            self.by_sound.get(tone, self.by_sound.get(bare, ""))
+            for tone, bare in zip(tones, plains, strict=True)
+        ]
         return [char if self.knows(char) else other for char, other in zip(han, found, strict=True)]
 
     def read(self, text: str) -> Reading:

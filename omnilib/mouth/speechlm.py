@@ -29,7 +29,11 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 from transformers.masking_utils import create_causal_mask
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3PreTrainedModel, Qwen3RotaryEmbedding
+from transformers.models.qwen3.modeling_qwen3 import (
+    Qwen3DecoderLayer,
+    Qwen3PreTrainedModel,
+    Qwen3RotaryEmbedding,
+)
 from transformers.utils import ModelOutput, is_flash_attn_2_available
 
 from omnilib import storage
@@ -98,11 +102,21 @@ class SpeechLMConfig(Qwen3Config):
         try:
             layers, width, heads, inner = self.tts_adapter_config.strip("[] ").split(",")
             heads, _, group = heads.partition("_")
-            layers, width, heads, inner, group = int(layers), int(width), int(heads), int(inner), int(group or 1)
+            layers, width, heads, inner, group = (
+                int(layers),
+                int(width),
+                int(heads),
+                int(inner),
+                int(group or 1),
+            )
         except ValueError:
-            raise ConfigError(f"tts_adapter_config '{self.tts_adapter_config}' is not '[layers,width,heads_gqa,mlp]'") from None
+            raise ConfigError(
+                f"tts_adapter_config '{self.tts_adapter_config}' is not '[layers,width,heads_gqa,mlp]'"
+            ) from None
         if width != self.hidden_size:
-            raise ConfigError(f"the adapter is {width} wide, the backbone {self.hidden_size}: they must be equal")
+            raise ConfigError(
+                f"the adapter is {width} wide, the backbone {self.hidden_size}: they must be equal"
+            )
         config = copy.deepcopy(self)
         config.num_hidden_layers, config.layer_types = layers, ["full_attention"] * layers
         config.num_attention_heads, config.num_key_value_heads = heads, heads // group
@@ -145,7 +159,9 @@ class TTSAdapter(nn.Module):
     def __init__(self, config: SpeechLMConfig):
         super().__init__()
         self.config = config.adapter()
-        self.layers = nn.ModuleList(Qwen3DecoderLayer(self.config, i) for i in range(self.config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            Qwen3DecoderLayer(self.config, i) for i in range(self.config.num_hidden_layers)
+        )
         self.rotary_emb = Qwen3RotaryEmbedding(self.config)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor | None, position_ids: Tensor) -> Tensor:
@@ -176,7 +192,9 @@ class SpeechLM(Qwen3PreTrainedModel):
         self.model = Qwen3Model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tts_adapter = TTSAdapter(config)
-        self.offsets = nn.Buffer(torch.empty(1 + config.speech_token_count, dtype=torch.long), persistent=False)  # (1 + k,)
+        self.offsets = nn.Buffer(
+            torch.empty(1 + config.speech_token_count, dtype=torch.long), persistent=False
+        )  # (1 + k,)
         self.fill_offsets()
         self.post_init()
 
@@ -186,7 +204,8 @@ class SpeechLM(Qwen3PreTrainedModel):
         with torch.no_grad():
             self.offsets[0] = 0
             self.offsets[1:] = (
-                torch.arange(c.speech_token_count, device=self.offsets.device) * c.tokenizer_speech_size + c.tokenizer_text_size
+                torch.arange(c.speech_token_count, device=self.offsets.device) * c.tokenizer_speech_size
+                + c.tokenizer_text_size
             )
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -206,16 +225,22 @@ class SpeechLM(Qwen3PreTrainedModel):
         weights = {k: v for k, v in backbone.model.state_dict().items() if k != "embed_tokens.weight"}
         result = model.model.load_state_dict(weights, strict=False)
         if result.unexpected_keys or result.missing_keys != ["embed_tokens.weight"]:
-            raise ConfigError("the text backbone has other sizes than the speech model: give both the same config")
+            raise ConfigError(
+                "the text backbone has other sizes than the speech model: give both the same config"
+            )
         with torch.no_grad():
             model.model.embed_tokens.weight[:rows] = backbone.model.embed_tokens.weight[:rows]
             model.lm_head.weight[:rows] = backbone.lm_head.weight[:rows]
         return model
 
     @classmethod
-    def from_pretrained(cls, folder: Path | str, *args, config: SpeechLMConfig | None = None, **kwargs) -> "SpeechLM":
+    def from_pretrained(
+        cls, folder: Path | str, *args, config: SpeechLMConfig | None = None, **kwargs
+    ) -> "SpeechLM":
         """As transformers does; also reads folders whose weights lie in eight bits (see `omnilib.storage`)."""
-        return storage.from_pretrained(super().from_pretrained, SpeechLMConfig, folder, *args, config=config, **kwargs)
+        return storage.from_pretrained(
+            super().from_pretrained, SpeechLMConfig, folder, *args, config=config, **kwargs
+        )
 
     @classmethod
     def load(cls, folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> "SpeechLM":
@@ -225,20 +250,32 @@ class SpeechLM(Qwen3PreTrainedModel):
             CheckpointError: missing, truncated or foreign files, or keys that do not match.
         """
         if not (Path(folder) / "config.json").is_file():
-            raise CheckpointError(f"no config.json in {folder}: train one with `omni train speechlm` or restore the checkpoint")
-        attention = "flash_attention_2" if device.startswith("cuda") and is_flash_attn_2_available() else "sdpa"
+            raise CheckpointError(
+                f"no config.json in {folder}: train one with `omni train speechlm` or restore the checkpoint"
+            )
+        attention = (
+            "flash_attention_2" if device.startswith("cuda") and is_flash_attn_2_available() else "sdpa"
+        )
         try:
             model, info = cls.from_pretrained(
-                str(folder), dtype=dtype, attn_implementation=attention, output_loading_info=True, local_files_only=True
+                str(folder),
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+                local_files_only=True,
             )
         except (OSError, SafetensorError, RuntimeError, ValueError) as error:
             if isinstance(error, ConfigError):
                 raise
             first = str(error).strip().splitlines()[0]
-            raise CheckpointError(f"cannot load the speech model in {folder}: {first}; restore the files or train again") from error
+            raise CheckpointError(
+                f"cannot load the speech model in {folder}: {first}; restore the files or train again"
+            ) from error
         wrong = {k: sorted(map(str, v))[:3] for k, v in info.items() if v and k != "error_msgs"}
         if wrong:
-            raise CheckpointError(f"{folder} does not fit its config.json: {wrong}; restore the files or train again")
+            raise CheckpointError(
+                f"{folder} does not fit its config.json: {wrong}; restore the files or train again"
+            )
         return model.to(device).eval()
 
     def save_pretrained(self, folder: Path | str, **kwargs) -> None:
@@ -252,7 +289,9 @@ class SpeechLM(Qwen3PreTrainedModel):
     def embed(self, rows: Tensor) -> Tensor:
         """Mean of the k+1 embeddings of each row (eq. 3): (..., 1 + k) -> (..., D)."""
         ids = (rows + self.offsets).view(-1, rows.shape[-1])  # (N, 1 + k)
-        mean = F.embedding_bag(ids, self.model.embed_tokens.weight, mode="mean")  # one kernel, no (N, 1 + k, D)
+        mean = F.embedding_bag(
+            ids, self.model.embed_tokens.weight, mode="mean"
+        )  # one kernel, no (N, 1 + k, D)
         return mean.view(*rows.shape[:-1], -1)
 
     def text_head(self, hidden: Tensor) -> Tensor:
@@ -280,15 +319,24 @@ class SpeechLM(Qwen3PreTrainedModel):
         embeds = self.embed(rows)  # (B, L, D)
         if mask is None and self.can_run_written_out:
             return self.hidden_written_out(embeds, positions)
-        lm_hidden = self.model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
+        lm_hidden = self.model(
+            inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
+        ).last_hidden_state
         return lm_hidden, self.tts_adapter(lm_hidden, mask, positions)
 
     @property
     def can_run_written_out(self) -> bool:
         """Whether `blocks.block` covers this model here: float32 parameters on a CPU, a plain Qwen3, no recomputation."""
         c, weight = self.config, self.lm_head.weight
-        plain = not (c.attention_bias or c.attention_dropout or c.use_sliding_window) and c.hidden_act == "silu"
-        return self.written_out and plain and weight.dtype == torch.float32 and not (weight.is_cuda or self.model.gradient_checkpointing)
+        plain = (
+            not (c.attention_bias or c.attention_dropout or c.use_sliding_window) and c.hidden_act == "silu"
+        )
+        return (
+            self.written_out
+            and plain
+            and weight.dtype == torch.float32
+            and not (weight.is_cuda or self.model.gradient_checkpointing)
+        )
 
     def hidden_written_out(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """As the rest of `hidden`, through the quick blocks: (B, L, D) -> 2 x (B, L, D)."""

@@ -54,14 +54,18 @@ class Stepper:
         grown = []
         for i, layer in enumerate(self.backbone + self.adapter):
             heads = layer.self_attn.k_proj.out_features // layer.self_attn.head_dim
-            pair = torch.empty(2, batch, heads, capacity, layer.self_attn.head_dim, dtype=self.dtype, device=self.device)
+            pair = torch.empty(
+                2, batch, heads, capacity, layer.self_attn.head_dim, dtype=self.dtype, device=self.device
+            )
             if self.cache:
                 pair[0, :, :, : self.length] = self.cache[i][0][:, :, : self.length]
                 pair[1, :, :, : self.length] = self.cache[i][1][:, :, : self.length]
             grown.append((pair[0], pair[1]))
         self.cache, self.capacity = grown, capacity
         positions = torch.arange(capacity, device=self.device)[None]
-        cos, sin = self.model.model.rotary_emb(torch.empty(0, dtype=torch.float32, device=self.device), positions)
+        cos, sin = self.model.model.rotary_emb(
+            torch.empty(0, dtype=torch.float32, device=self.device), positions
+        )
         half = sin.shape[-1] // 2
         sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
         self.cos, self.sin = cos[0].to(self.dtype), sin[0].to(self.dtype)  # (M, H)
@@ -76,14 +80,25 @@ class Stepper:
     def norm(self, x: Tensor, layer: nn.Module) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), layer.weight, self.eps)
 
-    def block(self, layer: nn.Module, x: Tensor, cache: tuple[Tensor, Tensor], rope: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+    def block(
+        self,
+        layer: nn.Module,
+        x: Tensor,
+        cache: tuple[Tensor, Tensor],
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+    ) -> Tensor:
         """One Qwen3 block over new rows: (B, L, D) -> (B, L, D), their keys and values stored."""
         at, (batch, size, _) = self.length, x.shape
         attention, mlp = layer.self_attn, layer.mlp
         h = self.norm(x, layer.input_layernorm)
         shape = (batch, size, -1, attention.head_dim)
-        q = rotate(self.norm(attention.q_proj(h).view(shape), attention.q_norm).transpose(1, 2), *rope)  # (B, A, L, H)
-        k = rotate(self.norm(attention.k_proj(h).view(shape), attention.k_norm).transpose(1, 2), *rope)  # (B, K, L, H)
+        q = rotate(
+            self.norm(attention.q_proj(h).view(shape), attention.q_norm).transpose(1, 2), *rope
+        )  # (B, A, L, H)
+        k = rotate(
+            self.norm(attention.k_proj(h).view(shape), attention.k_norm).transpose(1, 2), *rope
+        )  # (B, K, L, H)
         keys, values = cache
         keys[:, :, at : at + size] = k
         values[:, :, at : at + size] = attention.v_proj(h).view(shape).transpose(1, 2)

@@ -11,7 +11,15 @@ python -m omnilib.report index      rebuild reports/index.html, reports/README.m
 """
 
 from omnilib.report.html import html_table, markdown_table, math_to_mathml, page, render, show
-from omnilib.report.index import HEADLINES, build_index, command_of, load_summary, number, summary_rows, update_markers
+from omnilib.report.index import (
+    HEADLINES,
+    build_index,
+    command_of,
+    load_summary,
+    number,
+    summary_rows,
+    update_markers,
+)
 from omnilib.report.notebooks import (
     Outcome,
     check_parameters,

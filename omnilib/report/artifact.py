@@ -25,7 +25,12 @@ CURATION = (
     "python -m data_prep.curate --recipe wild --manifest data/wild/manifest.jsonl --out runs/wild && "
     "python -m data_prep.score --wild data/wild --curated runs/wild --report runs/curation"
 )
-COST = {ALL_LINES: (35, 4), CURATION: (45, 4), "make retrain": (720, 8), "python -m omnilib.bench.curation": (10, 4)}
+COST = {
+    ALL_LINES: (35, 4),
+    CURATION: (45, 4),
+    "make retrain": (720, 8),
+    "python -m omnilib.bench.curation": (10, 4),
+}
 # command -> minutes on 2 cores, GB of memory at most, rounded up; those of evaluation and chapters are in their timings.json
 
 
@@ -84,7 +89,9 @@ def command_of(key: str) -> str:
 def cost_of(folder: Path) -> tuple[float, float]:
     """(minutes, GB) of a result when it was last measured here."""
     record = read_stamp(folder)
-    return math.ceil(record.get("wall_seconds", 0) / 6) / 10, math.ceil(10 * record.get("peak_memory_gb", 0)) / 10
+    return math.ceil(record.get("wall_seconds", 0) / 6) / 10, math.ceil(
+        10 * record.get("peak_memory_gb", 0)
+    ) / 10
 
 
 def headline_claims(scale: str, reports: Path) -> list[Claim]:
@@ -95,7 +102,9 @@ def headline_claims(scale: str, reports: Path) -> list[Claim]:
             name, unit = HEADLINES[key][:2]
             command = command_of(key)
             cost = COST.get(command) or cost_of(reports / scale / "eval")
-            claims.append(Claim(name.strip(), "README", command, number(entry, unit), tolerance_of(key), *cost))
+            claims.append(
+                Claim(name.strip(), "README", command, number(entry, unit), tolerance_of(key), *cost)
+            )
     return claims
 
 
@@ -108,7 +117,11 @@ def chapter_claims(scale: str, reports: Path) -> list[Claim]:
             if row["verdict"] != "not attempted":
                 command = f"omni reproduce --only {name[:2]}"
                 text = f"{row['claim']}: {row['verdict']}"
-                claims.append(Claim(text, name[:2], command, row["measured"], "the verdict stays", *cost_of(path.parent)))
+                claims.append(
+                    Claim(
+                        text, name[:2], command, row["measured"], "the verdict stays", *cost_of(path.parent)
+                    )
+                )
     return claims
 
 

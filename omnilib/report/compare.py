@@ -62,10 +62,14 @@ def read_side(name: str, scale: str = "nano") -> Side:
     else:
         ref, colon, inside = name.partition(":")
         side = collect(
-            name, inside if inside.endswith(".json") else "", commit(ref, inside.rstrip("/") if colon else f"reports/{scale}", name)
+            name,
+            inside if inside.endswith(".json") else "",
+            commit(ref, inside.rstrip("/") if colon else f"reports/{scale}", name),
         )
     if not side.metrics:
-        raise UserError(f"no figures in '{name}': name a report folder, reports/<scale>, a metrics.json or summary.json, or a commit")
+        raise UserError(
+            f"no figures in '{name}': name a report folder, reports/<scale>, a metrics.json or summary.json, or a commit"
+        )
     return side
 
 
@@ -77,7 +81,9 @@ def disk(path: Path) -> Reader:
     if path.is_file():
         return [path.name], lambda _: path.read_text(encoding="utf-8")
     found = [p for pattern in ("*.json", "[!.]*/*.json") for p in sorted(path.glob(pattern))]
-    return [p.relative_to(path).as_posix() for p in found], lambda file: (path / file).read_text(encoding="utf-8")
+    return [p.relative_to(path).as_posix() for p in found], lambda file: (path / file).read_text(
+        encoding="utf-8"
+    )
 
 
 def commit(ref: str, inside: str, name: str) -> Reader:
@@ -91,7 +97,9 @@ def commit(ref: str, inside: str, name: str) -> Reader:
     listed = git("ls-tree", "-r", "-z", "--name-only", identity, "--", inside) or ""
     files = [f for f in listed.split("\0") if f.endswith(".json")]
     if not files:
-        raise UserError(f"commit {ref} has no {inside} with figures: name a path with {ref}:reports/<scale>/<report>")
+        raise UserError(
+            f"commit {ref} has no {inside} with figures: name a path with {ref}:reports/<scale>/<report>"
+        )
     prefix = f"{inside.rpartition('/')[0] if files == [inside] else inside}/".lstrip("/")
     names = [f.removeprefix(prefix) for f in files if f.removeprefix(prefix).count("/") <= 1]
     return names, lambda file: git("show", f"{identity}:{prefix}{file}") or ""
@@ -121,17 +129,23 @@ def collect(name: str, single: str, reader: Reader) -> Side:
         if not isinstance(found, dict):
             raise DataError(f"{file} of '{name}' holds no figures")
         if base == "provenance.json" or (single and "commit" in found and "metrics" not in found):
-            side.settings |= flatten({k: found[k] for k in SETTINGS if k in found}, f"{folder}: " if folder else "")
+            side.settings |= flatten(
+                {k: found[k] for k in SETTINGS if k in found}, f"{folder}: " if folder else ""
+            )
             continue
         figures = found.get("metrics", found if base in ("summary.json", "timings.json") or single else {})
         if base == "timings.json":
-            side.settings |= flatten({k: found[k] for k in ("date", "device") if k in found}, f"{folder}: " if folder else "")
+            side.settings |= flatten(
+                {k: found[k] for k in ("date", "device") if k in found}, f"{folder}: " if folder else ""
+            )
         elif "metrics" in found:
             side.settings |= flatten({"settings": found.get("settings", {})}, f"{folder}: " if folder else "")
         side.metrics |= {
             (f"{folder}: " if folder else "") + key: entry
             for key, entry in figures.items()
-            if isinstance(entry, dict) and isinstance(entry.get("value"), (int, float)) and not isinstance(entry["value"], bool)
+            if isinstance(entry, dict)
+            and isinstance(entry.get("value"), (int, float))
+            and not isinstance(entry["value"], bool)
         }
     return side
 
@@ -161,7 +175,11 @@ def verdict_of(a: dict | None, b: dict | None) -> str:
 def interval(entry: dict) -> tuple[float, float]:
     """The 95 % interval; the value alone where none was measured."""
     ci = entry.get("ci95")
-    return (float(ci[0]), float(ci[1])) if isinstance(ci, list) and len(ci) == 2 else (float(entry["value"]), float(entry["value"]))
+    return (
+        (float(ci[0]), float(ci[1]))
+        if isinstance(ci, list) and len(ci) == 2
+        else (float(entry["value"]), float(entry["value"]))
+    )
 
 
 def compare(a: Side, b: Side) -> tuple[list[tuple[str, str, str]], list[Row]]:
@@ -184,7 +202,13 @@ def compare(a: Side, b: Side) -> tuple[list[tuple[str, str, str]], list[Row]]:
 
 def shown(value: Any) -> str:
     """A setting as a cell."""
-    text = "-" if value is None else json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)
+    text = (
+        "-"
+        if value is None
+        else json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list)
+        else str(value)
+    )
     return text[:12] if len(text) == 64 and text.isalnum() else text  # a fingerprint
 
 
@@ -202,7 +226,11 @@ def text_of(a: Side, b: Side) -> tuple[str, int]:
         markdown_table(("figure", "A", "B", "verdict"), cells),
         "same: equal; within: the intervals meet; differs: they do not, or values without interval are unequal.",
         ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-        + (f"; {len(different)} that count (speed does not)" if different else "; nothing differs beyond its interval"),
+        + (
+            f"; {len(different)} that count (speed does not)"
+            if different
+            else "; nothing differs beyond its interval"
+        ),
     ]
     return "\n\n".join(parts), 1 if different else 0
 
@@ -234,12 +262,16 @@ def sweep(folders: list[Path], out: Path) -> list[Path]:
         for name, entry in read_metrics(folder)["metrics"].items():
             low, high = interval(entry) if entry.get("ci95") else (None, None)
             figure = {"metric": name, "value": entry["value"], "low": low, "high": high, "n": entry["n"]}
-            rows.append({"run": folder.name, **parameters, **figure, "unit": unit_of(name, entry.get("unit", ""))})
+            rows.append(
+                {"run": folder.name, **parameters, **figure, "unit": unit_of(name, entry.get("unit", ""))}
+            )
     if not rows:
         raise UserError(f"no figures in {', '.join(scrub(str(f)) for f in folders) or 'no folder'}")
     table = pandas.DataFrame(rows)
     write_text(out.with_name(f"{out.name}.csv"), table.to_csv(index=False))
-    write_text(out.with_name(f"{out.name}.json"), table.to_json(orient="records", indent=1, force_ascii=False) + "\n")
+    write_text(
+        out.with_name(f"{out.name}.json"), table.to_json(orient="records", indent=1, force_ascii=False) + "\n"
+    )
     draw_sweep(table, out.with_name(f"{out.name}.png"))
     return [out.with_name(f"{out.name}.{ending}") for ending in ("csv", "json", "png")]
 
@@ -247,7 +279,11 @@ def sweep(folders: list[Path], out: Path) -> list[Path]:
 def varied(table: Any) -> list[str]:
     """Parameters that are not the same in every run."""
     fixed = {"run", "metric", "value", "low", "high", "n", "unit", "scale"}
-    return [c for c in table.columns if c not in fixed and table.drop_duplicates("run")[c].astype(str).nunique() > 1]
+    return [
+        c
+        for c in table.columns
+        if c not in fixed and table.drop_duplicates("run")[c].astype(str).nunique() > 1
+    ]
 
 
 def draw_sweep(table: Any, path: Path) -> None:
@@ -260,8 +296,15 @@ def draw_sweep(table: Any, path: Path) -> None:
     names = sorted(varied(table), key=lambda name: name == "seed") or ["run"]
     colour = names[1] if len(names) > 1 and table[names[1]].nunique() <= 12 else None
     percent = table["unit"] == "%"
-    table = table.assign(**{k: table[k].astype(float).where(~percent, table[k].astype(float) * 100) for k in ("value", "low", "high")})
-    table["metric"] = [measure_of(m) + (f", {u}" if u else "") for m, u in zip(table["metric"], table["unit"], strict=True)]
+    table = table.assign(
+        **{
+            k: table[k].astype(float).where(~percent, table[k].astype(float) * 100)
+            for k in ("value", "low", "high")
+        }
+    )
+    table["metric"] = [
+        measure_of(m) + (f", {u}" if u else "") for m, u in zip(table["metric"], table["unit"], strict=True)
+    ]
     if not all(isinstance(value, (int, float)) for value in table[names[0]]):
         table[names[0]] = table[names[0]].astype(str).str.slice(0, 24)
     grid = seaborn.relplot(

@@ -32,7 +32,9 @@ def fresh_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"cannot write in {scrub(str(target.parent))}: {error.strerror}; {WHERE_ELSE}") from None
+        raise UserError(
+            f"cannot write in {scrub(str(target.parent))}: {error.strerror}; {WHERE_ELSE}"
+        ) from None
     try:
         yield folder
     finally:
@@ -91,7 +93,11 @@ def is_alive(process: int) -> bool:
 
 def failed_folder(reports: Path) -> Path:
     """Where the pages of failed runs are kept: never among the good ones."""
-    return RUNS / "reports-failed" if reports.resolve().is_relative_to(ROOT) else reports.with_name(f"{reports.name}-failed")
+    return (
+        RUNS / "reports-failed"
+        if reports.resolve().is_relative_to(ROOT)
+        else reports.with_name(f"{reports.name}-failed")
+    )
 
 
 def check_writable(reports: Path) -> None:

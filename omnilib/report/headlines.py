@@ -52,7 +52,11 @@ HEADLINES = {  # name -> (what it is, unit, what it is counted in)
     "curation_wrong_transcript_recall": ("curation: wrong transcripts found", "%", "% of wrong transcripts"),
     "curation_boundary_error_s": ("curation: boundaries, mean error", "s", "seconds"),
     "curation_padding_waste": ("curation: padding in training batches", "%", "% of a batch"),
-    "curation_audio_hours_per_hour_no_asr": ("curation: audio-hours an hour, 2 cores, no recogniser", "", "h of sound in 1 h"),
+    "curation_audio_hours_per_hour_no_asr": (
+        "curation: audio-hours an hour, 2 cores, no recogniser",
+        "",
+        "h of sound in 1 h",
+    ),
 }
 TIMING = re.compile(r"(^|_)(rtf|ttfs|first_sound|speedup)(_|$)")
 SHARE = re.compile(r"(^|_)(error|wer|cer|recall|share|waste|accuracy|baseline|agreement|dropped|kept)(_|$)")
@@ -131,5 +135,7 @@ def summary_rows(scale: str, reports: Path = REPORTS) -> list[tuple[str, str, st
     extra = {k: (k.replace("_", " "), unit_of(k), "-") for k in sorted(summary.keys() - HEADLINES.keys())}
     for key, (name, unit, counted) in {**HEADLINES, **extra}.items():
         entry = summary.get(key, {})
-        rows.append((name, number(entry, unit), counted, str(entry.get("n") or "-"), entry.get("source", "-")))
+        rows.append(
+            (name, number(entry, unit), counted, str(entry.get("n") or "-"), entry.get("source", "-"))
+        )
     return rows

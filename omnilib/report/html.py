@@ -40,7 +40,9 @@ TEMPLATE = """{%- extends 'basic/index.html.j2' -%}
 {% block input %}<details open class="code"><summary>code</summary>{{ super() }}</details>{% endblock input %}
 """
 WIDGET = "application/vnd.jupyter.widget-view+json"
-STATIC = '<p class="soft">A control for typing stands here when the notebook is open (<code>make lab</code>).</p>'
+STATIC = (
+    '<p class="soft">A control for typing stands here when the notebook is open (<code>make lab</code>).</p>'
+)
 
 
 def render(node: Any, title: str, error: str = "", neighbours: tuple[str, str] | None = None) -> str:
@@ -64,9 +66,15 @@ def render(node: Any, title: str, error: str = "", neighbours: tuple[str, str] |
                 output["data"] = {"text/html": STATIC}
     node.metadata.pop("widgets", None)
     exporter = HTMLExporter(template_name="basic", raw_template=TEMPLATE)
-    exporter.register_preprocessor(CoalesceStreamsPreprocessor(), enabled=True)  # of a progress bar its last state only
+    exporter.register_preprocessor(
+        CoalesceStreamsPreprocessor(), enabled=True
+    )  # of a progress bar its last state only
     body = inline_diagrams(name_ids(exporter.from_notebook_node(node)[0]))
-    note = f'<p class="failed">This run failed: {html.escape(error)}. What it made before is below.</p>' if error else ""
+    note = (
+        f'<p class="failed">This run failed: {html.escape(error)}. What it made before is below.</p>'
+        if error
+        else ""
+    )
     light, dark = (HtmlFormatter(style=s).get_style_defs(".highlight") for s in ("friendly", "native"))
     css = f"{light}\n@media(prefers-color-scheme:dark){{{dark}}}\n.highlight{{background:none}}"
     steps = steps_of(*(neighbours_of(title) if neighbours is None else neighbours))
@@ -86,7 +94,11 @@ def steps_of(before: str, after: str) -> str:
     """Links to the previous chapter, all reports and the next chapter."""
 
     def link(name: str, words: str) -> str:
-        return f'<a href="../{html.escape(name)}/report.html">{html.escape(words)}</a>' if name else "<span></span>"
+        return (
+            f'<a href="../{html.escape(name)}/report.html">{html.escape(words)}</a>'
+            if name
+            else "<span></span>"
+        )
 
     first, last = link(before, f"← {before.replace('_', ' ')}"), link(after, f"{after.replace('_', ' ')} →")
     return f'<nav class="steps">{first}<a href="../../index.html">all reports</a>{last}</nav>'
@@ -101,9 +113,13 @@ def name_ids(body: str) -> str:
         name = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-") or "part"
         used[name] = used.get(name, 0) + 1
         name += f"-{used[name]}" if used[name] > 1 else ""
-        return f'<h{match[1]} id="{name}">{re.sub(r"<a class=.anchor-link.*?</a>", "", match[3])}</h{match[1]}>'
+        return (
+            f'<h{match[1]} id="{name}">{re.sub(r"<a class=.anchor-link.*?</a>", "", match[3])}</h{match[1]}>'
+        )
 
-    body = re.sub(r"(</?)ns0:|\sxmlns:ns0=\"[^\"]*\"", r"\1", body)  # nbconvert's prefix of equations in headings
+    body = re.sub(
+        r"(</?)ns0:|\sxmlns:ns0=\"[^\"]*\"", r"\1", body
+    )  # nbconvert's prefix of equations in headings
     return re.sub(r'<h([1-6]) id="([^"]*)"[^>]*>(.*?)</h\1>', rename, body, flags=re.S)
 
 
@@ -163,11 +179,16 @@ def show(markup: str, caption: str = "") -> None:
 
 def html_table(head: tuple[str, ...], rows: list[tuple]) -> str:
     """A plain HTML table."""
-    cells = "".join("<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows)
+    cells = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(str(c))}</td>" for c in row) + "</tr>" for row in rows
+    )
     return f"<table><thead><tr>{''.join(f'<th>{html.escape(h)}</th>' for h in head)}</tr></thead><tbody>{cells}</tbody></table>"
 
 
 def markdown_table(head: tuple[str, ...], rows: list[tuple]) -> str:
     """A GitHub table."""
-    lines = ["| " + " | ".join(str(c).replace("|", "\\|") for c in row) + " |" for row in [head, ("---",) * len(head), *rows]]
+    lines = [
+        "| " + " | ".join(str(c).replace("|", "\\|") for c in row) + " |"
+        for row in [head, ("---",) * len(head), *rows]
+    ]
     return "\n".join(lines)

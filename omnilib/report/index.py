@@ -21,7 +21,15 @@ from omnilib.report.headlines import (
 )
 from omnilib.report.html import data_uri, html_table, markdown_table, page
 
-__all__ = ["HEADLINES", "build_index", "command_of", "load_summary", "number", "summary_rows", "update_markers"]
+__all__ = [
+    "HEADLINES",
+    "build_index",
+    "command_of",
+    "load_summary",
+    "number",
+    "summary_rows",
+    "update_markers",
+]
 
 HEAD = ("counted in", "n", "source")
 PAPER_HEAD = ("claim (paper ref)", "paper", "measured", "scale · n", "verdict", "holds when")
@@ -55,7 +63,9 @@ def with_markers(path: Path, text: str) -> str:
     old = path.read_text(encoding="utf-8")
     pattern = r"(<!-- results:begin[^>]*-->\n).*?(<!-- results:end -->)"
     if not re.search(pattern, old, flags=re.S):
-        raise UserError(f"{path.name} has no `<!-- results:begin -->` ... `<!-- results:end -->` markers: put them back")
+        raise UserError(
+            f"{path.name} has no `<!-- results:begin -->` ... `<!-- results:end -->` markers: put them back"
+        )
     return re.sub(pattern, lambda m: f"{m[1]}{text}\n{m[2]}", old, flags=re.S)
 
 
@@ -68,12 +78,20 @@ def read_runs(scale: str, reports: Path) -> list[tuple[Path, dict, dict]]:
     restore(reports / scale)
     folders = [p.parent for p in sorted((reports / scale).glob("[!.]*/provenance.json"))]
     # without a page: numbers that a chapter reads
-    return [(folder, read_metrics(folder), read_stamp(folder)) for folder in folders if (folder / "report.html").exists()]
+    return [
+        (folder, read_metrics(folder), read_stamp(folder))
+        for folder in folders
+        if (folder / "report.html").exists()
+    ]
 
 
 def command_of(name: str, scale: str) -> str:
     """What remakes a report."""
-    return f"omni reproduce --only {name[:2]} --scale {scale}" if name[:1].isdigit() else f"python -m omnilib.eval.{scale}"
+    return (
+        f"omni reproduce --only {name[:2]} --scale {scale}"
+        if name[:1].isdigit()
+        else f"python -m omnilib.eval.{scale}"
+    )
 
 
 def claim_rows(runs: list[tuple[Path, dict, dict]], scale: str) -> list[tuple[str, ...]]:
@@ -85,7 +103,16 @@ def claim_rows(runs: list[tuple[Path, dict, dict]], scale: str) -> list[tuple[st
             shown = measured(row, entry) if entry else "-"
             count = f"{scale} · {entry['n']}" if entry else "-"
             verdict = row["verdict"] + (f": {row['why']}" if row.get("why") else "")
-            rows.append((f"{row['claim']} ({row['ref']})", row["paper"], shown, count, verdict, row.get("rule") or rule_of(row)))
+            rows.append(
+                (
+                    f"{row['claim']} ({row['ref']})",
+                    row["paper"],
+                    shown,
+                    count,
+                    verdict,
+                    row.get("rule") or rule_of(row),
+                )
+            )
     return rows
 
 
@@ -114,7 +141,9 @@ def build_index(reports: Path = REPORTS, scale: str = "nano", readme: Path | Non
         for path, text in front_pages(reports, scale, readme).items():
             write_text(path, text)
     except OSError as error:
-        raise UserError(f"cannot write {scrub(str(error.filename or reports))}: {error.strerror}; the pages stay as they were") from None
+        raise UserError(
+            f"cannot write {scrub(str(error.filename or reports))}: {error.strerror}; the pages stay as they were"
+        ) from None
 
 
 def front_pages(reports: Path, scale: str, readme: Path | None = None) -> dict[Path, str]:
@@ -124,9 +153,13 @@ def front_pages(reports: Path, scale: str, readme: Path | None = None) -> dict[P
     runs, summary = read_runs(scale, reports), load_summary(scale, reports)
     if not runs and not summary:
         where = scrub(str(reports / scale))
-        raise UserError(f"nothing was measured at scale '{scale}': {where} has no report; run `omni reproduce --scale {scale}` first")
+        raise UserError(
+            f"nothing was measured at scale '{scale}': {where} has no report; run `omni reproduce --scale {scale}` first"
+        )
     if readme is not None and (scale == "smoke" or not summary):
-        raise UserError(f"README's table shows measured figures, and {scrub(str(reports))}/{scale}/summary.json has none")
+        raise UserError(
+            f"README's table shows measured figures, and {scrub(str(reports))}/{scale}/summary.json has none"
+        )
     rows = summary_rows(scale, reports)
     table = markdown_table(("measure", scale, *HEAD), rows)
     pages = {
@@ -140,7 +173,13 @@ def front_pages(reports: Path, scale: str, readme: Path | None = None) -> dict[P
     return pages
 
 
-def index_page(scale: str, reports: Path, runs: list[tuple[Path, dict, dict]], summary: dict[str, dict], rows: list[tuple]) -> str:
+def index_page(
+    scale: str,
+    reports: Path,
+    runs: list[tuple[Path, dict, dict]],
+    summary: dict[str, dict],
+    rows: list[tuple],
+) -> str:
     """The front page: sounds, headline figures, claims, links."""
     sounds = [(folder, s) for folder, metrics, _ in runs for s in metrics.get("sounds", []) if s.get("demo")]
     players = "".join(
@@ -198,7 +237,9 @@ def older_text(scale: str, reports: Path) -> str:
     return f"## {OLDER}\n\n{markdown_table(OLDER_HEAD, rows)}\n\n" if rows else ""
 
 
-def readme_page(scale: str, reports: Path, runs: list[tuple[Path, dict, dict]], summary: dict[str, dict], table: str) -> str:
+def readme_page(
+    scale: str, reports: Path, runs: list[tuple[Path, dict, dict]], summary: dict[str, dict], table: str
+) -> str:
     """reports/README.md: the table, the notebooks, and which lines another machine may change."""
     lines = [
         (

@@ -17,7 +17,16 @@ from typing import Any
 
 from omnilib.errors import UserError
 from omnilib.paths import NOTEBOOKS, REPORTS, ROOT
-from omnilib.provenance import commit_of, read_json, read_stamp, scrub, stamp, write_json, write_stamp, write_text
+from omnilib.provenance import (
+    commit_of,
+    read_json,
+    read_stamp,
+    scrub,
+    stamp,
+    write_json,
+    write_stamp,
+    write_text,
+)
 from omnilib.report import sources
 from omnilib.report.folders import failed_folder, fresh_folder, move_folder, replace_folder
 from omnilib.report.headlines import is_timing, read_metrics
@@ -26,7 +35,9 @@ from omnilib.report.parameters import read_notebook, read_parameters
 
 COLOURS = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
 # In a notebook `!false` is no error; a report must not stand on a shell line that failed.
-STRICT_SHELL = "from omnilib.report.shell import raise_on_failure; raise_on_failure(get_ipython()); del raise_on_failure"
+STRICT_SHELL = (
+    "from omnilib.report.shell import raise_on_failure; raise_on_failure(get_ipython()); del raise_on_failure"
+)
 
 
 def list_notebooks(only: str | None = None, folder: Path = NOTEBOOKS) -> list[Path]:
@@ -63,7 +74,9 @@ def check_parameters(notebook: Path, parameters: dict) -> None:
     known = read_parameters(notebook)
     unknown = sorted(set(parameters) - set(known))
     if unknown:
-        raise UserError(f"{notebook.name} has no parameter {', '.join(unknown)}; it has: {', '.join(sorted(known))}")
+        raise UserError(
+            f"{notebook.name} has no parameter {', '.join(unknown)}; it has: {', '.join(sorted(known))}"
+        )
 
 
 @dataclass
@@ -78,7 +91,12 @@ class Outcome:
 
 
 def run_notebook(
-    notebook: Path, scale: str, reports: Path = REPORTS, parameters: dict | None = None, timeout: int = 1500, name: str = ""
+    notebook: Path,
+    scale: str,
+    reports: Path = REPORTS,
+    parameters: dict | None = None,
+    timeout: int = 1500,
+    name: str = "",
 ) -> Outcome:
     """Execute one notebook headless into `reports/<scale>/<name>/`, which is replaced when the run has finished.
 
@@ -104,10 +122,14 @@ def run_notebook(
             if error:
                 kept = failed_folder(reports) / scale / target.name
                 move_folder(folder, kept)
-                return Outcome(notebook.stem, False, seconds, error, as_posix((kept / "report.html").resolve()))
+                return Outcome(
+                    notebook.stem, False, seconds, error, as_posix((kept / "report.html").resolve())
+                )
             replace_folder(folder, target)
         except OSError as problem:  # the disk is full: the earlier report stays, the others go on
-            return Outcome(notebook.stem, False, time.time() - started, scrub(f"cannot write the report: {problem}"))
+            return Outcome(
+                notebook.stem, False, time.time() - started, scrub(f"cannot write the report: {problem}")
+            )
     return Outcome(notebook.stem, True, seconds)
 
 
@@ -139,7 +161,9 @@ def draw(node: Any, title: str, error: str) -> tuple[str, str]:
     try:
         from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
-        node, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(node, {})  # chance decides how printed text is cut
+        node, _ = CoalesceStreamsPreprocessor(enabled=True).preprocess(
+            node, {}
+        )  # chance decides how printed text is cut
         return render(node, title, error), error
     except Exception as problem:
         error = error or scrub(f"its page could not be drawn: {reason(problem)}")
@@ -197,7 +221,9 @@ def quiet(log: Path) -> Iterator[None]:
                 os.close(copy)
 
 
-def complete_stamp(folder: Path, notebook: Path, scale: str, values: dict, seconds: float, error: str) -> dict:
+def complete_stamp(
+    folder: Path, notebook: Path, scale: str, values: dict, seconds: float, error: str
+) -> dict:
     """Add what the runner knows to what the notebook recorded; the notebook's own parameters and settings stay."""
     own, timings = read_stamp(folder), read_json(folder / "timings.json")
     settings = own.get("settings") or read_json(folder / "metrics.json").get("settings", {})
@@ -214,7 +240,9 @@ def complete_stamp(folder: Path, notebook: Path, scale: str, values: dict, secon
     speed = keep(timings, "metrics", "paper")
     write_stamp(folder, record, speed)
     if not (folder / "metrics.json").exists():
-        write_json(folder / "metrics.json", {"name": notebook.stem, "scale": scale, "settings": {}, "metrics": {}})
+        write_json(
+            folder / "metrics.json", {"name": notebook.stem, "scale": scale, "settings": {}, "metrics": {}}
+        )
     return record
 
 
@@ -238,13 +266,18 @@ def reason(problem: Exception, node: Any = None) -> str:
     """One line: the error a cell raised, what a failed magic printed, or what stopped the kernel."""
     name = getattr(problem, "ename", "") or type(problem).__name__
     told = str(getattr(problem, "evalue", "") or "").strip()
-    if not told and getattr(problem, "ename", "") in ("", "CellExecutionError"):  # IPython prints what is wrong with a magic
+    if not told and getattr(problem, "ename", "") in (
+        "",
+        "CellExecutionError",
+    ):  # IPython prints what is wrong with a magic
         told = last_words(node) or str(problem)
     lines = [line.strip() for line in COLOURS.sub("", told).splitlines() if line.strip(" -\t")]
     if lines:
         return lines[0] if re.match(r"\w+(Error|Exception)\b", lines[0]) else f"{name}: {lines[0]}"
     source = str(getattr(problem, "source", "")).strip().splitlines()
-    return f"{name} without a message" + (f" in the cell that ends with `{source[-1].strip()}`" if source else "; see kernel.log")
+    return f"{name} without a message" + (
+        f" in the cell that ends with `{source[-1].strip()}`" if source else "; see kernel.log"
+    )
 
 
 def first_words(problem: Exception) -> str:
@@ -255,8 +288,15 @@ def first_words(problem: Exception) -> str:
 def last_words(node: Any) -> str:
     """Last line that the last executed cell wrote to its error stream."""
     ran = [cell for cell in (node.cells if node else []) if cell.get("outputs")]
-    errors = [o for o in (ran[-1].outputs if ran else []) if o.get("name") == "stderr" or o.output_type == "error"]
-    lines = [line for o in errors for line in (o.get("text") or "\n".join(o.get("traceback", []))).splitlines() if line.strip()]
+    errors = [
+        o for o in (ran[-1].outputs if ran else []) if o.get("name") == "stderr" or o.output_type == "error"
+    ]
+    lines = [
+        line
+        for o in errors
+        for line in (o.get("text") or "\n".join(o.get("traceback", []))).splitlines()
+        if line.strip()
+    ]
     return lines[-1] if lines else ""
 
 
@@ -278,7 +318,9 @@ def run_notebooks(
     outcomes = []
     for number, notebook in enumerate(notebooks, 1):
         print(f"[{number}/{len(notebooks)}] {notebook.stem}{name} ...", end=" ", flush=True)
-        outcomes.append(run_notebook(notebook, scale, reports, parameters, name=f"{notebook.stem}{name}" if name else ""))
+        outcomes.append(
+            run_notebook(notebook, scale, reports, parameters, name=f"{notebook.stem}{name}" if name else "")
+        )
         last = outcomes[-1]
         print(f"{'ok' if last.ok else 'FAILED'} in {last.seconds:.0f} s {last.error}".rstrip(), flush=True)
         if last.page:

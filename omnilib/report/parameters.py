@@ -29,7 +29,11 @@ def read_notebook(path: Path) -> Any:
         if not text.strip():
             raise UserError(f"{path.name} is empty: restore it with `git checkout`")
         whole = json.loads(text)
-        if not isinstance(whole, dict) or not isinstance(whole.get("cells"), list) or whole.get("nbformat") != 4:
+        if (
+            not isinstance(whole, dict)
+            or not isinstance(whole.get("cells"), list)
+            or whole.get("nbformat") != 4
+        ):
             raise UserError(f"{path.name} is no notebook of format 4: open it in JupyterLab and save it")
         nbformat.validate(whole)
         node = nbformat.reads(text, as_version=4)
@@ -38,13 +42,19 @@ def read_notebook(path: Path) -> Any:
     except UnicodeDecodeError:
         raise UserError(f"{path.name} is not UTF-8 text: save it as UTF-8") from None
     except json.JSONDecodeError as error:
-        raise UserError(f"{path.name} is damaged JSON ({error.msg} in line {error.lineno}): restore it with `git checkout`") from None
+        raise UserError(
+            f"{path.name} is damaged JSON ({error.msg} in line {error.lineno}): restore it with `git checkout`"
+        ) from None
     except nbformat.ValidationError as error:
         first = str(error).splitlines()[0]
-        raise UserError(f"{path.name} is no valid notebook ({first}): open it in JupyterLab and save it") from None
+        raise UserError(
+            f"{path.name} is no valid notebook ({first}): open it in JupyterLab and save it"
+        ) from None
     kernel = node.metadata.get("kernelspec", {})
     if not kernel.get("name"):
-        raise UserError(f"{path.name} names no kernel (no kernelspec in its metadata): open it in JupyterLab, choose Python 3, save it")
+        raise UserError(
+            f"{path.name} names no kernel (no kernelspec in its metadata): open it in JupyterLab, choose Python 3, save it"
+        )
     if kernel.get("language", "python").lower() != "python":
         raise UserError(f"{path.name} is written for {kernel['language']}: only Python notebooks are run")
     return node
@@ -62,10 +72,18 @@ def read_parameters(path: Path) -> dict[str, tuple[Any, type]]:
     try:
         lines = ast.parse(cells[0].source).body
     except SyntaxError as error:
-        raise UserError(f"{path.name}: its parameters cell is no Python (line {error.lineno}): {error.msg}") from None
+        raise UserError(
+            f"{path.name}: its parameters cell is no Python (line {error.lineno}): {error.msg}"
+        ) from None
     known = {}
     for line in lines:
-        target = line.target if isinstance(line, ast.AnnAssign) else line.targets[0] if isinstance(line, ast.Assign) else None
+        target = (
+            line.target
+            if isinstance(line, ast.AnnAssign)
+            else line.targets[0]
+            if isinstance(line, ast.Assign)
+            else None
+        )
         if isinstance(target, ast.Name) and line.value is not None:
             try:
                 value = ast.literal_eval(line.value)
@@ -89,7 +107,9 @@ def parse_value(name: str, text: str, kind: type) -> Any:
         if kind is str:
             return text
         if kind is bool:
-            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.strip().lower()]
+            return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[
+                text.strip().lower()
+            ]
         if kind in (int, float):
             return kind(text)
         value = ast.literal_eval(text)
@@ -113,19 +133,29 @@ def combinations(given: list[str], notebooks: list[Path]) -> list[dict[str, Any]
         if not equals or not name.isidentifier():
             raise UserError(f"'{item}' is no name=value: write for example -p seed=1")
         if name in ("scale", "out_dir"):
-            raise UserError(f"parameter {name} is set by the command: use --scale; a changed run has its own folder under runs/variants")
+            raise UserError(
+                f"parameter {name} is set by the command: use --scale; a changed run has its own folder under runs/variants"
+            )
         for notebook in notebooks:
             known = read_parameters(notebook)
             if name not in known:
                 have = ", ".join(sorted(known.keys() - {"scale", "out_dir"}))
-                raise UserError(f"{notebook.name} has no parameter {name}; it has: {have} (choose a notebook with --only)")
+                raise UserError(
+                    f"{notebook.name} has no parameter {name}; it has: {have} (choose a notebook with --only)"
+                )
             kind = known[name][1]
             parts = text.split(",") if kind in (int, float, bool) else [text]
             found = [parse_value(name, part, kind) for part in parts]
         values.setdefault(name, []).extend(v for v in found if v not in values.get(name, []))
-    every = [dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())] if values else []
+    every = (
+        [dict(zip(values, choice, strict=True)) for choice in itertools.product(*values.values())]
+        if values
+        else []
+    )
     if len(every) * len(notebooks) > MANY:
-        raise UserError(f"{len(every)} combinations for {len(notebooks)} notebooks: one command runs at most {MANY}; give fewer values")
+        raise UserError(
+            f"{len(every)} combinations for {len(notebooks)} notebooks: one command runs at most {MANY}; give fewer values"
+        )
     return every
 
 

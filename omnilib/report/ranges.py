@@ -17,7 +17,9 @@ def told(entry: dict, unit: str = "") -> str:
     return f"{head} (yours may be {rest}" if bracket else text
 
 
-def range_of_items(values: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float] | None:
+def range_of_items(
+    values: Sequence[float], weights: Sequence[float] | None = None
+) -> tuple[float, float] | None:
     """95 % interval of a mean over items (sentences, texts), drawn again with replacement; one item has none.
 
     Args:

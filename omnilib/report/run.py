@@ -35,9 +35,13 @@ def start(name: str, scale: str, seed: int = 0, out_dir: str = "", **parameters:
     run = Run(name, scale, folder, {"scale": scale, "seed": seed, **parameters})
     git, version = git_state(), versions()
     print(f"{name} · scale {scale} · seed {seed} · commit {commit_of(git)}")
-    print(f"{device_model()} · " + " · ".join(f"{k} {version[k]}" for k in ("python", "torch", "transformers")))
+    print(
+        f"{device_model()} · " + " · ".join(f"{k} {version[k]}" for k in ("python", "torch", "transformers"))
+    )
     run.write()
-    write_json(folder / "provenance.json", {"status": "running", "parameters": run.parameters, "settings": {}})
+    write_json(
+        folder / "provenance.json", {"status": "running", "parameters": run.parameters, "settings": {}}
+    )
     return run
 
 
@@ -60,7 +64,10 @@ class Run:
         metrics, _ = split_timings(self.metrics)
         paper = [row for row in self.paper if row not in self.speed().get("paper", [])]
         whole = {"name": self.name, "scale": self.scale, "settings": self.settings, "metrics": metrics}
-        write_json(self.folder / "metrics.json", whole | {"figures": self.figures, "sounds": self.sounds, "paper": paper})
+        write_json(
+            self.folder / "metrics.json",
+            whole | {"figures": self.figures, "sounds": self.sounds, "paper": paper},
+        )
         write_json(self.folder / "timings.json", self.speed())
 
     def speed(self) -> dict:
@@ -117,14 +124,22 @@ class Run:
         nothing = {"Software": None, "Creation Time": None, "Date": None}  # the same figure is the same bytes
         figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight", metadata=nothing)
         pyplot.close(figure)
-        self.keep("figures", f"{name}.png", buffer.getvalue(), caption, **({"timing": True} if timing else {}))
-        show(f'<figure><img alt="{html.escape(caption or name)}" src="{data_uri("image/png", buffer.getvalue())}">', caption)
+        self.keep(
+            "figures", f"{name}.png", buffer.getvalue(), caption, **({"timing": True} if timing else {})
+        )
+        show(
+            f'<figure><img alt="{html.escape(caption or name)}" src="{data_uri("image/png", buffer.getvalue())}">',
+            caption,
+        )
 
     def audio(self, wave: Any, rate: int, name: str, caption: str = "", demo: bool = False) -> None:
         """Save a wave (T,) as audio/<name>.mp3 and show a player; `demo` puts it on the front page too."""
         data = encode_mp3(wave, rate)
         self.keep("sounds", f"{name}.mp3", data, caption, demo=demo)
-        show(f'<figure><audio controls preload="none" src="{data_uri("audio/mpeg", data)}"></audio>', caption or name)
+        show(
+            f'<figure><audio controls preload="none" src="{data_uri("audio/mpeg", data)}"></audio>',
+            caption or name,
+        )
 
     def keep(self, kind: str, file: str, data: bytes, caption: str, **more: Any) -> None:
         """Write a file of the report and list it once."""
@@ -147,7 +162,15 @@ class Run:
         recorded = read_metrics(self.folder)["metrics"]
         self.paper = [paper_row(row, recorded, self.scale) for row in rows]
         self.write()
-        head = ("claim (paper ref)", "paper", "measured", "scale · n", "judge / decoding", "verdict", "holds when")
+        head = (
+            "claim (paper ref)",
+            "paper",
+            "measured",
+            "scale · n",
+            "judge / decoding",
+            "verdict",
+            "holds when",
+        )
         cells = [
             (
                 f"{r['claim']} ({r['ref']})",
@@ -167,7 +190,11 @@ class Run:
         notebook = NOTEBOOKS / f"{self.name}.ipynb"
         files = {"notebook": notebook} if notebook.exists() else {}
         record = stamp(self.scale, self.parameters, self.settings, files, time.time() - self.started)
-        write_stamp(self.folder, {"status": "ok", "error": "", **record, "peak_memory_gb": peak_memory_gb()}, self.speed())
+        write_stamp(
+            self.folder,
+            {"status": "ok", "error": "", **record, "peak_memory_gb": peak_memory_gb()},
+            self.speed(),
+        )
         print(f"{len(self.metrics)} metrics, {len(self.figures)} figures, {len(self.sounds)} sounds")
 
 
@@ -191,7 +218,9 @@ def paper_row(row: dict, recorded: dict[str, dict], scale: str) -> dict:
     if verdict not in VERDICTS:
         raise UserError(f"verdict '{verdict}' of '{row['claim']}' is not one of: {', '.join(VERDICTS)}")
     if verdict == "reproduced" and scale != "paper":
-        raise UserError(f"'{row['claim']}': a {scale} run never earns `reproduced`; say `trend holds` or `differs`")
+        raise UserError(
+            f"'{row['claim']}': a {scale} run never earns `reproduced`; say `trend holds` or `differs`"
+        )
     entry = recorded.get(name) if name else None
     if entry is None and verdict != "not attempted":
         verdict, why = "not attempted", f"no metric '{name}' was recorded in this run"
@@ -202,7 +231,15 @@ def paper_row(row: dict, recorded: dict[str, dict], scale: str) -> dict:
     count = f"{scale} · {entry['n']}" if entry else "-"
     keep = {k: str(row.get(k, "")) for k in ("claim", "ref", "paper", "judge")}
     rule = str(row.get("rule") or rule_of(row))
-    return {**keep, "metric": name, "measured": shown, "scale_n": count, "verdict": verdict, "why": why, "rule": rule}
+    return {
+        **keep,
+        "metric": name,
+        "measured": shown,
+        "scale_n": count,
+        "verdict": verdict,
+        "why": why,
+        "rule": rule,
+    }
 
 
 def encode_mp3(wave: Any, rate: int) -> bytes:

@@ -28,19 +28,42 @@ from omnilib.paths import REPORTS, ROOT
 
 PRESENTATION = ("omnilib.report", "omnilib.plots", "omnilib.provenance", "omnilib.environment", "omnilib.cli", "omnilib.errors",
                 "omnilib.paths", "omnilib.eval.results", "omnilib.output", "omnilib.diagrams")  # fmt: skip
-LAZY = ("omnilib.scales", "omnilib.weights")  # their functions import what a nano result does not use: smoke training, the brain
+LAZY = (
+    "omnilib.scales",
+    "omnilib.weights",
+)  # their functions import what a nano result does not use: smoke training, the brain
 SPOKEN = ("text", "tokenizer", "speaker", "flow", "hift", "speechlm", "voices", "decode.yaml", "codec.yaml")
 CHECKPOINT_FILES = ("model.safetensors", "config.yaml", "config.json", "tokenizer.json", "voices.json")
 FROZEN = ("data_prep/frozen",)  # manifest, texts and every recording
-STEPS = tuple(f"data_prep.ops.{p.stem}" for p in sorted((ROOT / "data_prep" / "ops").glob("[a-z]*.py")))  # named in recipes, not imported
-PROGRAMS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {  # result -> programs, data, checkpoints
+STEPS = tuple(
+    f"data_prep.ops.{p.stem}" for p in sorted((ROOT / "data_prep" / "ops").glob("[a-z]*.py"))
+)  # named in recipes, not imported
+PROGRAMS: dict[
+    str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
+] = {  # result -> programs, data, checkpoints
     "eval": (("omnilib.eval.nano",), FROZEN, SPOKEN),
     "eval_all": (("omnilib.eval.nano", "omnilib.eval.all_lines"), (), SPOKEN),
-    "curation": (("data_prep.wild", "data_prep.curate", "data_prep.score", *STEPS), ("data_prep/recipes/wild.yaml",), ()),
-    "curation_gain": (("omnilib.eval.curation_gain",), ("omnilib/configs/speechlm_grid_nano.yaml",), ("text", "tokenizer")),
+    "curation": (
+        ("data_prep.wild", "data_prep.curate", "data_prep.score", *STEPS),
+        ("data_prep/recipes/wild.yaml",),
+        (),
+    ),
+    "curation_gain": (
+        ("omnilib.eval.curation_gain",),
+        ("omnilib/configs/speechlm_grid_nano.yaml",),
+        ("text", "tokenizer"),
+    ),
     "ends": (("omnilib.eval.ends",), (), SPOKEN),
-    "spoken": (("omnilib.bench.spoken",), ("omnilib/eval/spoken_forms.jsonl", "omnilib/eval/spoken_forms_fresh.jsonl"), ()),
-    "stage2_grid": (("omnilib.eval.stage2_grid",), ("omnilib/configs/speechlm_grid_nano.yaml",), ("text", "tokenizer")),
+    "spoken": (
+        ("omnilib.bench.spoken",),
+        ("omnilib/eval/spoken_forms.jsonl", "omnilib/eval/spoken_forms_fresh.jsonl"),
+        (),
+    ),
+    "stage2_grid": (
+        ("omnilib.eval.stage2_grid",),
+        ("omnilib/configs/speechlm_grid_nano.yaml",),
+        ("text", "tokenizer"),
+    ),
 }
 
 
@@ -85,7 +108,11 @@ def code_hash(source: str) -> str:
             lines[row - 1] = lines[row - 1][:column]
     for node in ast.walk(ast.parse(source)):
         body = getattr(node, "body", None)
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and body and ast.get_docstring(node, clean=False) is not None:
+        if (
+            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            and body
+            and ast.get_docstring(node, clean=False) is not None
+        ):
             for row in range(body[0].lineno - 1, body[0].end_lineno):
                 lines[row] = ""
     kept = "\n".join(line.rstrip() for line in lines if line.strip())
@@ -95,7 +122,11 @@ def code_hash(source: str) -> str:
 def file_hash(path: Path) -> str:
     """Hash of a file, or of all files of a folder with their names."""
     if path.is_dir():
-        parts = (f"{p.name} {file_hash(p)}\n" for p in sorted(path.rglob("*")) if p.is_file() and p.name != "heard.json")
+        parts = (
+            f"{p.name} {file_hash(p)}\n"
+            for p in sorted(path.rglob("*"))
+            if p.is_file() and p.name != "heard.json"
+        )
         return hashlib.sha256("".join(parts).encode()).hexdigest()[:16]
     if path.suffix == ".py":
         return code_hash(path.read_text(encoding="utf-8"))
@@ -106,7 +137,9 @@ def notebook_code(path: Path) -> str:
     """The code cells of a notebook as one source; magics and shell lines left out."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = ("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-    return "\n".join(line for cell in code for line in cell.splitlines() if not line.lstrip().startswith(("%", "!")))
+    return "\n".join(
+        line for cell in code for line in cell.splitlines() if not line.lstrip().startswith(("%", "!"))
+    )
 
 
 def pins(packages: set[str]) -> dict[str, str]:
@@ -114,7 +147,9 @@ def pins(packages: set[str]) -> dict[str, str]:
     known = packages_distributions()
     wanted = {re.sub(r"[-_.]+", "-", d).lower() for name in packages for d in known.get(name, [])}
     lines = (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines()
-    locked = dict(line.split(" ")[0].split("==", 1) for line in lines if "==" in line and not line.startswith("#"))
+    locked = dict(
+        line.split(" ")[0].split("==", 1) for line in lines if "==" in line and not line.startswith("#")
+    )
     return {n: v for n, v in sorted(locked.items()) if re.sub(r"[-_.]+", "-", n).lower() in wanted}
 
 
@@ -134,13 +169,17 @@ def behind(name: str, scale: str = "nano") -> dict:
     elif notebook.is_file():
         sources, extra, parts = [notebook_code(notebook)], [notebook, *(ROOT / d for d in FROZEN)], SPOKEN
     else:
-        raise UserError(f"no program or notebook makes a result '{name}': choose from {', '.join(PROGRAMS)} or a notebook's name")
+        raise UserError(
+            f"no program or notebook makes a result '{name}': choose from {', '.join(PROGRAMS)} or a notebook's name"
+        )
     ours, foreign = closure(sources)
     files = [module_file(m) for m in ours] + [p for p in extra if p.suffix != ".ipynb"]
     folder = ROOT / "checkpoints" / scale
     for part in parts:
         place = folder / part
-        files += [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.name in CHECKPOINT_FILES)
+        files += (
+            [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.name in CHECKPOINT_FILES)
+        )
     hashes = {p.relative_to(ROOT).as_posix(): file_hash(p) for p in sorted(set(files)) if p.exists()}
     if notebook.is_file():
         hashes[f"notebooks/{name}.ipynb"] = code_hash(notebook_code(notebook))
@@ -161,7 +200,10 @@ def changes(known: dict, now: dict) -> list[str]:
         for name in sorted(known[kind].keys() | now[kind].keys()):
             old, new = known[kind].get(name), now[kind].get(name)
             if old != new:
-                found.append(f"{verb}{name} " + ("is new" if old is None else "is gone" if new is None else "has changed"))
+                found.append(
+                    f"{verb}{name} "
+                    + ("is new" if old is None else "is gone" if new is None else "has changed")
+                )
     return found
 
 
@@ -173,9 +215,14 @@ def latest(path: Path) -> dict:
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return {kind: stored[kind] | {k: v for a in stored["accepted"] for k, v in a[kind].items()} for kind in ("files", "packages")}
+        return {
+            kind: stored[kind] | {k: v for a in stored["accepted"] for k, v in a[kind].items()}
+            for kind in ("files", "packages")
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {path.parent.name}/sources.json ({error}): measure that result again") from None
+        raise UserError(
+            f"cannot read {path.parent.name}/sources.json ({error}): measure that result again"
+        ) from None
 
 
 def check(reports: Path = REPORTS, scale: str = "nano") -> dict[str, list[str]]:
@@ -223,7 +270,11 @@ def accept(name: str, why: str, reports: Path = REPORTS, scale: str = "nano") ->
         raise UserError("--why needs a sentence: what changed, and how you know that the figure stays")
     stored = json.loads(path.read_text(encoding="utf-8"))
     moved = {
-        kind: {k: now[kind].get(k) for k in known[kind].keys() | now[kind].keys() if known[kind].get(k) != now[kind].get(k)}
+        kind: {
+            k: now[kind].get(k)
+            for k in known[kind].keys() | now[kind].keys()
+            if known[kind].get(k) != now[kind].get(k)
+        }
         for kind in ("files", "packages")
     }
     stored["accepted"].append({"date": datetime.now(UTC).strftime("%Y-%m-%d"), "why": why, **moved})

@@ -99,7 +99,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     manifest = DATA / config.manifest
     train, dev = (read_text(manifest, tokenizer, split, config.seed) for split in ("train", "dev"))
     if min(len(train), len(dev)) < config.context + 2:
-        raise DataError(f"{manifest} has too little text for a context of {config.context}: build more of the corpus")
+        raise DataError(
+            f"{manifest} has too little text for a context of {config.context}: build more of the corpus"
+        )
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=text_size(tokenizer),
@@ -117,11 +119,15 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             bos_token_id=None,
         )
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay
+    )
     state = load_state(args.out, model, optimizer)
     start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
     model, optimizer = accelerator.prepare(model, optimizer)
-    print(f"backbone {count_parameters(model)['total']:,} parameters, {len(train):,} text ids, from step {start}")
+    print(
+        f"backbone {count_parameters(model)['total']:,} parameters, {len(train):,} text ids, from step {start}"
+    )
     log = JsonlLog(args.out / "log.jsonl", start if state else None)
 
     def loss_of(ids: torch.Tensor) -> torch.Tensor:
@@ -145,11 +151,23 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             log.write(done, loss=round(loss.item(), 6))
         if done % config.eval_every == 0 or done == config.steps:
             with torch.no_grad():
-                metrics = {"dev_text_loss": float(np.mean([loss_of(windows(dev, config, s)).item() for s in range(8)]))}
+                metrics = {
+                    "dev_text_loss": float(
+                        np.mean([loss_of(windows(dev, config, s)).item() for s in range(8)])
+                    )
+                }
             log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
         if done % config.save_every == 0 or done == config.steps:
-            save_state(args.out, model, optimizer, done, {"seconds": seconds_before + time.time() - log.started})
-    meta = run_meta(config, config.steps, seconds_before + time.time() - log.started, metrics=metrics, manifest_sha256=sha256(manifest))
+            save_state(
+                args.out, model, optimizer, done, {"seconds": seconds_before + time.time() - log.started}
+            )
+    meta = run_meta(
+        config,
+        config.steps,
+        seconds_before + time.time() - log.started,
+        metrics=metrics,
+        manifest_sha256=sha256(manifest),
+    )
     export_pretrained(args.out, accelerator.unwrap_model(model), tokenizer, config, meta, form=config.storage)
     return metrics
 

@@ -38,7 +38,9 @@ def parse_args(doc: str, argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="name in omnilib/configs, or a YAML file")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--out", required=True, type=Path, help="run folder; an unfinished run in it is continued")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="run folder; an unfinished run in it is continued"
+    )
     return parser.parse_args(argv)
 
 
@@ -97,13 +99,18 @@ class JsonlLog:
         row = {"step": step, **values, "seconds": round(time.time() - self.started, 2)}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
-        print("  ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()), flush=True)
+        print(
+            "  ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
+            flush=True,
+        )
 
 
 def check_finite(loss: torch.Tensor, step: int) -> None:
     """Stop a diverged run before it overwrites a good state."""
     if not torch.isfinite(loss):
-        raise UserError(f"loss is {loss.item()} at step {step}: lower the learning rate, then start again (the last state is kept)")
+        raise UserError(
+            f"loss is {loss.item()} at step {step}: lower the learning rate, then start again (the last state is kept)"
+        )
 
 
 def atomic_folder(target: Path, write) -> None:
@@ -128,10 +135,14 @@ def atomic_folder(target: Path, write) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         if old.exists() and not target.exists():
             old.rename(target)
-        raise CheckpointError(f"could not write {target.name}: {error}; free disk space or choose another --out") from error
+        raise CheckpointError(
+            f"could not write {target.name}: {error}; free disk space or choose another --out"
+        ) from error
 
 
-def save_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | dict, step: int, extra: dict | None = None) -> None:
+def save_state(
+    out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | dict, step: int, extra: dict | None = None
+) -> None:
     """Everything needed to go on as if never stopped: weights, optimiser, step, RNG.
 
     `optimizer` may be a dict of optimisers (a GAN has two). Data position is a function of the step (see `data.Segments`).
@@ -140,7 +151,10 @@ def save_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | d
 
     def write(folder: Path) -> None:
         save_file({k: v.contiguous() for k, v in unique_tensors(model).items()}, folder / "model.safetensors")
-        torch.save({k: o.state_dict() for k, o in optimizers.items()} | {"rng": torch.get_rng_state()}, folder / "optimizer.pt")
+        torch.save(
+            {k: o.state_dict() for k, o in optimizers.items()} | {"rng": torch.get_rng_state()},
+            folder / "optimizer.pt",
+        )
         (folder / "meta.json").write_text(json.dumps({"step": step, **(extra or {})}))
 
     atomic_folder(Path(out) / "state", write)
@@ -157,9 +171,15 @@ def claim(out: Path, config: object) -> None:
     path, settings = out / "settings.json", json.loads(json.dumps(asdict(config)))
     if (out / "state").is_dir() and path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        keys = [k for k in settings if k not in free and not k.endswith("_every") and before.get(k, settings[k]) != settings[k]]
+        keys = [
+            k
+            for k in settings
+            if k not in free and not k.endswith("_every") and before.get(k, settings[k]) != settings[k]
+        ]
         if keys:
-            raise CheckpointError(f"{out} holds a run with another {', '.join(keys)}: name another --out, or delete that folder")
+            raise CheckpointError(
+                f"{out} holds a run with another {', '.join(keys)}: name another --out, or delete that folder"
+            )
     out.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -190,10 +210,14 @@ def load_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | d
         if isinstance(error, CheckpointError):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"cannot resume from {folder}: {reason}; delete the folder to start again") from error
+        raise CheckpointError(
+            f"cannot resume from {folder}: {reason}; delete the folder to start again"
+        ) from error
 
 
-def start_from(model: nn.Module, folder: Path, prefix: str = "", within: str = "", exported: str = "", grow: bool = False) -> None:
+def start_from(
+    model: nn.Module, folder: Path, prefix: str = "", within: str = "", exported: str = "", grow: bool = False
+) -> None:
     """Copy the weights of an earlier run whose names, beginning with `prefix`, and shapes match; the rest stays fresh.
 
     Args:
@@ -211,14 +235,18 @@ def start_from(model: nn.Module, folder: Path, prefix: str = "", within: str = "
     elif result.is_file():
         saved = {exported + k: v for k, v in storage.read(result).items()}
     else:
-        raise CheckpointError(f"no earlier run {path}: train it first (see `make retrain`) or leave `init` empty")
+        raise CheckpointError(
+            f"no earlier run {path}: train it first (see `make retrain`) or leave `init` empty"
+        )
     own = model.state_dict()
     saved = {k: v for k, v in saved.items() if k.startswith(prefix) and k in own}
     if grow:
         saved = {k: grown(v, own[k]) for k, v in saved.items()}
     found = {k: v for k, v in saved.items() if own[k].shape == v.shape}
     if not found:
-        raise CheckpointError(f"nothing of {folder} fits {type(model).__name__}: name a run of the same module, or leave `init` empty")
+        raise CheckpointError(
+            f"nothing of {folder} fits {type(model).__name__}: name a run of the same module, or leave `init` empty"
+        )
     model.load_state_dict(found, strict=False)
     print(f"started with {len(found)} of {len(own)} tensors from {folder.name}")
 
@@ -267,18 +295,31 @@ def export_model(folder: Path, model: nn.Module, config: object, meta: dict, for
 
 def run_meta(config: object, step: int, seconds: float, **more) -> dict:
     """The provenance each exported checkpoint carries: resolved config, steps, wall time, what it was trained on."""
-    return {"config": asdict(config) if is_dataclass(config) else config, "step": step, "train_seconds": round(seconds, 1), **more}
+    return {
+        "config": asdict(config) if is_dataclass(config) else config,
+        "step": step,
+        "train_seconds": round(seconds, 1),
+        **more,
+    }
 
 
 def export_pretrained(
-    folder: Path, model, tokenizer, config: object, meta: dict, weights: dict | None = None, form: str = "bfloat16"
+    folder: Path,
+    model,
+    tokenizer,
+    config: object,
+    meta: dict,
+    weights: dict | None = None,
+    form: str = "bfloat16",
 ) -> None:
     """Write a transformers model with its tokenizer in the published layout, plus config.yaml and meta.json.
 
     Weights (the model's own unless given) are stored in bfloat16, as published; in eight bits only our own classes read them.
     """
     folder = Path(folder)
-    weights = {k: v for k, v in (weights or model.state_dict()).items() if k not in model.all_tied_weights_keys}
+    weights = {
+        k: v for k, v in (weights or model.state_dict()).items() if k not in model.all_tied_weights_keys
+    }
 
     def write(temporary: Path) -> None:
         model.save_pretrained(temporary, state_dict=storage.pack(weights, "bfloat16"))

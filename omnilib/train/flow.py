@@ -49,10 +49,14 @@ class Config:
     )  # start of parameter names ("": all) -> run folder to take them from; a narrower one grows
     steps: int = 10_000
     stop: int = 0  # end after so many steps of the schedule, for a run that another one goes on from; 0: run all `steps`
-    encoder_steps: int = 0  # the first steps train the encoder alone, on the regression loss: about half the time a step
+    encoder_steps: int = (
+        0  # the first steps train the encoder alone, on the regression loss: about half the time a step
+    )
     batch_seconds: float = 60.0
     max_seconds: float = 16.0  # longer recordings are left out
-    repeat: dict[str, int] = field(default_factory=dict)  # speaker, pattern of speakers or language -> times their recordings count
+    repeat: dict[str, int] = field(
+        default_factory=dict
+    )  # speaker, pattern of speakers or language -> times their recordings count
     other_prompt: float = 0.3  # share of batches whose prompt is another utterance of the voice
     prompt_seconds: list[float] = field(default_factory=lambda: [1.0, 4.0])  # its length
     lr: float = 1e-3
@@ -99,18 +103,35 @@ def load_vectors(path: Path, made_by: str) -> dict[str, Tensor]:
     try:
         return load_file(str(path))
     except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot read {path} ({error}): it holds one tensor per record id; make it with {made_by}") from None
+        raise DataError(
+            f"cannot read {path} ({error}): it holds one tensor per record id; make it with {made_by}"
+        ) from None
 
 
 class Utterances:
     """Tokens, mels and speaker vectors of the records that have them; a batch depends on (seed, step) alone."""
 
-    def __init__(self, records: list[dict], root: Path, tokens: dict[str, Tensor], speakers: dict[str, Tensor], cfg: Config):
-        keep = [r for r in records if r["id"] in tokens and r["id"] in speakers and r["duration"] <= cfg.max_seconds]
+    def __init__(
+        self,
+        records: list[dict],
+        root: Path,
+        tokens: dict[str, Tensor],
+        speakers: dict[str, Tensor],
+        cfg: Config,
+    ):
+        keep = [
+            r
+            for r in records
+            if r["id"] in tokens and r["id"] in speakers and r["duration"] <= cfg.max_seconds
+        ]
         if not keep:
-            raise DataError(f"none of {len(records)} records has tokens and a speaker vector: encode this manifest's records first")
+            raise DataError(
+                f"none of {len(records)} records has tokens and a speaker vector: encode this manifest's records first"
+            )
         if bad := sorted({r["rate"] for r in keep} - {24_000}):
-            raise DataError(f"recordings at {bad} Hz: the flow learns from 24 kHz only, resample them in data preparation")
+            raise DataError(
+                f"recordings at {bad} Hz: the flow learns from 24 kHz only, resample them in data preparation"
+            )
         self.segments = Segments(keep, root, cfg.batch_seconds, seed=cfg.seed)
         self.root, self.tokens, self.speakers, self.cfg = root, tokens, speakers, cfg
         self.voices: dict[str, list[dict]] = {}
@@ -120,7 +141,9 @@ class Utterances:
     def load(self, records: list[dict]) -> list[tuple[Tensor, Tensor]]:
         """(tokens (N,), mel (2N, 80)) of each record, cut to the shorter of the two."""
         waves = [load_segment(r, self.root) for r in records]
-        mels = mel_80(pad_sequence(waves, True), torch.tensor([len(w) for w in waves]), self.cfg.model.mel_window)  # (B, 80, F)
+        mels = mel_80(
+            pad_sequence(waves, True), torch.tensor([len(w) for w in waves]), self.cfg.model.mel_window
+        )  # (B, 80, F)
         pairs = []
         for record, wave, mel in zip(records, waves, mels, strict=True):
             tokens = self.tokens[record["id"]].long()
@@ -128,7 +151,9 @@ class Utterances:
             pairs.append((tokens[:count], mel.T[: count * RATIO]))
         return pairs
 
-    def collate(self, pairs: list[tuple[Tensor, Tensor]], owners: list[dict], prompt_frames: Tensor | None) -> Batch:
+    def collate(
+        self, pairs: list[tuple[Tensor, Tensor]], owners: list[dict], prompt_frames: Tensor | None
+    ) -> Batch:
         tokens, mels = zip(*pairs, strict=True)
         return Batch(
             tokens=pad_sequence(tokens, True),
@@ -147,9 +172,14 @@ class Utterances:
         others = [self.voices[r["speaker"]][rng.integers(len(self.voices[r["speaker"]]))] for r in records]
         pairs, prompt_frames = [], []
         loaded = self.load(others + records)
-        for (prompt, prompt_mel), (tokens, mel) in zip(loaded[: len(others)], loaded[len(others) :], strict=True):
+        for (prompt, prompt_mel), (tokens, mel) in zip(
+            loaded[: len(others)], loaded[len(others) :], strict=True
+        ):
             first = int(rng.integers(max(0, len(prompt) - size) + 1))
-            prompt, prompt_mel = prompt[first : first + size], prompt_mel[first * RATIO : (first + size) * RATIO]
+            prompt, prompt_mel = (
+                prompt[first : first + size],
+                prompt_mel[first * RATIO : (first + size) * RATIO],
+            )
             pairs.append((torch.cat([prompt, tokens]), torch.cat([prompt_mel, mel])))
             prompt_frames.append(len(prompt_mel))
         return self.collate(pairs, others, torch.tensor(prompt_frames))
@@ -170,7 +200,9 @@ def evaluate(model: Flow, dev: Utterances, cfg: Config, device: torch.device, ou
         batch = dev.collate(dev.load([record]), [record], None).to(device)
         with common.autocast(device, cfg.bf16):
             fixed = torch.Generator().manual_seed(number)
-            losses.append(model(batch.tokens, batch.lengths, batch.mel, batch.speakers, generator=fixed).item())
+            losses.append(
+                model(batch.tokens, batch.lengths, batch.mel, batch.speakers, generator=fixed).item()
+            )
             cut = max(1, int(batch.lengths[0]) // 3)
             prompt = (batch.tokens[:, :cut], batch.mel[:, :, : cut * RATIO].transpose(1, 2))
             mel = model.inference(batch.tokens[:, cut:], *prompt, batch.speakers)  # (1, 80, F)
@@ -195,7 +227,9 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
     """Run or continue a run in `out`; returns the final development metrics."""
     common.seed_everything(cfg.seed)
     common.claim(out, cfg)
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=cfg.encoder_steps > 0)])
+    accelerator = Accelerator(
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=cfg.encoder_steps > 0)]
+    )
     device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
 
     manifest = find_data(cfg.manifest)
@@ -212,27 +246,39 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
     model = model.to(device)
     average = copy.deepcopy(model).eval()
     both = nn.ModuleDict({"model": model, "average": average})
-    optimizer = torch.optim.AdamW(model.parameters(), cfg.lr, betas=(0.9, 0.99), weight_decay=cfg.weight_decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), cfg.lr, betas=(0.9, 0.99), weight_decay=cfg.weight_decay
+    )
     state = common.load_state(out, both, optimizer)
     first, spent = (state["step"], state["seconds"]) if state else (0, 0.0)
     wrapped = accelerator.prepare(model) if ranks > 1 else model
-    log = common.JsonlLog(out / "log.jsonl", first if state else None) if accelerator.is_main_process else None
+    log = (
+        common.JsonlLog(out / "log.jsonl", first if state else None) if accelerator.is_main_process else None
+    )
     if log:
         hours = sum(r["duration"] for r in data.segments.records) / 3600
-        print(f"flow {common.count_parameters(model)}, {hours:.2f} h of speech in {len(data.segments.records)} utterances")
+        print(
+            f"flow {common.count_parameters(model)}, {hours:.2f} h of speech in {len(data.segments.records)} utterances"
+        )
 
     model.train()
     started, heard, metrics = time.time(), 0.0, {}
     end = cfg.stop or cfg.steps
-    for step, batch in prefetch(lambda s: data.batch(s * ranks + rank), first, end, threads=threads_for(device)):
-        torch.manual_seed((cfg.seed << 32) + step * ranks + rank)  # time, noise, dropout: a function of the step
+    for step, batch in prefetch(
+        lambda s: data.batch(s * ranks + rank), first, end, threads=threads_for(device)
+    ):
+        torch.manual_seed(
+            (cfg.seed << 32) + step * ranks + rank
+        )  # time, noise, dropout: a function of the step
         lr = common.lr_at(step, cfg.steps, cfg.lr, cfg.warmup)
         for group in optimizer.param_groups:
             group["lr"] = lr
         batch = batch.to(device)
         with common.autocast(device, cfg.bf16):
             early = step < cfg.encoder_steps
-            loss = wrapped(batch.tokens, batch.lengths, batch.mel, batch.speakers, batch.prompt_frames, prior_only=early)
+            loss = wrapped(
+                batch.tokens, batch.lengths, batch.mel, batch.speakers, batch.prompt_frames, prior_only=early
+            )
         common.check_finite(loss, step)
         optimizer.zero_grad()
         accelerator.backward(loss)

@@ -51,10 +51,14 @@ class Config:
     """One vocoder run."""
 
     manifest: str = "nano/codec.jsonl"  # below the data folder, or a path
-    mels: str = ""  # below the data folder: mels a flow gave for the same recordings (`omnilib.train.tokens --codec`)
+    mels: str = (
+        ""  # below the data folder: mels a flow gave for the same recordings (`omnilib.train.tokens --codec`)
+    )
     mels_share: float = 0.5  # of the crops that are heard from them instead of the recording's own mel
     init: str = ""  # run folder whose generator and discriminators this one goes on from
-    repeat: dict[str, int] = field(default_factory=dict)  # speaker, pattern of speakers or language -> times their recordings count
+    repeat: dict[str, int] = field(
+        default_factory=dict
+    )  # speaker, pattern of speakers or language -> times their recordings count
     crop_seconds: float = 0.64
     batch_seconds: float = 5.12
     steps: int = 10_000
@@ -87,7 +91,9 @@ class Config:
 
 
 @torch.no_grad()
-def measure_pitch(wave: Tensor, rate: int = 24_000, hop: int = 480, low: float = 60.0, high: float = 420.0) -> Tensor:
+def measure_pitch(
+    wave: Tensor, rate: int = 24_000, hop: int = 480, low: float = 60.0, high: float = 420.0
+) -> Tensor:
     """Fundamental frequency of each mel frame in Hz, 0 where unvoiced: (B, T) -> (B, T // hop).
 
     Boersma's autocorrelation at a third of the rate: the windowed frame's autocorrelation over the window's own, the best
@@ -95,7 +101,11 @@ def measure_pitch(wave: Tensor, rate: int = 24_000, hop: int = 480, low: float =
     """
     frames = wave.shape[-1] // hop
     third = F.avg_pool1d(wave[:, None], 3)[:, 0]  # (B, T/3): speech pitch needs no more
-    rate, hop, size = rate // 3, hop // 3, 320  # 320 samples: 40 ms, more than two periods at the lowest pitch
+    rate, hop, size = (
+        rate // 3,
+        hop // 3,
+        320,
+    )  # 320 samples: 40 ms, more than two periods at the lowest pitch
     third = F.pad(third, (size // 2 - hop // 2, size))
     x = third.unfold(-1, size, hop)[:, :frames]  # (B, F, size)
     energy = x.square().mean(-1).sqrt()
@@ -184,13 +194,17 @@ def load_mels(path: Path, window: int) -> dict[str, Tensor]:
         DataError: there is no such file, it is broken, or its windows are others.
     """
     if not path.is_file():
-        raise DataError(f"no mels {path.name}: write them with `python -m omnilib.train.tokens --codec`, or leave `mels` empty")
+        raise DataError(
+            f"no mels {path.name}: write them with `python -m omnilib.train.tokens --codec`, or leave `mels` empty"
+        )
     try:
         mels = load_file(path)
         with safe_open(str(path), "pt") as file:
             made = int((file.metadata() or {}).get("mel_window", MEL_WINDOW))  # older files do not say
     except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot read mels {path.name} ({error}): write them again with `python -m omnilib.train.tokens --codec`") from None
+        raise DataError(
+            f"cannot read mels {path.name} ({error}): write them again with `python -m omnilib.train.tokens --codec`"
+        ) from None
     if made != window:
         raise DataError(
             f"mels {path.name} are of windows of {made} samples, the vocoder reads {window}: write them with a flow of that window"
@@ -212,12 +226,17 @@ def train(cfg: Config, out: Path) -> dict:
     device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
     manifest = DATA / cfg.manifest
     records = read_manifest(manifest)
-    by_split = {s: [r for r in records if r["split"] == s and r["rate"] == cfg.model.sampling_rate] for s in ("train", "dev")}
+    by_split = {
+        s: [r for r in records if r["split"] == s and r["rate"] == cfg.model.sampling_rate]
+        for s in ("train", "dev")
+    }
     data = Crops(cfg, common.repeated(by_split["train"], cfg.repeat), manifest.parent)
     dev = development_crops(by_split["dev"], manifest.parent, cfg).to(device)
     example = max(by_split["dev"], key=lambda r: (r["duration"] < 8, r["duration"]))
 
-    nets = nn.ModuleDict({"generator": HiFT(cfg.model), "judges": Discriminators(cfg.discriminator)}).to(device)
+    nets = nn.ModuleDict({"generator": HiFT(cfg.model), "judges": Discriminators(cfg.discriminator)}).to(
+        device
+    )
     if cfg.init:
         common.start_from(nets, ROOT / cfg.init, exported="generator.")
     model, judges = nets["generator"], nets["judges"]
@@ -226,12 +245,16 @@ def train(cfg: Config, out: Path) -> dict:
     sounding = [p for name, p in model.named_parameters() if not name.startswith("f0_predictor")]
     optimizers = {
         "generator": torch.optim.AdamW(model.parameters(), cfg.lr, betas=(0.8, 0.99), weight_decay=0.0),
-        "judges": torch.optim.AdamW(judges.parameters(), cfg.discriminator_lr, betas=(0.8, 0.99), weight_decay=0.0),
+        "judges": torch.optim.AdamW(
+            judges.parameters(), cfg.discriminator_lr, betas=(0.8, 0.99), weight_decay=0.0
+        ),
     }
     state = common.load_state(out, nets, optimizers)
     first = state["step"] if state else 0
     spent = state["seconds"] if state else 0.0
-    log = common.JsonlLog(out / "log.jsonl", first if state else None) if accelerator.is_main_process else None
+    log = (
+        common.JsonlLog(out / "log.jsonl", first if state else None) if accelerator.is_main_process else None
+    )
     g, d = accelerator.prepare(model, judges) if ranks > 1 else (model, judges)
     if log:
         print(f"generator {common.count_parameters(model)}  discriminators {common.count_parameters(judges)}")
@@ -257,7 +280,9 @@ def train(cfg: Config, out: Path) -> dict:
                 judged_real, judged_fake = d(real), d(fake.detach())
             losses["judges"] = discriminator_loss(judged_real, judged_fake)
             if cfg.relativistic_weight:
-                losses["judges"] = losses["judges"] + cfg.relativistic_weight * relativistic_loss(judged_real, judged_fake)
+                losses["judges"] = losses["judges"] + cfg.relativistic_weight * relativistic_loss(
+                    judged_real, judged_fake
+                )
             optimizers["judges"].zero_grad()
             accelerator.backward(losses["judges"])
             optimizers["judges"].step()
@@ -265,7 +290,9 @@ def train(cfg: Config, out: Path) -> dict:
         losses["mel"] = F.l1_loss(spectrum(cfg.model, fake), truth)
         losses["stft"] = spectral_loss(real, fake)
         losses["f0"] = F.l1_loss(f0_hat, f0)
-        loss = cfg.mel_weight * losses["mel"] + cfg.stft_weight * losses["stft"] + cfg.f0_weight * losses["f0"]
+        loss = (
+            cfg.mel_weight * losses["mel"] + cfg.stft_weight * losses["stft"] + cfg.f0_weight * losses["f0"]
+        )
         if cfg.fine_mel_weight:
             losses["fine_mel"] = fine_mel_loss(real, fake, cfg.model.sampling_rate)
             loss = loss + cfg.fine_mel_weight * losses["fine_mel"]
@@ -275,8 +302,13 @@ def train(cfg: Config, out: Path) -> dict:
                 judged_fake = d(fake)
             judges.requires_grad_(True)
             # inner maps of the real wave are those from before the step above: one pass less, the difference is one update
-            losses["adversarial"], losses["feature"] = adversarial_loss(judged_fake), feature_loss(judged_real, judged_fake)
-            loss = loss + cfg.adversarial_weight * losses["adversarial"] + cfg.feature_weight * losses["feature"]
+            losses["adversarial"], losses["feature"] = (
+                adversarial_loss(judged_fake),
+                feature_loss(judged_real, judged_fake),
+            )
+            loss = (
+                loss + cfg.adversarial_weight * losses["adversarial"] + cfg.feature_weight * losses["feature"]
+            )
         common.check_finite(loss, step)
         optimizers["generator"].zero_grad()
         accelerator.backward(loss)
@@ -298,7 +330,9 @@ def train(cfg: Config, out: Path) -> dict:
             common.save_state(out, nets, optimizers, done, {"seconds": seconds})
     if log:
         metrics = metrics or evaluate(average, dev)
-        meta = common.run_meta(cfg, cfg.steps, spent + time.time() - started, metrics=metrics, manifest_sha256=sha256(manifest))
+        meta = common.run_meta(
+            cfg, cfg.steps, spent + time.time() - started, metrics=metrics, manifest_sha256=sha256(manifest)
+        )
         common.export_model(out, average, cfg.model, meta, form=cfg.storage)
     return metrics
 

@@ -10,7 +10,9 @@ import torch
 T = TypeVar("T")
 
 
-def prefetch(make: Callable[[int], T], start: int, stop: int, depth: int = 3, threads: int = 1) -> Iterator[tuple[int, T]]:
+def prefetch(
+    make: Callable[[int], T], start: int, stop: int, depth: int = 3, threads: int = 1
+) -> Iterator[tuple[int, T]]:
     """Yield `(step, make(step))` for start <= step < stop in order, made up to `depth` steps ahead; an error in `make` is raised here."""
     depth = max(depth, 2 * threads)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")

@@ -52,7 +52,9 @@ class SpeakerTraining:
     steps: int = 500
     batch_seconds: float = 160.0
     crops: list[float] = field(default_factory=lambda: [1.5, 2.5, 4.0])
-    speeds: list[float] = field(default_factory=lambda: [1.0, 1.08])  # chosen so that no two copies of a voice coincide
+    speeds: list[float] = field(
+        default_factory=lambda: [1.0, 1.08]
+    )  # chosen so that no two copies of a voice coincide
     noise_db: list[float] = field(default_factory=lambda: [15.0, 50.0])  # signal-to-noise range
     margin: float = 0.2
     scale: float = 30.0
@@ -85,7 +87,9 @@ class Classifier(nn.Module):
 def margin_loss(cosine: Tensor, speaker: Tensor, margin: float, scale: float) -> Tensor:
     """Cross-entropy of scaled cosines (B, S), the true angle made larger by `margin`."""
     angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
-    harder = torch.where(nn.functional.one_hot(speaker, cosine.shape[1]).bool(), (angle + margin).cos(), cosine)
+    harder = torch.where(
+        nn.functional.one_hot(speaker, cosine.shape[1]).bool(), (angle + margin).cos(), cosine
+    )
     return cross_entropy(scale * harder, speaker)
 
 
@@ -94,13 +98,17 @@ class Batches:
 
     def __init__(self, config: SpeakerTraining, records: list[dict], root: Path, speakers: list[str]):
         self.config, self.number = config, {name: i for i, name in enumerate(speakers)}
-        self.segments = [Segments(records, root, config.batch_seconds, crop, config.seed) for crop in config.crops]
+        self.segments = [
+            Segments(records, root, config.batch_seconds, crop, config.seed) for crop in config.crops
+        ]
 
     def make(self, step: int) -> tuple[Tensor, Tensor]:
         config, rng = self.config, step_rng(self.config.seed + 2, step)
         waves, _, records = self.segments[int(rng.integers(len(config.crops)))].batch(step)  # (B, T)
         choice = int(rng.integers(len(config.speeds)))
-        rate = round(TOKENIZER_RATE / config.speeds[choice] / 200) * 200  # a round rate keeps the resampling filter short
+        rate = (
+            round(TOKENIZER_RATE / config.speeds[choice] / 200) * 200
+        )  # a round rate keeps the resampling filter short
         waves = resample(waves, records[0]["rate"], rate)
         level = waves.square().mean(1, keepdim=True).sqrt()
         decibel = torch.from_numpy(rng.uniform(*config.noise_db, size=(len(waves), 1)).astype(np.float32))
@@ -161,9 +169,13 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     test = pick([r for r in records if r["split"] == "test" and r["duration"] >= 1.5], config.eval_items)
     unseen = [r for r in test if r["speaker"] not in speakers]
     if len(speakers) < 2 or len({r["speaker"] for r in unseen}) < 2:
-        raise DataError(f"{manifest}: training needs 2 speakers and 2 others in the test split only; build the corpus again")
+        raise DataError(
+            f"{manifest}: training needs 2 speakers and 2 others in the test split only; build the corpus again"
+        )
 
-    model = Classifier(SpeakerEncoder(config.encoder), len(speakers) * len(config.speeds)).to(accelerator.device)
+    model = Classifier(SpeakerEncoder(config.encoder), len(speakers) * len(config.speeds)).to(
+        accelerator.device
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
     state = load_state(args.out, model, optimizer)
     start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
@@ -178,12 +190,18 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
     def judge() -> dict[str, float]:
         """Held-out speakers, and all test speakers."""
-        unseen_result = {f"unseen_{k}": round(v, 5) for k, v in evaluate(model.encoder, unseen, manifest.parent).items()}
-        return unseen_result | {f"all_{k}": round(v, 5) for k, v in evaluate(model.encoder, test, manifest.parent).items()}
+        unseen_result = {
+            f"unseen_{k}": round(v, 5) for k, v in evaluate(model.encoder, unseen, manifest.parent).items()
+        }
+        return unseen_result | {
+            f"all_{k}": round(v, 5) for k, v in evaluate(model.encoder, test, manifest.parent).items()
+        }
 
     metrics, world, rank = {}, accelerator.num_processes, accelerator.process_index
     make = lambda step: batches.make(step * world + rank)  # noqa: E731  each process its own batch
-    for step, (fbank, speaker) in prefetch(make, start, config.steps, threads=threads_for(accelerator.device)):
+    for step, (fbank, speaker) in prefetch(
+        make, start, config.steps, threads=threads_for(accelerator.device)
+    ):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, config.steps, config.lr, config.warmup)
         fbank, speaker = fbank.to(accelerator.device), speaker.to(accelerator.device)
@@ -197,16 +215,28 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         optimizer.zero_grad()
         done = step + 1
         if main_process and (done % config.log_every == 0 or done == config.steps):
-            log.write(done, loss=round(loss.item(), 6), accuracy=round((cosine.argmax(1) == speaker).float().mean().item(), 4))
+            log.write(
+                done,
+                loss=round(loss.item(), 6),
+                accuracy=round((cosine.argmax(1) == speaker).float().mean().item(), 4),
+            )
         if main_process and (done % config.eval_every == 0 or done == config.steps):
             metrics = judge()
             log.write(done, **metrics)
         if main_process and (done % config.save_every == 0 or done == config.steps):
-            save_state(args.out, model, optimizer, done, {"seconds": seconds_before + time.time() - log.started})
+            save_state(
+                args.out, model, optimizer, done, {"seconds": seconds_before + time.time() - log.started}
+            )
 
     if main_process:
         metrics = metrics or judge()
-        meta = run_meta(config, config.steps, seconds_before + time.time() - log.started, metrics=metrics, manifest_sha256=sha256(manifest))
+        meta = run_meta(
+            config,
+            config.steps,
+            seconds_before + time.time() - log.started,
+            metrics=metrics,
+            manifest_sha256=sha256(manifest),
+        )
         export_model(args.out, model.encoder, config.encoder, meta, form=config.storage)
     return metrics
 

@@ -75,12 +75,16 @@ class SpeechLMTraining:
     chunk_max: int = 60  # any id closes it beyond so many (paper: 100)
     # samples
     rows: int = 2400  # rows a batch holds
-    seconds: list[float] = field(default_factory=lambda: [2.0, 6.0, 20.0, 60.0])  # edges of the length classes of a sample
+    seconds: list[float] = field(
+        default_factory=lambda: [2.0, 6.0, 20.0, 60.0]
+    )  # edges of the length classes of a sample
     shares: list[float] = field(default_factory=lambda: [0.25, 0.55, 0.2])  # share of batches in each class
     reference_seconds: list[float] = field(default_factory=lambda: [1.8, 6.0])
     languages: list[str] = field(default_factory=lambda: ["en", "zh"])
     language_shares: list[float] = field(default_factory=lambda: [0.8, 0.2])
-    corrupt: float = 0.1  # share of speech cells replaced by random codes in the input: the model must listen to the text
+    corrupt: float = (
+        0.1  # share of speech cells replaced by random codes in the input: the model must listen to the text
+    )
     # optimiser
     steps: int = 4000
     lr: float = 1e-3
@@ -106,7 +110,9 @@ class SpeechLMTraining:
 def check_codes(highest: int, config: SpeechLMTraining, place: Path) -> None:
     """Raises DataError on codes of another tokenizer."""
     if highest >= config.codes:
-        raise DataError(f"{place} holds code {highest}, beyond codes={config.codes}: give the number of codes of its tokenizer")
+        raise DataError(
+            f"{place} holds code {highest}, beyond codes={config.codes}: give the number of codes of its tokenizer"
+        )
 
 
 def read_pairs(config: SpeechLMTraining, split: str) -> list[tuple[dict, Tensor]]:
@@ -120,7 +126,11 @@ def read_pairs(config: SpeechLMTraining, split: str) -> list[tuple[dict, Tensor]
         raise DataError(f"no speech tokens {path}: make them with `python -m omnilib.train.tokens`")
     codes = load_file(str(path))
     check_codes(max((int(c.max()) for c in codes.values() if len(c)), default=0), config, path)
-    return [(r, codes[r["id"]].long()) for r in read_manifest(DATA / config.manifest) if r["split"] == split and r["id"] in codes]
+    return [
+        (r, codes[r["id"]].long())
+        for r in read_manifest(DATA / config.manifest)
+        if r["split"] == split and r["id"] in codes
+    ]
 
 
 class ShardWindows:
@@ -144,7 +154,9 @@ class ShardWindows:
         records = self.shards.records(order[place :: self.per_pass])
         pairs = [(r, torch.tensor(r["tokens"], dtype=torch.long)) for r in records if r.get("tokens")]
         if not pairs:
-            raise DataError(f"the records of {self.config.shards} have no tokens: end their recipe with the step `tokens`")
+            raise DataError(
+                f"the records of {self.config.shards} have no tokens: end their recipe with the step `tokens`"
+            )
         check_codes(max(int(c.max()) for _, c in pairs), self.config, Path(self.config.shards))
         return pairs
 
@@ -160,14 +172,21 @@ class Conversations:
         missing = [lang for lang in config.languages if not self.speakers[lang]]
         if missing:
             place = config.shards or config.manifest
-            raise DataError(f"{place} holds no {split} speech in {', '.join(missing)} with tokens: build the corpus and its tokens")
+            raise DataError(
+                f"{place} holds no {split} speech in {', '.join(missing)} with tokens: build the corpus and its tokens"
+            )
 
     def index(self, pairs: list[tuple[dict, Tensor]]) -> None:
         """Sort records by language and speaker."""
         self.speakers: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
         for record, codes in pairs:
             if record["language"] in self.config.languages:
-                item = {"text": record["text"], "seconds": record["duration"], "codes": codes, "phonemes": record.get("phonemes")}
+                item = {
+                    "text": record["text"],
+                    "seconds": record["duration"],
+                    "codes": codes,
+                    "phonemes": record.get("phonemes"),
+                }
                 self.speakers[record["language"]][record["speaker"]].append(item)
         low, high = self.config.reference_seconds
         self.references = {
@@ -181,7 +200,8 @@ class Conversations:
         return (
             self.windows.hours
             if self.windows
-            else sum(r["seconds"] for s in self.speakers.values() for records in s.values() for r in records) / 3600
+            else sum(r["seconds"] for s in self.speakers.values() for records in s.values() for r in records)
+            / 3600
         )
 
     def sample(self, rng: np.random.Generator, language: str, seconds: float) -> tuple[Tensor, Tensor]:
@@ -198,7 +218,9 @@ class Conversations:
                 total += chosen[-1]["seconds"]
             sentences = [(r["text"], r["codes"]) for r in chosen]
             try:
-                return training_rows(self.tokenizer, self.layout, reference["text"], reference["codes"], sentences, self.rules)
+                return training_rows(
+                    self.tokenizer, self.layout, reference["text"], reference["codes"], sentences, self.rules
+                )
             except DataError:  # a sentence longer than a whole chunk: draw again
                 continue
         raise DataError(
@@ -211,7 +233,11 @@ class Conversations:
         if self.windows and step // config.window_steps != self.window:
             self.window = step // config.window_steps
             self.index(self.windows.pairs(self.window))
-        languages = {lang: share for lang, share in zip(config.languages, config.language_shares, strict=True) if self.speakers[lang]}
+        languages = {
+            lang: share
+            for lang, share in zip(config.languages, config.language_shares, strict=True)
+            if self.speakers[lang]
+        }
         shares = np.array(list(languages.values())) / sum(languages.values())
         rng = step_rng(config.seed, step)
         kind = int(rng.choice(len(config.shares), p=np.array(config.shares) / sum(config.shares)))
@@ -222,7 +248,9 @@ class Conversations:
             samples.append(self.sample(rng, language, seconds))
             longest = max(longest, len(samples[-1][0]))
         rows = torch.nn.utils.rnn.pad_sequence([r for r, _ in samples], batch_first=True)
-        labels = torch.nn.utils.rnn.pad_sequence([y for _, y in samples], batch_first=True, padding_value=IGNORE)
+        labels = torch.nn.utils.rnn.pad_sequence(
+            [y for _, y in samples], batch_first=True, padding_value=IGNORE
+        )
         lengths = torch.tensor([len(r) for r, _ in samples])
         mask = torch.arange(rows.shape[1]) < lengths[:, None]
         return self.corrupt(rows, rng), labels, mask
@@ -232,7 +260,9 @@ class Conversations:
         if not self.config.corrupt:
             return rows
         share = rng.uniform(0, 2 * self.config.corrupt, size=len(rows)) * (rng.random(len(rows)) < 0.5)
-        hit = torch.from_numpy(rng.random(rows.shape) < share[:, None, None]) & (rows < self.layout.speech_eos)
+        hit = torch.from_numpy(rng.random(rows.shape) < share[:, None, None]) & (
+            rows < self.layout.speech_eos
+        )
         hit[..., 0] = False  # text is never changed
         noise = torch.from_numpy(rng.integers(self.layout.speech_eos, size=rows.shape))
         return torch.where(hit, noise, rows)
@@ -263,7 +293,9 @@ def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
     """
     folder = ROOT / config.init
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"no model in {config.init}: train the stage before (see `make retrain`) or correct `init`")
+        raise CheckpointError(
+            f"no model in {config.init}: train the stage before (see `make retrain`) or correct `init`"
+        )
     if config.stage not in (1, 2):
         raise ConfigError(f"stage is {config.stage}: it must be 1 or 2")
     if not 0.0 <= config.keep < 1.0:
@@ -274,9 +306,13 @@ def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
         model = SpeechLM.load(folder)
         model.config.speech_blank, model.config.speech_blank_codes = silence[0] if silence else None, silence
         return model
-    backbone = storage.from_pretrained(Qwen3ForCausalLM.from_pretrained, Qwen3Config, folder, dtype=torch.float32, local_files_only=True)
+    backbone = storage.from_pretrained(
+        Qwen3ForCausalLM.from_pretrained, Qwen3Config, folder, dtype=torch.float32, local_files_only=True
+    )
     base = {
-        k: v for k, v in Qwen3Config.from_pretrained(folder).to_dict().items() if k not in ("vocab_size", "architectures", "model_type")
+        k: v
+        for k, v in Qwen3Config.from_pretrained(folder).to_dict().items()
+        if k not in ("vocab_size", "architectures", "model_type")
     }
     text = text_size(tokenizer)
     speech = config.codes + 2
@@ -300,14 +336,24 @@ def optimizers_of(model: SpeechLM, config: SpeechLMTraining) -> dict[str, torch.
         raise ConfigError(f"optimizer '{config.optimizer}' is unknown: use adamw or muon")
     groups: dict[str, list[dict]] = {"adamw": [], "muon": []}
     for adapter in (False, True):
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and n.startswith("tts_adapter.") == adapter]
-        tables = [p for n, p in named if "embed_tokens" in n or "lm_head" in n or p.dim() < 2]  # no decay: see freeze_backbone
+        named = [
+            (n, p)
+            for n, p in model.named_parameters()
+            if p.requires_grad and n.startswith("tts_adapter.") == adapter
+        ]
+        tables = [
+            p for n, p in named if "embed_tokens" in n or "lm_head" in n or p.dim() < 2
+        ]  # no decay: see freeze_backbone
         matrices = [p for n, p in named if not ("embed_tokens" in n or "lm_head" in n or p.dim() < 2)]
         scale = config.adapter_lr if adapter else 1.0
         groups["adamw"].append({"params": tables, "weight_decay": 0.0, "scale": scale})
-        groups[config.optimizer].append({"params": matrices, "weight_decay": config.weight_decay, "scale": scale})
+        groups[config.optimizer].append(
+            {"params": matrices, "weight_decay": config.weight_decay, "scale": scale}
+        )
     groups = {k: [g for g in v if g["params"]] for k, v in groups.items()}
-    result: dict[str, torch.optim.Optimizer] = {"adamw": torch.optim.AdamW(groups["adamw"], lr=config.lr, betas=(0.9, 0.98))}
+    result: dict[str, torch.optim.Optimizer] = {
+        "adamw": torch.optim.AdamW(groups["adamw"], lr=config.lr, betas=(0.9, 0.98))
+    }
     if groups["muon"]:
         result["muon"] = torch.optim.Muon(groups["muon"], lr=config.lr, adjust_lr_fn="match_rms_adamw")
     return result
@@ -333,7 +379,10 @@ def weight_change(before: dict[str, Tensor], after: dict[str, Tensor], text_rows
         a, b = before[name].double().cpu(), after[name].double().cpu()
         pieces = {group_of(name): (a, b)}
         if "table" in pieces:
-            pieces = {"text rows": (a[:text_rows], b[:text_rows]), "speech rows": (a[text_rows:], b[text_rows:])}
+            pieces = {
+                "text rows": (a[:text_rows], b[:text_rows]),
+                "speech rows": (a[text_rows:], b[text_rows:]),
+            }
         for key, (x, y) in pieces.items():
             sums[key][0] += float((y - x).square().sum())
             sums[key][1] += float(x.square().sum())
@@ -347,7 +396,9 @@ def blend(before: dict[str, Tensor], after: dict[str, Tensor], keep: float) -> d
 
 
 @torch.no_grad()
-def evaluate(model: torch.nn.Module, conversations: Conversations, device, bf16: bool, batches: int = 6) -> dict[str, float]:
+def evaluate(
+    model: torch.nn.Module, conversations: Conversations, device, bf16: bool, batches: int = 6
+) -> dict[str, float]:
     """Teacher-forced losses and speech token error on unseen sentences of training speakers."""
     model.eval()
     sums = defaultdict(float)
@@ -369,13 +420,20 @@ def evaluate(model: torch.nn.Module, conversations: Conversations, device, bf16:
 def read_aloud(model: SpeechLM, tokenizer, conversations: Conversations) -> dict[str, float]:
     """Phoneme error of unseen sentences as the model speaks them, read from its tokens before any wave is made."""
     config, head = conversations.config, PhonemeHead.load(ROOT / conversations.config.meter)
-    settings = DecodeSettings(temperature=config.meter_temperature, chunk_min_tokens=config.chunk_min, chunk_max_tokens=config.chunk_max)
+    settings = DecodeSettings(
+        temperature=config.meter_temperature,
+        chunk_min_tokens=config.chunk_min,
+        chunk_max_tokens=config.chunk_max,
+    )
     rng, result = step_rng(config.seed, 0), {}
     model.eval()
     for language in config.languages:
         requests, said = [], []
         for speaker in rng.choice(sorted(conversations.speakers[language]), config.meter_lines):
-            voice, line = rng.choice(conversations.references[speaker]), rng.choice(conversations.speakers[language][speaker])
+            voice, line = (
+                rng.choice(conversations.references[speaker]),
+                rng.choice(conversations.speakers[language][speaker]),
+            )
             requests.append(Request(line["text"], voice["text"], voice["codes"]))
             said.append(line["phonemes"])
         spoken = generate(model, tokenizer, requests, settings, batch=config.meter_lines)
@@ -404,7 +462,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     before = {k: v.clone() for k, v in model.state_dict().items() if k not in model.all_tied_weights_keys}
     layout = layout_of(model.config, tokenizer)
     conversations = Conversations(config, tokenizer, layout)
-    dev_config = configs.load(SpeechLMTraining, args.config, [*args.overrides, "corrupt=0.0", "seed=0"])  # the same lines for all runs
+    dev_config = configs.load(
+        SpeechLMTraining, args.config, [*args.overrides, "corrupt=0.0", "seed=0"]
+    )  # the same lines for all runs
     dev = Conversations(dev_config, tokenizer, layout, "dev")
 
     if config.stage == 1:
@@ -423,7 +483,11 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     if sharded:
         state = zero.load_state(accelerator, wrapped, args.out)
     start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
-    main_process, world, rank = accelerator.is_main_process, accelerator.num_processes, accelerator.process_index
+    main_process, world, rank = (
+        accelerator.is_main_process,
+        accelerator.num_processes,
+        accelerator.process_index,
+    )
     if main_process:
         print(
             f"stage {config.stage}: {count['trainable']:,} of {count['total']:,} parameters learn, {conversations.hours:.1f} h, from step {start}"
@@ -438,7 +502,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(step, config.steps, config.lr, config.warmup) * group["scale"]
         with autocast(device, config.bf16):
-            output = wrapped(rows, mask, labels, text_weight=config.text_weight, speech_weight=config.speech_weight)
+            output = wrapped(
+                rows, mask, labels, text_weight=config.text_weight, speech_weight=config.speech_weight
+            )
         check_finite(output.loss, step)
         accelerator.backward(output.loss)
         norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
@@ -449,10 +515,21 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         done = step + 1
         if main_process and (done % config.log_every == 0 or done == config.steps):
             speed = rows_seen / (time.time() - log.started)
-            losses = {"loss": output.loss.item(), "text": output.text_loss.item(), "speech": output.speech_loss.item()}
-            log.write(done, **{k: round(v, 6) for k, v in losses.items()}, norm=round(float(norm or 0), 3), rows_per_second=round(speed, 1))
+            losses = {
+                "loss": output.loss.item(),
+                "text": output.text_loss.item(),
+                "speech": output.speech_loss.item(),
+            }
+            log.write(
+                done,
+                **{k: round(v, 6) for k, v in losses.items()},
+                norm=round(float(norm or 0), 3),
+                rows_per_second=round(speed, 1),
+            )
         if done % config.eval_every == 0 or done == config.steps:
-            metrics = evaluate(wrapped, dev, device, config.bf16)  # by all: under ZeRO-3 nobody holds the model alone
+            metrics = evaluate(
+                wrapped, dev, device, config.bf16
+            )  # by all: under ZeRO-3 nobody holds the model alone
             if config.meter and not sharded:
                 metrics |= read_aloud(model, tokenizer, dev)
             if main_process:
@@ -469,7 +546,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         weights = blend(before, weights, config.keep)
         if not sharded:  # meta.json tells of what is exported, log.jsonl of the run; sharded, both of the run
             model.load_state_dict(weights, strict=False)
-            metrics = evaluate(model, dev, device, config.bf16) | (read_aloud(model, tokenizer, dev) if config.meter else {})
+            metrics = evaluate(model, dev, device, config.bf16) | (
+                read_aloud(model, tokenizer, dev) if config.meter else {}
+            )
     if main_process:
         meta = run_meta(
             config,

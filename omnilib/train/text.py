@@ -35,7 +35,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     def write(folder) -> None:
         save_tokenizer(tokenizer, folder)
         configs.save(config, folder / "config.yaml")
-        (folder / "meta.json").write_text(json.dumps({"metrics": metrics, "manifest_sha256": sha256(manifest)}, indent=1) + "\n")
+        (folder / "meta.json").write_text(
+            json.dumps({"metrics": metrics, "manifest_sha256": sha256(manifest)}, indent=1) + "\n"
+        )
 
     atomic_folder(args.out, write)
     print(metrics)

@@ -43,8 +43,22 @@ from omnilib.train.common import (
     start_from,
 )
 from omnilib.train.prefetch import prefetch, threads_for
-from omnilib.voice.phonemes import FRAME_SECONDS, FRAMES, PhonemeHead, PhonemeHeadConfig, align, edit_distance, phoneme_set
-from omnilib.voice.tokenizer import FRAMES_PER_CODE, SpeechTokenizer, SpeechTokenizerConfig, code_count, valid_mask
+from omnilib.voice.phonemes import (
+    FRAME_SECONDS,
+    FRAMES,
+    PhonemeHead,
+    PhonemeHeadConfig,
+    align,
+    edit_distance,
+    phoneme_set,
+)
+from omnilib.voice.tokenizer import (
+    FRAMES_PER_CODE,
+    SpeechTokenizer,
+    SpeechTokenizerConfig,
+    code_count,
+    valid_mask,
+)
 
 
 @dataclass
@@ -52,7 +66,9 @@ class TokenizerTraining:
     """One experiment; `tokenizer` and `head` are the sizes, the rest is how long and how hard."""
 
     manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
-    init: str = ""  # a folder of this script to take matching weights from (encoder, head), say one with fewer codes
+    init: str = (
+        ""  # a folder of this script to take matching weights from (encoder, head), say one with fewer codes
+    )
     freeze_head: bool = False  # codes keep the meaning that the head of `init` reads in them: who reads them need not learn anew
     seed: int = 0
     steps: int = 6000
@@ -63,12 +79,22 @@ class TokenizerTraining:
     weight_decay: float = 0.01
     clip: float = 1.0
     speeds: list[float] = field(default_factory=lambda: [1.0])  # playing faster or slower makes new voices
-    repeat: dict[str, int] = field(default_factory=dict)  # speaker, pattern of speakers or language -> times its recordings count
-    join: float = 0.0  # chance that a batch's utterances are joined in pairs, so that long recordings are known too
+    repeat: dict[str, int] = field(
+        default_factory=dict
+    )  # speaker, pattern of speakers or language -> times its recordings count
+    join: float = (
+        0.0  # chance that a batch's utterances are joined in pairs, so that long recordings are known too
+    )
     band_mask: int = 0  # mel bands hidden at random
-    disturb: float = 0.0  # share of recordings heard through noise, another microphone or a coder, see `disturb`
-    direct_weight: float = 0.5  # same losses before the quantiser: teaches the encoder while the codes still mean nothing
-    align_after: int = 10**9  # from this step on, recordings without phoneme times are aligned by the model itself
+    disturb: float = (
+        0.0  # share of recordings heard through noise, another microphone or a coder, see `disturb`
+    )
+    direct_weight: float = (
+        0.5  # same losses before the quantiser: teaches the encoder while the codes still mean nothing
+    )
+    align_after: int = (
+        10**9
+    )  # from this step on, recordings without phoneme times are aligned by the model itself
     ctc_weight: float = 0.5
     frame_weight: float = 1.0
     mel_weight: float = 0.3
@@ -111,7 +137,10 @@ class Batches:
     def make(self, step: int) -> Batch:
         config, rng = self.config, step_rng(self.config.seed + 2, step)
         waves, lengths, records = self.segments.batch(step)
-        items = [(w[:n], r["phonemes"], r.get("phoneme_ends"), r["duration"]) for w, n, r in zip(waves, lengths, records, strict=True)]
+        items = [
+            (w[:n], r["phonemes"], r.get("phoneme_ends"), r["duration"])
+            for w, n, r in zip(waves, lengths, records, strict=True)
+        ]
         if rng.random() < config.join and len(items) > 1:
             items = [join(a, b) for a, b in zip(items[::2], items[1::2], strict=False)]
         speed = float(rng.choice(config.speeds))
@@ -129,7 +158,9 @@ def disturb(mel: Tensor, share: float, generator: torch.Generator) -> Tensor:
     rows, bands, _ = mel.shape
     uniform = lambda low, high, *size: low + (high - low) * torch.rand(*size, generator=generator)  # noqa: E731
     row = lambda low, high: uniform(low, high, rows, 1, 1)  # noqa: E731
-    curve = nn.functional.interpolate(uniform(-0.6, 0.6, rows, 1, 5), bands, mode="linear", align_corners=True)[:, 0, :, None]
+    curve = nn.functional.interpolate(
+        uniform(-0.6, 0.6, rows, 1, 5), bands, mode="linear", align_corners=True
+    )[:, 0, :, None]
     decades = 4 * mel + curve  # log10 power, up to a constant
     top = decades.amax(dim=(1, 2), keepdim=True)
     tilt = row(-1, 1) * torch.linspace(-1, 1, bands)[None, :, None]
@@ -157,10 +188,16 @@ def collate(items: list[tuple], rate: int, head: PhonemeHead, speed: float = 1.0
         if ends is not None:
             played = torch.tensor(ends) * target_rate / TOKENIZER_RATE  # end times as heard
             index = torch.tensor([head.index.get(p, 0) for p in [*phonemes, "pau"]])
-            row[: FRAMES * count] = index[torch.searchsorted(played, (torch.arange(FRAMES * count) + 0.5) * FRAME_SECONDS)]
+            row[: FRAMES * count] = index[
+                torch.searchsorted(played, (torch.arange(FRAMES * count) + 0.5) * FRAME_SECONDS)
+            ]
     targets = [head.targets(phonemes) for _, phonemes, *_ in items]
     counts = torch.tensor([len(t) for t in targets])
-    untimed = {i: [head.index.get(p, 0) for p in phonemes] for i, (_, phonemes, ends, _) in enumerate(items) if ends is None}
+    untimed = {
+        i: [head.index.get(p, 0) for p in phonemes]
+        for i, (_, phonemes, ends, _) in enumerate(items)
+        if ends is None
+    }
     phonemes = torch.tensor([p for t in targets for p in t])
     return Batch(mel, mel, frames, phonemes, counts, labels, untimed, float(lengths.sum()) / TOKENIZER_RATE)
 
@@ -171,11 +208,17 @@ class Recogniser(nn.Module):
     def __init__(self, tokenizer: SpeechTokenizer, head: PhonemeHead):
         super().__init__()
         self.tokenizer, self.head = tokenizer, head
-        self.direct = nn.Sequential(nn.LayerNorm(tokenizer.config.width), nn.Linear(tokenizer.config.width, head.phoneme.out_features))
+        self.direct = nn.Sequential(
+            nn.LayerNorm(tokenizer.config.width), nn.Linear(tokenizer.config.width, head.phoneme.out_features)
+        )
 
     def forward(self, mel: Tensor, frames: Tensor):
         coded = self.tokenizer(mel, frames)
-        return coded, *self.head(coded.values, coded.lengths), self.direct(coded.hidden).unflatten(-1, (FRAMES, -1)).flatten(1, 2)
+        return (
+            coded,
+            *self.head(coded.values, coded.lengths),
+            self.direct(coded.hidden).unflatten(-1, (FRAMES, -1)).flatten(1, 2),
+        )
 
 
 def coarse_mel(mel: Tensor, frames: Tensor, values: int) -> Tensor:
@@ -193,14 +236,18 @@ def spread(latent: Tensor) -> Tensor:
     mean = latent.mean(0)
     centred = latent - mean
     covariance = centred.T @ centred / len(latent)  # (D, D)
-    return ((covariance - torch.eye(len(mean), device=latent.device)).square().sum() + mean.square().sum()) / len(mean)
+    return (
+        (covariance - torch.eye(len(mean), device=latent.device)).square().sum() + mean.square().sum()
+    ) / len(mean)
 
 
 def phoneme_losses(scores: Tensor, lengths: Tensor, batch: Batch) -> dict[str, Tensor]:
     """CTC per phoneme, and cross-entropy on the frames with a known label, of scores (B, 2T, P+1) in code counts (B,)."""
     scores = scores.float()
     log_probs = scores.log_softmax(-1).transpose(0, 1)  # (2T, B, P+1)
-    ctc = ctc_loss(log_probs, batch.phonemes, FRAMES * lengths, batch.phoneme_counts, reduction="sum", zero_infinity=True)
+    ctc = ctc_loss(
+        log_probs, batch.phonemes, FRAMES * lengths, batch.phoneme_counts, reduction="sum", zero_infinity=True
+    )
     parts = {"ctc": ctc / batch.phoneme_counts.sum()}
     known = batch.labels >= 0
     if known.any():
@@ -220,7 +267,9 @@ def align_untimed(scores: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
     return labels
 
 
-def losses(model: nn.Module, batch: Batch, config: TokenizerTraining, step: int = 0) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
+def losses(
+    model: nn.Module, batch: Batch, config: TokenizerTraining, step: int = 0
+) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
     """Total loss, its parts, CTC scores (B, 2T, P+1) and codes with their lengths."""
     with autocast(batch.mel.device, config.bf16):
         coded, scores, mel, direct = model(batch.mel, batch.frames)
@@ -231,13 +280,20 @@ def losses(model: nn.Module, batch: Batch, config: TokenizerTraining, step: int 
     parts |= {f"direct_{k}": v for k, v in phoneme_losses(direct, coded.lengths, batch).items()}
     parts["spread"] = spread(coded.latent[valid])
     parts["mel"] = mse_loss(mel.float()[valid], coarse_mel(batch.clean, batch.frames, mel.shape[-1])[valid])
-    weights = {"ctc": config.ctc_weight, "frame": config.frame_weight, "mel": config.mel_weight, "spread": config.spread_weight}
+    weights = {
+        "ctc": config.ctc_weight,
+        "frame": config.frame_weight,
+        "mel": config.mel_weight,
+        "spread": config.spread_weight,
+    }
     weights |= {f"direct_{k}": config.direct_weight * weights[k] for k in ("ctc", "frame")}
     return sum(weights[k] * v for k, v in parts.items()), parts, scores, coded.codes[valid]
 
 
 @torch.no_grad()
-def evaluate(model: Recogniser, records: list[dict], root: Path, config: TokenizerTraining, device: torch.device) -> dict[str, float]:
+def evaluate(
+    model: Recogniser, records: list[dict], root: Path, config: TokenizerTraining, device: torch.device
+) -> dict[str, float]:
     """Held-out phoneme error of the greedy CTC reading, per language, and how many codes are in use (perplexity)."""
     model.eval()
     edits: dict[str, int] = {}
@@ -249,7 +305,9 @@ def evaluate(model: Recogniser, records: list[dict], root: Path, config: Tokeniz
         batch = collate(items, some[0]["rate"], model.head).to(device)
         _, _, scores, codes = losses(model, batch, config)
         usage += torch.bincount(codes.cpu(), minlength=len(usage))
-        for record, row, count in zip(some, scores.argmax(-1).cpu(), code_count(batch.frames).tolist(), strict=True):
+        for record, row, count in zip(
+            some, scores.argmax(-1).cpu(), code_count(batch.frames).tolist(), strict=True
+        ):
             got = [p for p in row[: FRAMES * count].unique_consecutive().tolist() if p]
             want = model.head.targets(record["phonemes"])
             language = record["language"]
@@ -283,7 +341,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     dev = sorted((r for r in records if r["split"] == "dev"), key=lambda r: r["id"])
     dev = sorted(dev[:: max(1, len(dev) // config.dev_items)], key=lambda r: r["duration"])
     if not train or not dev:
-        raise DataError(f"{manifest} has {len(train)} training and {len(dev)} dev records: build the corpus again")
+        raise DataError(
+            f"{manifest} has {len(train)} training and {len(dev)} dev records: build the corpus again"
+        )
     config.head.phonemes, config.head.fsq_dims = phoneme_set(records), config.tokenizer.fsq_dims
 
     model = Recogniser(SpeechTokenizer(config.tokenizer), PhonemeHead(config.head)).to(accelerator.device)
@@ -292,7 +352,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if not (ROOT / config.init / "state").is_dir():  # exported only
             start_from(model, ROOT / config.init / "phonemes", exported="head.")
     model.head.requires_grad_(not config.freeze_head)
-    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.98)
+    )
     state = load_state(args.out, model, optimizer)
     start = state["step"] if state else 0
     seconds_before = state["seconds"] if state else 0.0
@@ -333,11 +395,19 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             metrics = evaluate(model, dev, manifest.parent, config, accelerator.device)
             log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
         if main_process and (done % config.save_every == 0 or done == config.steps):
-            save_state(args.out, model, optimizer, done, {"seconds": seconds_before + time.time() - log.started})
+            save_state(
+                args.out, model, optimizer, done, {"seconds": seconds_before + time.time() - log.started}
+            )
 
     if main_process:
         metrics = metrics or evaluate(model, dev, manifest.parent, config, accelerator.device)
-        meta = run_meta(config, config.steps, seconds_before + time.time() - log.started, metrics=metrics, manifest_sha256=sha256(manifest))
+        meta = run_meta(
+            config,
+            config.steps,
+            seconds_before + time.time() - log.started,
+            metrics=metrics,
+            manifest_sha256=sha256(manifest),
+        )
         export_model(
             args.out / "phonemes",
             model.head,
@@ -345,7 +415,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             {"read_with": "omnilib.voice.phonemes.PhonemeHead.load", "metrics": metrics},
             config.storage,
         )
-        export_model(args.out, model.tokenizer, config.tokenizer, meta, config.storage)  # codes are made with the exported weights
+        export_model(
+            args.out, model.tokenizer, config.tokenizer, meta, config.storage
+        )  # codes are made with the exported weights
     return metrics
 
 

@@ -50,7 +50,10 @@ Encode = Callable[[list[dict], Path], dict[str, Tensor]]
 def blocks_of(record: dict) -> list[tuple[float, float]]:
     """(start, seconds) of the blocks of a recording."""
     count = max(1, -(-record["duration"] // BLOCK_SECONDS))
-    return [(BLOCK_SECONDS * i, min(BLOCK_SECONDS, record["duration"] - BLOCK_SECONDS * i)) for i in range(int(count))]
+    return [
+        (BLOCK_SECONDS * i, min(BLOCK_SECONDS, record["duration"] - BLOCK_SECONDS * i))
+        for i in range(int(count))
+    ]
 
 
 def similar(items: list, seconds: Callable[[object], float], device: torch.device = CPU) -> list[list]:
@@ -67,15 +70,21 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def load_batch(pieces: list[tuple[dict, float, float]], root: Path, device: torch.device = CPU) -> tuple[Tensor, Tensor]:
+def load_batch(
+    pieces: list[tuple[dict, float, float]], root: Path, device: torch.device = CPU
+) -> tuple[Tensor, Tensor]:
     """Pieces (record, start, seconds) -> 16 kHz waves (B, T), lengths (B,)."""
     rates = {record["rate"] for record, *_ in pieces}
     if len(rates) > 1:
-        raise DataError(f"records of different rates {sorted(rates)} in one manifest: resample the corpus to one rate")
+        raise DataError(
+            f"records of different rates {sorted(rates)} in one manifest: resample the corpus to one rate"
+        )
     waves = [load_segment(record, root, start, seconds) for record, start, seconds in pieces]
     rate = rates.pop()
     lengths = torch.tensor([-(-len(w) * TOKENIZER_RATE // rate) for w in waves])
-    return resample(torch.nn.utils.rnn.pad_sequence(waves, batch_first=True).to(device), rate, TOKENIZER_RATE), lengths
+    return resample(
+        torch.nn.utils.rnn.pad_sequence(waves, batch_first=True).to(device), rate, TOKENIZER_RATE
+    ), lengths
 
 
 def encode_codes(model: SpeechTokenizer, records: list[dict], root: Path) -> dict[str, Tensor]:
@@ -85,7 +94,9 @@ def encode_codes(model: SpeechTokenizer, records: list[dict], root: Path) -> dic
     device = device_of(model)
     for batch in similar(pieces, lambda p: p[3], device):
         waves, lengths = load_batch([(r, start, seconds) for r, _, start, seconds in batch], root, device)
-        codes, counts = (x.cpu() for x in model.encode(log_mel_128(waves, lengths), (lengths // 160).to(device)))
+        codes, counts = (
+            x.cpu() for x in model.encode(log_mel_128(waves, lengths), (lengths // 160).to(device))
+        )
         for (record, i, *_), row, count in zip(batch, codes, counts.tolist(), strict=True):
             found[record["id"], i] = row[:count].to(torch.int16)
     return {r["id"]: torch.cat([found[r["id"], i] for i in range(len(blocks_of(r)))]) for r in records}
@@ -94,7 +105,9 @@ def encode_codes(model: SpeechTokenizer, records: list[dict], root: Path) -> dic
 def encode_speakers(model: SpeakerEncoder, records: list[dict], root: Path) -> dict[str, Tensor]:
     """Speaker vector (dim,) float32 of each record, from its first seconds."""
     result, device = {}, device_of(model)
-    for batch in similar([(r, 0.0, min(SPEAKER_SECONDS, r["duration"])) for r in records], lambda p: p[2], device):
+    for batch in similar(
+        [(r, 0.0, min(SPEAKER_SECONDS, r["duration"])) for r in records], lambda p: p[2], device
+    ):
         waves, lengths = load_batch(batch, root, device)
         with torch.no_grad():
             vectors = model(fbank_80(waves), (1 + (lengths - 400) // 160).to(device)).cpu()  # (B, dim)
@@ -105,40 +118,58 @@ def encode_speakers(model: SpeakerEncoder, records: list[dict], root: Path) -> d
 class FlowMels:
     """Writes the mel that a flow gives for a recording's own codes; all but the vocoder of a checkpoint folder."""
 
-    def __init__(self, tokenizer: SpeechTokenizer, speaker: SpeakerEncoder, flow: Flow, settings: CodecSettings):
+    def __init__(
+        self, tokenizer: SpeechTokenizer, speaker: SpeakerEncoder, flow: Flow, settings: CodecSettings
+    ):
         self.tokenizer, self.speaker, self.flow, self.settings = tokenizer, speaker, flow, settings
 
     @classmethod
     def load(cls, folder: Path, device: str = "cpu") -> "FlowMels":
-        parts = SpeechTokenizer.load(folder / "tokenizer"), SpeakerEncoder.load(folder / "speaker"), Flow.load(folder / "flow")
+        parts = (
+            SpeechTokenizer.load(folder / "tokenizer"),
+            SpeakerEncoder.load(folder / "speaker"),
+            Flow.load(folder / "flow"),
+        )
         return cls(*(part.to(device) for part in parts), CodecSettings.of(folder))
 
     @torch.inference_mode()
     def encode(self, records: list[dict], root: Path) -> dict[str, Tensor]:
         """Mel (80, F) float16 of each record."""
         settings, result, device = self.settings, {}, device_of(self.flow)
-        codes, speakers = encode_codes(self.tokenizer, records, root), encode_speakers(self.speaker, records, root)
+        codes, speakers = (
+            encode_codes(self.tokenizer, records, root),
+            encode_speakers(self.speaker, records, root),
+        )
         shown = round(settings.prompt_seconds * 25)
         prompts = {r["id"]: prompt for r, prompt in zip(records, prompts_of(records), strict=True)}
-        for batch in similar([(r, 0.0, r["duration"]) for r in records], lambda p: p[2] + settings.prompt_seconds, device):
+        for batch in similar(
+            [(r, 0.0, r["duration"]) for r in records], lambda p: p[2] + settings.prompt_seconds, device
+        ):
             rows, shows, mels = [], [], []
             for record, *_ in batch:
                 prompt = prompts[record["id"]]
                 wave = load_segment(prompt, root, 0.0, min(settings.prompt_seconds, prompt["duration"]))
-                mel = mel_80(resample(wave, prompt["rate"], VOICE_RATE)[None], window=self.flow.config.mel_window)[0].T  # (F, 80)
+                mel = mel_80(
+                    resample(wave, prompt["rate"], VOICE_RATE)[None], window=self.flow.config.mel_window
+                )[0].T  # (F, 80)
                 count = min(shown, len(codes[prompt["id"]]), len(mel) // RATIO)
                 rows.append(codes[record["id"]].long())
                 shows.append(codes[prompt["id"]][:count].long())
                 mels.append(mel[: count * RATIO])
             stack = partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
             voices = torch.stack([speakers[r["id"]] for r, *_ in batch])
-            counts, shown_counts = (torch.tensor([len(r) for r in some], device=device) for some in (rows, shows))
+            counts, shown_counts = (
+                torch.tensor([len(r) for r in some], device=device) for some in (rows, shows)
+            )
             with autocast(device, True):  # twice as fast
                 made = self.flow.inference(
                     *(x.to(device) for x in (stack(rows), stack(shows), stack(mels), voices)),
                     n_timesteps=settings.steps, token_lengths=counts, prompt_lengths=shown_counts,
                 ).cpu()  # fmt: skip
-            result |= {r["id"]: mel[:, : len(row) * RATIO].half().contiguous() for (r, *_), mel, row in zip(batch, made, rows, strict=True)}
+            result |= {
+                r["id"]: mel[:, : len(row) * RATIO].half().contiguous()
+                for (r, *_), mel, row in zip(batch, made, rows, strict=True)
+            }
         return result
 
 
@@ -188,7 +219,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         save_file(tensors, temporary, metadata)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"could not write {path.name}: {error}; free disk space or choose another --out") from error
+        raise CheckpointError(
+            f"could not write {path.name}: {error}; free disk space or choose another --out"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -218,19 +251,32 @@ def cut_parts(records: list[dict]) -> list[tuple[int, list[dict]]]:
 
 
 def export(
-    records: list[dict], root: Path, kind: str, model_folder: Path, out: Path, processes: int, device: str = "cpu"
+    records: list[dict],
+    root: Path,
+    kind: str,
+    model_folder: Path,
+    out: Path,
+    processes: int,
+    device: str = "cpu",
 ) -> dict[str, str]:
     """Encode `records` into `out` (`kind`: "codes", "speakers" or "mels"); returns the file's metadata."""
     if not records:
         raise DataError("no records to encode: check --manifest and --split")
-    ids = hashlib.sha256("\n".join(f"{r['id']} {r['path']} {r['start']} {r['duration']}" for r in records).encode()).hexdigest()
-    weights = [Path(model_folder) / part / "model.safetensors" for part in (("tokenizer", "speaker", "flow") if kind == "mels" else ("",))]
+    ids = hashlib.sha256(
+        "\n".join(f"{r['id']} {r['path']} {r['start']} {r['duration']}" for r in records).encode()
+    ).hexdigest()
+    weights = [
+        Path(model_folder) / part / "model.safetensors"
+        for part in (("tokenizer", "speaker", "flow") if kind == "mels" else ("",))
+    ]
     for path in weights:
         if not path.is_file():
             raise CheckpointError(f"no checkpoint {path}: restore it with `git checkout` or train it")
     metadata = {"kind": kind, "records_sha256": ids, "model_sha256": " ".join(map(sha256, weights))}
     if kind == "mels":
-        metadata["mel_window"] = str(configs.load(FlowConfig, Path(model_folder) / "flow" / "config.yaml").mel_window)
+        metadata["mel_window"] = str(
+            configs.load(FlowConfig, Path(model_folder) / "flow" / "config.yaml").mel_window
+        )
     if out.exists():
         with safe_open(str(out), "pt") as file:
             if file.metadata() == metadata:
@@ -241,7 +287,10 @@ def export(
     parts, args = cut_parts(records), (kind, Path(model_folder), device, Path(root), parts_folder)
     hours = sum(r["duration"] for r in records) / 3600
     with tqdm(
-        total=hours, unit="h", desc=kind, bar_format="{desc} {percentage:3.0f}% {n:.2f}/{total:.2f} h [{elapsed}<{remaining}]"
+        total=hours,
+        unit="h",
+        desc=kind,
+        bar_format="{desc} {percentage:3.0f}% {n:.2f}/{total:.2f} h [{elapsed}<{remaining}]",
     ) as bar:
         if processes == 1:
             single = Worker(*args)
@@ -260,17 +309,25 @@ def export(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--manifest", required=True, type=Path)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--tokenizer", type=Path, help="tokenizer checkpoint folder: write codes")
-    model.add_argument("--speaker", type=Path, help="speaker encoder checkpoint folder: write speaker vectors")
-    model.add_argument("--codec", type=Path, help="folder of tokenizer, speaker and flow: write the flow's mels")
+    model.add_argument(
+        "--speaker", type=Path, help="speaker encoder checkpoint folder: write speaker vectors"
+    )
+    model.add_argument(
+        "--codec", type=Path, help="folder of tokenizer, speaker and flow: write the flow's mels"
+    )
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--split", help="only this split")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth record")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--device", choices=BATCH_SECONDS, default="cpu", help="of the model; a few processes keep a GPU busy")
+    parser.add_argument(
+        "--device", choices=BATCH_SECONDS, default="cpu", help="of the model; a few processes keep a GPU busy"
+    )
     args = parser.parse_args(argv)
     if args.processes < 1 or args.every < 1:
         raise UserError("--processes and --every must be at least 1")
@@ -278,7 +335,15 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("no CUDA device here: leave --device out")
     records = [r for r in read_manifest(args.manifest) if args.split in (None, r["split"])][:: args.every]
     kind = "codes" if args.tokenizer else "speakers" if args.speaker else "mels"
-    export(records, args.manifest.parent, kind, args.tokenizer or args.speaker or args.codec, args.out, args.processes, args.device)
+    export(
+        records,
+        args.manifest.parent,
+        kind,
+        args.tokenizer or args.speaker or args.codec,
+        args.out,
+        args.processes,
+        args.device,
+    )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ def set_up(accelerator: Accelerator, optimizers: int, clip: float) -> None:
         raise ConfigError("DeepSpeed takes one optimizer: set optimizer=adamw")
     settings = accelerator.state.deepspeed_plugin.deepspeed_config
     settings["gradient_clipping"] = clip
-    settings["train_micro_batch_size_per_gpu"] = 1  # our batches hold rows, not a fixed number of samples; only printed
+    settings["train_micro_batch_size_per_gpu"] = (
+        1  # our batches hold rows, not a fixed number of samples; only printed
+    )
 
 
 def save_state(accelerator: Accelerator, engine, out: Path, step: int, extra: dict) -> None:
@@ -61,10 +63,14 @@ def save_state(accelerator: Accelerator, engine, out: Path, step: int, extra: di
     target = Path(out) / "state"
 
     def write(folder: Path) -> None:
-        engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)  # its first barrier waits for the main process
+        engine.save_checkpoint(
+            str(folder), tag=TAG, save_latest=False
+        )  # its first barrier waits for the main process
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            (folder / "meta.json").write_text(json.dumps({"step": step, "processes": accelerator.num_processes, **extra}))
+            (folder / "meta.json").write_text(
+                json.dumps({"step": step, "processes": accelerator.num_processes, **extra})
+            )
 
     if accelerator.is_main_process:
         atomic_folder(target, write)
@@ -88,12 +94,20 @@ def load_state(accelerator: Accelerator, engine, out: Path) -> dict | None:
     meta = json.loads((folder / "meta.json").read_text())
     world = accelerator.num_processes
     if meta.get("processes") != world:
-        wrote = f"{meta['processes']} DeepSpeed processes" if "processes" in meta else "a run without DeepSpeed"
-        raise CheckpointError(f"{folder} is of {wrote}, this run has {world}: launch it the same way, or delete the folder to start again")
+        wrote = (
+            f"{meta['processes']} DeepSpeed processes" if "processes" in meta else "a run without DeepSpeed"
+        )
+        raise CheckpointError(
+            f"{folder} is of {wrote}, this run has {world}: launch it the same way, or delete the folder to start again"
+        )
     try:
         path, _ = engine.load_checkpoint(str(folder), tag=TAG)
     except Exception as error:  # DeepSpeed lets through whatever torch, pickle or an assertion raise
-        raise CheckpointError(f"cannot resume from {folder}: {error}; delete the folder to start again") from error
+        raise CheckpointError(
+            f"cannot resume from {folder}: {error}; delete the folder to start again"
+        ) from error
     if path is None:
-        raise CheckpointError(f"cannot resume from {folder}: it lacks the folder '{TAG}'; delete it to start again")
+        raise CheckpointError(
+            f"cannot resume from {folder}: it lacks the folder '{TAG}'; delete it to start again"
+        )
     return meta

@@ -19,7 +19,9 @@ def chunk_mask(queries: int, keys: int, chunk: int, device: torch.device) -> Ten
     return torch.arange(keys, device=device) < ((position // chunk + 1) * chunk)[:, None]
 
 
-def attention_mask(queries: int, keys: int, valid: Tensor | None, chunk: int | None, device: torch.device) -> Tensor | None:
+def attention_mask(
+    queries: int, keys: int, valid: Tensor | None, chunk: int | None, device: torch.device
+) -> Tensor | None:
     """Which keys each query may see, (B or 1, 1, queries or 1, keys); None when it may see all (the fast kernel)."""
     chunked = None if chunk is None or chunk >= keys else chunk_mask(queries, keys, chunk, device)[None, None]
     if valid is None:

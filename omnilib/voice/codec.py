@@ -48,7 +48,9 @@ class CodecSettings:
     block: int = 500  # tokens spoken in one go (20 s)
     context: int = 25  # tokens of the previous block shown to the next
     steps: int = 10  # Euler steps of the flow
-    vocoder_context: int | None = None  # frames held back when streaming; None: the whole receptive field, seamless
+    vocoder_context: int | None = (
+        None  # frames held back when streaming; None: the whole receptive field, seamless
+    )
 
     @classmethod
     def of(cls, folder: Path) -> "CodecSettings":
@@ -84,9 +86,13 @@ def check_reference(wave: Tensor, rate: int, longest: float) -> Tensor:
         raise AudioError("reference audio holds NaN or infinite samples: export it again as 16-bit wav")
     seconds = len(wave) / rate
     if seconds < SHORTEST:
-        raise AudioError(f"reference audio lasts {seconds:.2f} s: record at least {SHORTEST} s, better 3 to 10 s")
+        raise AudioError(
+            f"reference audio lasts {seconds:.2f} s: record at least {SHORTEST} s, better 3 to 10 s"
+        )
     if seconds > longest:
-        warnings.warn(f"reference audio lasts {seconds:.0f} s: only the first {longest:.0f} s are used", stacklevel=3)
+        warnings.warn(
+            f"reference audio lasts {seconds:.0f} s: only the first {longest:.0f} s are used", stacklevel=3
+        )
         wave = wave[: int(longest * rate)]
     if wave.abs().max() < SILENT:
         raise AudioError("reference audio is silent: record it again, closer to the microphone")
@@ -133,7 +139,10 @@ class Codec:
             CheckpointError, ConfigError: a part is missing, truncated, or of another model.
         """
         folder = Path(folder)
-        tokenizer, speaker = SpeechTokenizer.load(folder / "tokenizer"), SpeakerEncoder.load(folder / "speaker")
+        tokenizer, speaker = (
+            SpeechTokenizer.load(folder / "tokenizer"),
+            SpeakerEncoder.load(folder / "speaker"),
+        )
         flow, hift = Flow.load(folder / "flow"), HiFT.load(folder / "hift").fold_weight_norm()
         return cls(tokenizer, speaker, flow, hift, settings or CodecSettings.of(folder))
 
@@ -175,7 +184,9 @@ class Codec:
             AudioError: the recording is too short, silent, or holds NaN.
         """
         wave = check_reference(wave.to(self.device, torch.float32), rate, TOKENIZE_SECONDS)
-        wave = resample(wave, rate, TOKENIZER_RATE)  # (T,): the mel comes from it as well, so both end together
+        wave = resample(
+            wave, rate, TOKENIZER_RATE
+        )  # (T,): the mel comes from it as well, so both end together
         tokens = self.tokenize(wave)  # (N,)
         mel = self.mel(resample(wave, TOKENIZER_RATE, VOICE_RATE)).T  # (F, M)
         speaker = self.speaker(fbank_80(wave)[None])[0]  # (192,)
@@ -219,7 +230,9 @@ class Codec:
             last = end == len(tokens)
             block = tokens[start : end + ahead]
             finalize = len(block) < end - start + ahead  # not enough tokens left to look ahead
-            mel = self.flow.inference(block[None], prompt[None], prompt_mel[None], voice.speaker[None], False, finalize, s.steps)
+            mel = self.flow.inference(
+                block[None], prompt[None], prompt_mel[None], voice.speaker[None], False, finalize, s.steps
+            )
             mel = mel[..., : (end - start) * RATIO]
             yield mel, last
             prompt = torch.cat([voice.tokens, tokens[max(start, end - s.context) : end]])
@@ -232,7 +245,11 @@ class Codec:
 
     @torch.inference_mode()
     def stream(
-        self, tokens: Iterable[Tensor | list[int]], voice: "Voice | MelStream", first_hop: int = 10, hop: int = 25
+        self,
+        tokens: Iterable[Tensor | list[int]],
+        voice: "Voice | MelStream",
+        first_hop: int = 10,
+        hop: int = 25,
     ) -> Iterator[Tensor]:
         """Speak tokens while they are born: yields wave pieces (n,) at 24 kHz, together 960 samples a token.
 
@@ -289,7 +306,9 @@ class MelStream:
     def begin(self, tokens: Tensor, mel: Tensor) -> None:
         """Start a block that continues `tokens` and their `mel`."""
         prompt, prompt_mel = torch.cat([self.voice.tokens, tokens]), torch.cat([self.voice.mel, mel])
-        self.flow = self.codec.flow.stream(prompt[None], prompt_mel[None], self.voice.speaker[None], self.codec.settings.steps)
+        self.flow = self.codec.flow.stream(
+            prompt[None], prompt_mel[None], self.voice.speaker[None], self.codec.settings.steps
+        )
         self.given, self.tail = tokens[:0], mel[:0]  # tokens of this block so far; its newest mel
 
     def fork(self) -> "MelStream":
@@ -327,7 +346,11 @@ class CrossFadeStream:
 
     def __init__(self, hift: HiFT, frames: int = 8, window: Tensor | None = None):
         self.hift, self.frames, self.samples = hift, frames, frames * hift.config.hop
-        self.window = torch.hamming_window(2 * self.samples, periodic=False, dtype=torch.float64) if window is None else window
+        self.window = (
+            torch.hamming_window(2 * self.samples, periodic=False, dtype=torch.float64)
+            if window is None
+            else window
+        )
         self.mel = self.source = self.wave = None
 
     def push(self, mel: Tensor, last: bool = False, noise: Tensor | None = None) -> Tensor:
@@ -340,5 +363,9 @@ class CrossFadeStream:
             wave[:, :n] = wave[:, :n] * self.window[:n] + self.wave * self.window[n:]
         if last:
             return wave
-        self.mel, self.source, self.wave = mel[..., -self.frames :], source[..., -self.samples :], wave[:, -self.samples :]
+        self.mel, self.source, self.wave = (
+            mel[..., -self.frames :],
+            source[..., -self.samples :],
+            wave[:, -self.samples :],
+        )
         return wave[:, : -self.samples]

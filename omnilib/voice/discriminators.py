@@ -39,7 +39,8 @@ class PeriodDiscriminator(nn.Module):
         widths = [1, *channels]
         strides = [3] * (len(channels) - 1) + [1]
         self.convs = nn.ModuleList(
-            weight_norm(nn.Conv2d(widths[i], widths[i + 1], (5, 1), (stride, 1), padding=(2, 0))) for i, stride in enumerate(strides)
+            weight_norm(nn.Conv2d(widths[i], widths[i + 1], (5, 1), (stride, 1), padding=(2, 0)))
+            for i, stride in enumerate(strides)
         )
         self.conv_post = weight_norm(nn.Conv2d(channels[-1], 1, (3, 1), padding=(1, 0)))
 
@@ -76,7 +77,9 @@ class ResolutionDiscriminator(nn.Module):
     def forward(self, wave: Tensor) -> Judged:
         wave = wave - wave.mean(-1, keepdim=True)
         wave = 0.8 * wave / (wave.abs().amax(-1, keepdim=True) + 1e-9)  # loudness must not give a fake away
-        spectrum = torch.stft(wave.float(), self.n_fft, self.n_fft // 4, window=self.window, return_complex=True)  # (B, Q, W)
+        spectrum = torch.stft(
+            wave.float(), self.n_fft, self.n_fft // 4, window=self.window, return_complex=True
+        )  # (B, Q, W)
         spectrum = torch.view_as_real(spectrum).permute(0, 3, 2, 1)  # (B, 2, W, Q)
         inner, bands = [], []
         for (low, high), stack in zip(self.bands, self.band_convs, strict=True):
@@ -96,7 +99,9 @@ class Discriminators(nn.Module):
     def __init__(self, config: DiscriminatorConfig):
         super().__init__()
         self.mpd = nn.ModuleList(PeriodDiscriminator(p, config.period_channels) for p in config.periods)
-        self.mrd = nn.ModuleList(ResolutionDiscriminator(n, config.band_edges, config.band_channels) for n in config.fft_sizes)
+        self.mrd = nn.ModuleList(
+            ResolutionDiscriminator(n, config.band_edges, config.band_channels) for n in config.fft_sizes
+        )
 
     def forward(self, wave: Tensor) -> list[Judged]:
         return [judge(wave) for judge in [*self.mpd, *self.mrd]]
@@ -119,7 +124,11 @@ def adversarial_loss(fake: list[Judged]) -> Tensor:
 def feature_loss(real: list[Judged], fake: list[Judged]) -> Tensor:
     """Feature matching: L1 between the inner maps of both waves, times 2 as in HiFi-GAN."""
     pairs = zip(real, fake, strict=True)
-    return 2 * sum(F.l1_loss(g.float(), r.detach().float()) for (_, rs), (_, gs) in pairs for r, g in zip(rs, gs, strict=True))
+    return 2 * sum(
+        F.l1_loss(g.float(), r.detach().float())
+        for (_, rs), (_, gs) in pairs
+        for r, g in zip(rs, gs, strict=True)
+    )
 
 
 def relativistic_loss(real: list[Judged], fake: list[Judged], tau: float = 0.04) -> Tensor:
@@ -138,7 +147,9 @@ def spectral_loss(real: Tensor, fake: Tensor, fft_sizes: tuple[int, ...] = (512,
     for n_fft in fft_sizes:
         window = torch.hann_window(n_fft, device=real.device)
         spectra = torch.stft(torch.cat([real, fake]), n_fft, n_fft // 4, window=window, return_complex=True)
-        magnitude = (spectra.real.square() + spectra.imag.square() + 1e-7).sqrt()  # 1e-7: a finite slope at silence
+        magnitude = (
+            spectra.real.square() + spectra.imag.square() + 1e-7
+        ).sqrt()  # 1e-7: a finite slope at silence
         y, y_hat = magnitude.chunk(2)
         convergence = torch.linalg.vector_norm(y - y_hat) / torch.linalg.vector_norm(y)
         total = total + convergence + (y.log() - y_hat.log()).abs().mean()

@@ -12,7 +12,9 @@ from torch import Tensor
 FRAME, FRAMES = 480, 2  # samples of a frame: 20 ms at 24 kHz; frames of a token
 LAST = 2  # frames looked at
 FALL = 30.0  # dB that the end lies below the speech
-ABOVE_NOISE = 10.0  # dB: an end that is no louder than the quietest moments is as silent as this recording gets
+ABOVE_NOISE = (
+    10.0  # dB: an end that is no louder than the quietest moments is as silent as this recording gets
+)
 SHORTEST = 10  # frames: nothing is said about less
 
 

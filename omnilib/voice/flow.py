@@ -104,7 +104,9 @@ def draw(mel: Tensor, drop: float, generator: torch.Generator | None = None) -> 
     return Draws(t.to(mel.device), x0.to(mel.device), keep.to(mel.device))
 
 
-def draw_prompts(lengths: Tensor, share: float, probability: float, generator: torch.Generator | None = None) -> Tensor:
+def draw_prompts(
+    lengths: Tensor, share: float, probability: float, generator: torch.Generator | None = None
+) -> Tensor:
     """Frames of each item shown as its voice prompt: with `probability` a uniform part up to `share`, else none: (B,)."""
     part = torch.rand(len(lengths), generator=generator) * share
     shown = torch.rand(len(lengths), generator=generator) < probability
@@ -119,7 +121,9 @@ class FlowMatching(nn.Module):
         self.sigma, self.guidance, self.variance = c.sigma_min, c.guidance, c.prior_variance
         self.estimator = Estimator(c.mels, c.estimator)
 
-    def velocity(self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, prompt: Tensor, keep: Tensor, *rest) -> Tensor:
+    def velocity(
+        self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, prompt: Tensor, keep: Tensor, *rest
+    ) -> Tensor:
         """v (B, F, M) float32 at times t (B,); items whose `keep` (B,) is 0 see no condition. `rest` goes to the U-Net."""
         column = keep[:, None, None]
         mu, prompt, speaker = mu * column, prompt * column, speaker * keep[:, None]
@@ -130,7 +134,14 @@ class FlowMatching(nn.Module):
         return v
 
     def loss(
-        self, x1: Tensor, valid: Tensor, mu: Tensor, speaker: Tensor, prompt: Tensor, draws: Draws, streaming: bool = False
+        self,
+        x1: Tensor,
+        valid: Tensor,
+        mu: Tensor,
+        speaker: Tensor,
+        prompt: Tensor,
+        draws: Draws,
+        streaming: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Mean squared velocity error over real frames, and the predicted velocity (B, F, M)."""
         t, x0, keep = draws.t, draws.x0, draws.keep.to(mu.dtype)
@@ -161,7 +172,9 @@ class FlowMatching(nn.Module):
         for i in range(steps):
             t, dt = times[i].expand(copies * batch), times[i + 1] - times[i]
             cache = None if caches is None else caches[i].rewind()
-            v = self.velocity(torch.cat([x] * copies), mu, t, speaker, prompt, keep, valid, streaming, cache, past)
+            v = self.velocity(
+                torch.cat([x] * copies), mu, t, speaker, prompt, keep, valid, streaming, cache, past
+            )
             if self.guidance:
                 v = (1 + self.guidance) * v[:batch] - self.guidance * v[batch:]
             x = x + dt * v
@@ -178,7 +191,9 @@ class Flow(nn.Module):
         self.spk_embed_affine_layer = nn.Linear(config.speaker_dim, config.mels)
         self.encoder = UpsampleEncoder(config.encoder)
         self.encoder_proj = nn.Linear(config.encoder.width, config.mels)
-        self.speaker_in = nn.Linear(config.speaker_dim, config.encoder.width) if config.speaker_prior else None
+        self.speaker_in = (
+            nn.Linear(config.speaker_dim, config.encoder.width) if config.speaker_prior else None
+        )
         self.decoder = FlowMatching(config)
         self.init_weights()
 
@@ -258,7 +273,9 @@ class Flow(nn.Module):
             streaming = bool(torch.rand((), generator=generator) < c.streaming_probability)
         valid = length_mask(frames, x1.shape[1])
         if prior_only:
-            return (self.encode(tokens, speaker, token_lengths, streaming).float() - x1)[valid].square().mean()
+            return (
+                (self.encode(tokens, speaker, token_lengths, streaming).float() - x1)[valid].square().mean()
+            )
         if prompt_frames is None:
             prompt_frames = draw_prompts(frames, c.prompt_share, c.prompt_probability, generator)
         draws = draws or draw(x1, c.guidance_drop, generator)
@@ -311,7 +328,10 @@ class Flow(nn.Module):
         batch, size = tokens.shape
         counts = [size] * batch if token_lengths is None else token_lengths.tolist()
         prompts = [prompt_tokens.shape[1]] * batch if prompt_lengths is None else prompt_lengths.tolist()
-        rows = [torch.cat([prompt_tokens[i, :p], tokens[i, :n]]) for i, (p, n) in enumerate(zip(prompts, counts, strict=True))]
+        rows = [
+            torch.cat([prompt_tokens[i, :p], tokens[i, :n]])
+            for i, (p, n) in enumerate(zip(prompts, counts, strict=True))
+        ]
         lengths = torch.tensor([len(r) for r in rows], device=tokens.device)
         padded = None if lengths.min() == lengths.max() else lengths
         mu = self.encode(pad_sequence(rows, True), speaker, padded, streaming, finalize)  # (B, F, M)
@@ -322,13 +342,20 @@ class Flow(nn.Module):
         for i, p in enumerate(prompts):
             prompt[i, : p * RATIO] = self.normalize(prompt_mel[i, : p * RATIO])[: mu.shape[1]]
         valid = None if padded is None else length_mask(frames, mu.shape[1])
-        x0 = self.config.temperature * noise_at(0, mu.shape[1], self.config.mels).to(mu.device).expand(batch, -1, -1)
+        x0 = self.config.temperature * noise_at(0, mu.shape[1], self.config.mels).to(mu.device).expand(
+            batch, -1, -1
+        )
         x1 = self.decoder.solve(x0, mu, self.project_speaker(speaker), prompt, n_timesteps, valid, streaming)
         x1 = x1 * self.config.mel_std + self.config.mel_mean
-        mel = pad_sequence([x1[i, p * RATIO : f] for i, (p, f) in enumerate(zip(prompts, frames.tolist(), strict=True))], True)
+        mel = pad_sequence(
+            [x1[i, p * RATIO : f] for i, (p, f) in enumerate(zip(prompts, frames.tolist(), strict=True))],
+            True,
+        )
         return mel.transpose(1, 2)
 
-    def stream(self, prompt_tokens: Tensor, prompt_mel: Tensor, speaker: Tensor, n_timesteps: int = 10) -> "FlowStream":
+    def stream(
+        self, prompt_tokens: Tensor, prompt_mel: Tensor, speaker: Tensor, n_timesteps: int = 10
+    ) -> "FlowStream":
         """Start streaming in a voice: prompt_tokens (1, P), prompt_mel (1, 2 P, M), speaker (1, 192)."""
         return FlowStream(self, prompt_tokens, prompt_mel, speaker, n_timesteps)
 
@@ -340,7 +367,9 @@ class FlowStream:
     the look-ahead are there; the chunks of the prompt are computed at the start, before any token is known.
     """
 
-    def __init__(self, flow: Flow, prompt_tokens: Tensor, prompt_mel: Tensor, speaker: Tensor, n_timesteps: int = 10):
+    def __init__(
+        self, flow: Flow, prompt_tokens: Tensor, prompt_mel: Tensor, speaker: Tensor, n_timesteps: int = 10
+    ):
         self.flow, self.steps = flow, n_timesteps
         self.pending = prompt_tokens.new_zeros(1, 0)  # tokens not yet computed
         self.past = 0  # tokens computed

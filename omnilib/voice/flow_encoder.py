@@ -68,8 +68,12 @@ class RelativeAttention(nn.Module):
         k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.linear_k, self.linear_v))
         if cache is not None:
             k, v = cache.extend(torch.stack([k, v]), 3)
-        p = self.linear_pos(positions).unflatten(-1, (self.heads, -1)).transpose(0, 1)  # (H, S + T - 1, D / H)
-        content, place = ((q + bias).to(q.dtype).transpose(1, 2) for bias in (self.pos_bias_u, self.pos_bias_v))
+        p = (
+            self.linear_pos(positions).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+        )  # (H, S + T - 1, D / H)
+        content, place = (
+            (q + bias).to(q.dtype).transpose(1, 2) for bias in (self.pos_bias_u, self.pos_bias_v)
+        )
         bias = relative_shift(place @ p.transpose(1, 2), k.shape[2]) / math.sqrt(q.shape[-1])  # (B, H, T, S)
         if mask is not None:
             bias = bias.masked_fill(~mask, -math.inf)
@@ -82,7 +86,9 @@ class EncoderLayer(nn.Module):
     def __init__(self, c: EncoderConfig):
         super().__init__()
         self.self_attn = RelativeAttention(c.width, c.heads, c.dropout)
-        self.feed_forward = nn.ModuleDict({"w_1": nn.Linear(c.width, c.linear_units), "w_2": nn.Linear(c.linear_units, c.width)})
+        self.feed_forward = nn.ModuleDict(
+            {"w_1": nn.Linear(c.width, c.linear_units), "w_2": nn.Linear(c.linear_units, c.width)}
+        )
         self.norm_ff = nn.LayerNorm(c.width, eps=1e-12)
         self.norm_mha = nn.LayerNorm(c.width, eps=1e-12)
         self.dropout = nn.Dropout(c.dropout)
@@ -171,10 +177,16 @@ class UpsampleEncoder(nn.Module):
         chunk = self.config.chunk * RATIO if streaming else None
         return self.after_norm(self.stack(self.up_encoders, x, lengths, chunk, cache, past * RATIO))
 
-    def stack(self, layers, x: Tensor, lengths: Tensor | None, chunk: int | None, cache: Cache | None, past: int) -> Tensor:
+    def stack(
+        self, layers, x: Tensor, lengths: Tensor | None, chunk: int | None, cache: Cache | None, past: int
+    ) -> Tensor:
         queries, keys = x.shape[1], past + x.shape[1]
-        positions = F.dropout(relative_positions(queries, keys, x.shape[2], x.device), self.config.dropout, self.training)
-        mask = attention_mask(queries, keys, None if lengths is None else length_mask(lengths, keys), chunk, x.device)
+        positions = F.dropout(
+            relative_positions(queries, keys, x.shape[2], x.device), self.config.dropout, self.training
+        )
+        mask = attention_mask(
+            queries, keys, None if lengths is None else length_mask(lengths, keys), chunk, x.device
+        )
         for layer in layers:
             x = layer(x, positions, mask, cache)
         return x

@@ -40,7 +40,9 @@ class CausalBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         # The reference transposes at places 1 and 3; the numbering of the weights remembers it.
-        self.block = nn.Sequential(CausalConv(inputs, outputs, 3), nn.Identity(), nn.LayerNorm(outputs), nn.Identity(), Mish())
+        self.block = nn.Sequential(
+            CausalConv(inputs, outputs, 3), nn.Identity(), nn.LayerNorm(outputs), nn.Identity(), Mish()
+        )
 
     def forward(self, x: Tensor, cache: Cache | None) -> Tensor:
         conv, _, norm, _, activation = self.block
@@ -66,14 +68,20 @@ class TransformerBlock(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm1, self.norm3 = nn.LayerNorm(width), nn.LayerNorm(width)
-        attention = {name: nn.Linear(width, heads * head_dim, bias=False) for name in ("to_q", "to_k", "to_v")}
-        self.attn1 = nn.ModuleDict(attention | {"to_out": nn.ModuleList([nn.Linear(heads * head_dim, width)])})
+        attention = {
+            name: nn.Linear(width, heads * head_dim, bias=False) for name in ("to_q", "to_k", "to_v")
+        }
+        self.attn1 = nn.ModuleDict(
+            attention | {"to_out": nn.ModuleList([nn.Linear(heads * head_dim, width)])}
+        )
         up, down = nn.ModuleDict({"proj": nn.Linear(width, 4 * width)}), nn.Linear(4 * width, width)
         self.ff = nn.ModuleDict({"net": nn.ModuleList([up, nn.Identity(), down])})
 
     def forward(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         h = self.norm1(x)
-        q, k, v = (self.attn1[n](h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for n in ("to_q", "to_k", "to_v"))
+        q, k, v = (
+            self.attn1[n](h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for n in ("to_q", "to_k", "to_v")
+        )
         if cache is not None:
             k, v = cache.extend(torch.stack([k, v]), 3)
         h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # (B, H, T, head_dim)
@@ -108,12 +116,16 @@ class Estimator(nn.Module):
         def blocks(width: int) -> nn.ModuleList:
             return nn.ModuleList(TransformerBlock(width, c.heads, c.head_dim) for _ in range(c.blocks))
 
-        self.time_mlp = nn.ModuleDict({"linear_1": nn.Linear(self.inputs, time_width), "linear_2": nn.Linear(time_width, time_width)})
+        self.time_mlp = nn.ModuleDict(
+            {"linear_1": nn.Linear(self.inputs, time_width), "linear_2": nn.Linear(time_width, time_width)}
+        )
         self.down_blocks, self.mid_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for inputs, outputs in zip(widths[:-1], widths[1:], strict=True):
             last = len(self.down_blocks) == len(c.channels) - 1
             step = CausalConv(outputs, outputs, 3) if last else Resample(outputs, up=False)
-            self.down_blocks.append(nn.ModuleList([ResidualBlock(inputs, outputs, time_width), blocks(outputs), step]))
+            self.down_blocks.append(
+                nn.ModuleList([ResidualBlock(inputs, outputs, time_width), blocks(outputs), step])
+            )
         for _ in range(c.mid_blocks):
             width = c.channels[-1]
             self.mid_blocks.append(nn.ModuleList([ResidualBlock(width, width, time_width), blocks(width)]))
@@ -121,7 +133,9 @@ class Estimator(nn.Module):
         for inputs, outputs in zip(back[:-1], back[1:], strict=True):
             last = len(self.up_blocks) == len(c.channels) - 1
             step = CausalConv(outputs, outputs, 3) if last else Resample(outputs, up=True)
-            self.up_blocks.append(nn.ModuleList([ResidualBlock(2 * inputs, outputs, time_width), blocks(outputs), step]))
+            self.up_blocks.append(
+                nn.ModuleList([ResidualBlock(2 * inputs, outputs, time_width), blocks(outputs), step])
+            )
         self.final_block = CausalBlock(back[-1], back[-1])
         self.final_proj = CausalConv(back[-1], mels, 1)
 

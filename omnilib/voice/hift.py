@@ -111,7 +111,11 @@ class ResBlock(nn.Module):
         super().__init__()
 
         def conv(dilation: int) -> nn.Module:
-            return weight_norm(nn.Conv1d(channels, channels, kernel, dilation=dilation, padding=same_padding(kernel, dilation)))
+            return weight_norm(
+                nn.Conv1d(
+                    channels, channels, kernel, dilation=dilation, padding=same_padding(kernel, dilation)
+                )
+            )
 
         self.convs1 = nn.ModuleList([conv(d) for d in dilations])
         self.convs2 = nn.ModuleList([conv(1) for _ in dilations])
@@ -119,7 +123,9 @@ class ResBlock(nn.Module):
         self.activations2 = nn.ModuleList([Snake(channels) for _ in dilations])
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, N)
-        for act1, conv1, act2, conv2 in zip(self.activations1, self.convs1, self.activations2, self.convs2, strict=True):
+        for act1, conv1, act2, conv2 in zip(
+            self.activations1, self.convs1, self.activations2, self.convs2, strict=True
+        ):
             x = x + conv2(act2(conv1(act1(x))))
         return x
 
@@ -189,7 +195,9 @@ class HarmonicSource(nn.Module):
         with torch.no_grad():
             phase = harmonic_phase(f0, c.nb_harmonics + 1, c.sampling_rate, c.hop, start)
             sines = c.nsf_alpha * torch.sin(2 * math.pi * phase).transpose(1, 2)  # (B, L, H)
-            voiced = (f0 > c.nsf_voiced_threshold).float().repeat_interleave(c.hop, dim=1)[..., None]  # (B, L, 1)
+            voiced = (
+                (f0 > c.nsf_voiced_threshold).float().repeat_interleave(c.hop, dim=1)[..., None]
+            )  # (B, L, 1)
             if noise is None:
                 noise = torch.randn(sines.shape, generator=generator, device=f0.device)
             amplitude = voiced * c.nsf_sigma + (1 - voiced) * c.nsf_alpha / 3
@@ -212,7 +220,9 @@ class HiFT(nn.Module):
         self.conv_pre = weight_norm(nn.Conv1d(c.in_channels, c.base_channels, 7, padding=3))
         self.ups, self.source_downs = nn.ModuleList(), nn.ModuleList()
         self.source_resblocks, self.resblocks = nn.ModuleList(), nn.ModuleList()
-        for i, (rate, kernel, width) in enumerate(zip(c.upsample_rates, c.upsample_kernel_sizes, widths, strict=True)):
+        for i, (rate, kernel, width) in enumerate(
+            zip(c.upsample_rates, c.upsample_kernel_sizes, widths, strict=True)
+        ):
             up = nn.ConvTranspose1d(width * 2, width, kernel, rate, padding=(kernel - rate) // 2)
             self.ups.append(weight_norm(up))
             down = math.prod(c.upsample_rates[i + 1 :])  # head frames per frame of this stage
@@ -220,7 +230,9 @@ class HiFT(nn.Module):
                 self.source_downs.append(nn.Conv1d(bins, width, 1))
             else:
                 self.source_downs.append(nn.Conv1d(bins, width, 2 * down, down, padding=down // 2))
-            self.source_resblocks.append(ResBlock(width, c.source_resblock_kernel_sizes[i], c.source_resblock_dilation_sizes[i]))
+            self.source_resblocks.append(
+                ResBlock(width, c.source_resblock_kernel_sizes[i], c.source_resblock_dilation_sizes[i])
+            )
             blocks = zip(c.resblock_kernel_sizes, c.resblock_dilation_sizes, strict=True)
             self.resblocks.extend(ResBlock(width, k, d) for k, d in blocks)
         self.conv_post = weight_norm(nn.Conv1d(widths[-1], bins, 7, padding=3))
@@ -242,7 +254,9 @@ class HiFT(nn.Module):
     def decode(self, mel: Tensor, source: Tensor) -> Tensor:
         """mel (B, M, F) and excitation (B, 1, L) -> wave (B, L)."""
         c = self.config
-        s = torch.stft(source.squeeze(1).float(), c.istft_n_fft, c.istft_hop_len, window=self.window, return_complex=True)
+        s = torch.stft(
+            source.squeeze(1).float(), c.istft_n_fft, c.istft_hop_len, window=self.window, return_complex=True
+        )
         s = torch.cat([s.real, s.imag], dim=1)  # (B, n_fft + 2, N)
         x = self.conv_pre(mel)  # (B, C, F)
         kernels = len(c.resblock_kernel_sizes)
@@ -252,14 +266,18 @@ class HiFT(nn.Module):
                 x = F.pad(x, (1, 0), mode="reflect")  # a centred STFT has one frame more
             x = x + self.source_resblocks[i](self.source_downs[i](s))
             x = sum(block(x) for block in self.resblocks[i * kernels : (i + 1) * kernels]) / kernels
-        x = self.conv_post(F.leaky_relu(x)).float()  # (B, n_fft + 2, N); the slope here is 0.01 in the reference too
+        x = self.conv_post(
+            F.leaky_relu(x)
+        ).float()  # (B, n_fft + 2, N); the slope here is 0.01 in the reference too
         half = c.istft_n_fft // 2 + 1
         magnitude = x[:, :half].exp().clamp(max=1e2)
         phase = torch.sin(x[:, half:])
         wave = torch.istft(torch.polar(magnitude, phase), c.istft_n_fft, c.istft_hop_len, window=self.window)
         return wave.clamp(-c.audio_limit, c.audio_limit)
 
-    def forward(self, mel: Tensor, f0: Tensor | None = None, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, mel: Tensor, f0: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Training pass: wave (B, L) and predicted f0 (B, F). A given f0 (teacher forcing) drives the source instead."""
         predicted = self.f0_predictor(mel).float()
         source = self.m_source((predicted if f0 is None else f0).detach(), generator=generator)
@@ -334,7 +352,9 @@ class HiFTStream:
         self.model, self.context = model, max(context, F0_REACH)
         self.mel = torch.zeros(1, c.in_channels, 0, device=device)  # frames first .. now
         self.f0 = torch.zeros(1, 0, device=device)  # of the same frames, up to where it is final
-        self.turned = torch.zeros(1, c.nb_harmonics + 1, dtype=torch.float64, device=device)  # cycles before `first`
+        self.turned = torch.zeros(
+            1, c.nb_harmonics + 1, dtype=torch.float64, device=device
+        )  # cycles before `first`
         self.first = 0
         self.spoken = 0  # frames whose samples are out
 
@@ -347,7 +367,9 @@ class HiFTStream:
         begin, end = self.spoken - self.first, frames if last else frames - self.context
         if end <= begin:
             return self.mel.new_zeros(1, 0)
-        f0 = torch.cat([self.f0, self.model.f0_predictor(self.mel)[:, self.f0.shape[1] :]], dim=1)  # (1, frames)
+        f0 = torch.cat(
+            [self.f0, self.model.f0_predictor(self.mel)[:, self.f0.shape[1] :]], dim=1
+        )  # (1, frames)
         noise = noise_at(self.first * c.hop, frames * c.hop, c.nb_harmonics + 1).to(self.mel.device)
         source = self.model.m_source(f0, noise, start=self.turned)
         wave = self.model.decode(self.mel, source)[:, begin * c.hop : end * c.hop]

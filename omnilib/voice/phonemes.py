@@ -48,7 +48,9 @@ def phoneme_set(records: list[dict]) -> list[str]:
     """
     for record in records:
         if not record.get("phonemes"):
-            raise DataError(f"record '{record['id']}' has no phonemes: build the corpus with `omni data build-nano`")
+            raise DataError(
+                f"record '{record['id']}' has no phonemes: build the corpus with `omni data build-nano`"
+            )
     return sorted({p for r in records for p in r["phonemes"]} - set(PAUSES))
 
 
@@ -69,7 +71,9 @@ def align(log_probs: np.ndarray, states: list[int]) -> np.ndarray | None:
     """
     count, states = len(log_probs), np.array(states)
     emit = log_probs[:, states]  # (N, S)
-    skippable = np.concatenate(([False], states[:-1] == 0))  # the state before is a pause, so it may be left out
+    skippable = np.concatenate(
+        ([False], states[:-1] == 0)
+    )  # the state before is a pause, so it may be left out
     score = np.full(len(states), -np.inf, emit.dtype)
     score[0] = emit[0, 0]
     if states[0] == 0 and len(states) > 1:
@@ -101,7 +105,9 @@ class PhonemeHead(nn.Module):
         self.config = config
         self.index = {p: i + 1 for i, p in enumerate(config.phonemes)}
         self.embed = nn.Conv1d(config.fsq_dims, config.width, 3, padding=1)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.kernel) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.kernel) for _ in range(config.layers)
+        )
         self.norm = nn.LayerNorm(config.width)
         self.phoneme = nn.Linear(config.width, FRAMES * (len(config.phonemes) + 1))
         self.mel = nn.Linear(config.width, config.mel_values)
@@ -125,7 +131,10 @@ class PhonemeHead(nn.Module):
         lengths = torch.tensor([len(c) for c in codes])
         padded = nn.utils.rnn.pad_sequence([c.long() for c in codes], batch_first=True)  # (B, T)
         best = self(codes_to_values(padded, self.config.fsq_dims), lengths)[0].argmax(-1)  # (B, 2T)
-        runs = [row[: FRAMES * n].unique_consecutive().tolist() for row, n in zip(best, lengths.tolist(), strict=True)]
+        runs = [
+            row[: FRAMES * n].unique_consecutive().tolist()
+            for row, n in zip(best, lengths.tolist(), strict=True)
+        ]
         return [[p for p in run if p != 0] for run in runs]
 
     @classmethod
@@ -141,7 +150,9 @@ class PhonemeHead(nn.Module):
         return model.eval()
 
 
-def intelligibility(head: PhonemeHead, codes: list[Tensor], phonemes: list[list[str]], batch: int = 32) -> float:
+def intelligibility(
+    head: PhonemeHead, codes: list[Tensor], phonemes: list[list[str]], batch: int = 32
+) -> float:
     """Phoneme error (edits / reference phonemes) of code sequences against what they should say; 0 is perfect."""
     order = sorted(range(len(codes)), key=lambda i: len(codes[i]))
     edits = total = 0

@@ -43,7 +43,9 @@ class Layer(nn.Module):
         self.norm = nn.BatchNorm1d(width)
         self.mix = nn.Conv1d(width, width, 1)
         self.mix_norm = nn.BatchNorm1d(width)
-        self.gate = nn.Sequential(nn.Conv1d(width, width // 4, 1), nn.ReLU(), nn.Conv1d(width // 4, width, 1), nn.Sigmoid())
+        self.gate = nn.Sequential(
+            nn.Conv1d(width, width // 4, 1), nn.ReLU(), nn.Conv1d(width // 4, width, 1), nn.Sigmoid()
+        )
 
     def forward(self, x: Tensor, valid: Tensor) -> Tensor:
         y = self.norm(relu(self.conv(x)))
@@ -62,7 +64,9 @@ class SpeakerEncoder(nn.Module):
         self.start_norm = nn.BatchNorm1d(config.width)
         self.layers = nn.ModuleList(Layer(config.width, d) for d in config.dilations)
         self.join = nn.Conv1d(wide, wide, 1)
-        self.attention = nn.Sequential(nn.Conv1d(wide, config.width // 2, 1), nn.Tanh(), nn.Conv1d(config.width // 2, wide, 1))
+        self.attention = nn.Sequential(
+            nn.Conv1d(wide, config.width // 2, 1), nn.Tanh(), nn.Conv1d(config.width // 2, wide, 1)
+        )
         self.pool_norm = nn.BatchNorm1d(2 * wide)
         self.out = nn.Linear(2 * wide, config.dim)
 

@@ -106,9 +106,13 @@ class FSMNAttention(nn.Module):
         split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # noqa: E731  (B, T, W) -> (B, H, T, head_dim)
         q, k, v = split(self.query(x)), split(self.key(x)), self.value(x)
         cos, sin = rotary_table(x.shape[1], q.shape[-1], x.device)
-        mixed = scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), split(v), attn_mask=valid[:, None, None])
+        mixed = scaled_dot_product_attention(
+            rotate(q, cos, sin), rotate(k, cos, sin), split(v), attn_mask=valid[:, None, None]
+        )
         v = v * valid[..., None]
-        memory = self.fsmn_block(nn.functional.pad(v.transpose(1, 2), self.sides)).transpose(1, 2) + v  # (B, T, W)
+        memory = (
+            self.fsmn_block(nn.functional.pad(v.transpose(1, 2), self.sides)).transpose(1, 2) + v
+        )  # (B, T, W)
         return self.out(mixed.transpose(1, 2).flatten(2)) + memory * valid[..., None]
 
 
@@ -134,11 +138,16 @@ class Encoder(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv1d(config.bands, config.width, 3, stride=2, padding=1)
         self.conv2 = nn.Conv1d(config.width, config.width, 3, stride=2, padding=1)
-        self.blocks = nn.ModuleList(Block(config.width, config.heads, config.kernel) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.kernel) for _ in range(config.layers)
+        )
 
     def forward(self, mel: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         x = mel
-        for conv in (self.conv1, self.conv2):  # padding is cut before each, so that it looks like the edge of a short file
+        for conv in (
+            self.conv1,
+            self.conv2,
+        ):  # padding is cut before each, so that it looks like the edge of a short file
             x = gelu(conv(x * valid_mask(lengths, x.shape[-1])[:, None]))  # (B, W, F/2), then (B, W, T)
             lengths = (lengths + 1) // 2
         x = x.transpose(1, 2)  # (B, T, W)
@@ -193,7 +202,9 @@ class SpeechTokenizer(nn.Module):
 
     def forward(self, mel: Tensor, lengths: Tensor) -> Quantised:
         """Log-mel (B, bands, F) with `lengths` (B,) in frames -> everything a loss needs."""
-        assert mel.dim() == 3 and mel.shape[1] == self.config.bands, f"expected (B, {self.config.bands}, F), got {tuple(mel.shape)}"
+        assert mel.dim() == 3 and mel.shape[1] == self.config.bands, (
+            f"expected (B, {self.config.bands}, F), got {tuple(mel.shape)}"
+        )
         hidden, code_lengths = self.encoder(mel, lengths)  # (B, T, W)
         latent, values = self.quantizer(hidden)  # (B, T, D)
         return Quantised(hidden, latent, values, values_to_codes(values), code_lengths)

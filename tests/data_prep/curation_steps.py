@@ -142,7 +142,14 @@ def corpus(folder: Path, count: int = 12) -> Path:
         time_axis = np.arange(RATE + 100 * index) / RATE
         wave = (0.05 + 0.9 * index / count) * np.sin(2 * np.pi * (200 + 40 * index) * time_axis)
         soundfile.write(folder / f"audio/{index}.wav", wave, RATE, subtype="PCM_16")
-        records.append({"id": f"tone{index:02d}", "path": f"audio/{index}.wav", "duration": len(wave) / RATE, "source": f"set{index % 2}"})
+        records.append(
+            {
+                "id": f"tone{index:02d}",
+                "path": f"audio/{index}.wav",
+                "duration": len(wave) / RATE,
+                "source": f"set{index % 2}",
+            }
+        )
     records.append({"id": "bad", "path": "audio/0.wav", "duration": 1.0, "source": "set0"})
     path = folder / "manifest.jsonl"
     path.write_text("".join(json.dumps(r | {"licence": "CC0-1.0"}) + "\n" for r in records), encoding="utf-8")
@@ -161,6 +168,11 @@ STEPS = ("{name: test_halve}", "{name: test_level, least: 0.2}", "{name: test_ra
 
 def contents(out: Path) -> dict[str, bytes]:
     """Everything a run wrote that must not depend on how it ran."""
-    names = ["manifest.jsonl", "dropped.jsonl", "card.md", *(str(p.relative_to(out)) for p in out.glob("[0-9]*/*.jsonl"))]
+    names = [
+        "manifest.jsonl",
+        "dropped.jsonl",
+        "card.md",
+        *(str(p.relative_to(out)) for p in out.glob("[0-9]*/*.jsonl")),
+    ]
     names += [str(p.relative_to(out)) for p in out.glob("audio/*/*")]
     return {name: (out / name).read_bytes() for name in sorted(names)}

@@ -23,7 +23,9 @@ def wave_of(record: dict) -> np.ndarray:
 
 def spoken(**fields) -> list[dict]:
     """Frozen records with these fields, longest first."""
-    return sorted((r for r in RECORDS if all(r[k] == v for k, v in fields.items())), key=lambda r: -r["duration"])
+    return sorted(
+        (r for r in RECORDS if all(r[k] == v for k, v in fields.items())), key=lambda r: -r["duration"]
+    )
 
 
 class Shelf:
@@ -41,7 +43,15 @@ class Shelf:
         return self.record(f"{name}.wav", len(wave) / rate, rate, **({"id": name} | fields))
 
     def record(self, path: str, duration: float | None = None, rate: int | None = None, **fields) -> dict:
-        base = {"id": path, "path": path, "start": 0.0, "duration": duration, "rate": rate, "text": None, "language": None}
+        base = {
+            "id": path,
+            "path": path,
+            "start": 0.0,
+            "duration": duration,
+            "rate": rate,
+            "text": None,
+            "language": None,
+        }
         return base | {"speaker": None, "source": "test", "licence": "CC0", "split": None} | fields
 
 

@@ -27,7 +27,9 @@ VOICES = (
     "bm_four",
     "jf_five",
 )
-SYMBOLS = " ,.?!;:" + "".join(sorted({c for symbol in kokoro.ENGLISH for c in symbol} | set("ˈˌːʦʨꭧʰʂɕɻ↓→↗↘ɨɤɥxyo")))
+SYMBOLS = " ,.?!;:" + "".join(
+    sorted({c for symbol in kokoro.ENGLISH for c in symbol} | set("ˈˌːʦʨꭧʰʂɕɻ↓→↗↘ɨɤɥxyo"))
+)
 FRAMES = 2  # of every symbol
 SAMPLES = 600  # of a frame
 
@@ -60,9 +62,14 @@ def graph() -> bytes:
         helper.make_tensor_value_info("style", TensorProto.FLOAT, [1, 256]),
         helper.make_tensor_value_info("speed", TensorProto.FLOAT, [1]),
     ]
-    values = [onnx.numpy_helper.from_array(np.asarray(v), k) for k, v in (constant | {"nought": np.float32(0)}).items()]
+    values = [
+        onnx.numpy_helper.from_array(np.asarray(v), k)
+        for k, v in (constant | {"nought": np.float32(0)}).items()
+    ]
     outputs = [helper.make_tensor_value_info("audio", TensorProto.FLOAT, [None])]
-    model = helper.make_model(helper.make_graph(nodes, "tiny", inputs, outputs, values), opset_imports=[helper.make_opsetid("", 17)])
+    model = helper.make_model(
+        helper.make_graph(nodes, "tiny", inputs, outputs, values), opset_imports=[helper.make_opsetid("", 17)]
+    )
     model.ir_version = 9
     return model.SerializeToString()
 

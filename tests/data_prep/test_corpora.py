@@ -23,7 +23,9 @@ def sound(path: Path, seconds: float | None = 1.0) -> Path:
     wave, rate = soundfile.read(CLIP, dtype="float32")
     wave = wave if seconds is None else wave[: int(seconds * rate)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, wave, rate, format={".opus": "OGG"}.get(path.suffix), subtype={".opus": "OPUS"}.get(path.suffix))
+    soundfile.write(
+        path, wave, rate, format={".opus": "OGG"}.get(path.suffix), subtype={".opus": "OPUS"}.get(path.suffix)
+    )
     return path
 
 
@@ -37,7 +39,10 @@ def write(path: Path, *rows: str) -> Path:
 
 
 def librispeech(root: Path) -> None:
-    for part, ids in (("train-clean-100", ("19-198-0000", "19-198-0001")), ("dev-clean", ("84-121123-0000",))):
+    for part, ids in (
+        ("train-clean-100", ("19-198-0000", "19-198-0001")),
+        ("dev-clean", ("84-121123-0000",)),
+    ):
         for key in ids:
             speaker, chapter, _ = key.split("-")
             sound(root / part / speaker / chapter / f"{key}.flac")
@@ -47,7 +52,11 @@ def librispeech(root: Path) -> None:
 
 def aishell1(root: Path) -> None:
     base = root / "data_aishell"
-    for split, speaker, number in (("train", "S0002", "W0122"), ("train", "S0002", "W0123"), ("dev", "S0724", "W0121")):
+    for split, speaker, number in (
+        ("train", "S0002", "W0122"),
+        ("train", "S0002", "W0123"),
+        ("dev", "S0724", "W0121"),
+    ):
         sound(base / "wav" / split / speaker / f"BAC009{speaker}{number}.wav")
     write(
         base / "transcript" / "aishell_transcript_v0.8.txt",
@@ -61,12 +70,21 @@ def aishell2(root: Path) -> None:
     for part, key, speaker in (("data", "IC0001W0001", "C0001"), ("dev", "ID0012W0030", "D0012")):
         sound(root / "iOS" / part / "wav" / speaker / f"{key}.wav")
         write(root / "iOS" / part / "wav.scp", f"{key}\twav/{speaker}/{key}.wav")
-        write(root / "iOS" / part / "trans.txt", f"{key}\t{'厨房用具' if part == 'data' else chr(39) + '小成' + chr(39)}")
+        write(
+            root / "iOS" / part / "trans.txt",
+            f"{key}\t{'厨房用具' if part == 'data' else chr(39) + '小成' + chr(39)}",
+        )
         write(root / "iOS" / part / "spk_info.txt", f"{speaker}\tmale\t25\tnorth")
 
 
 def aishell3(root: Path) -> None:
-    write(root / "spk-info.txt", "# AISHELL-3", "# speaker\tage\tgender\taccent", "", "SSB0005\tB\tfemale\tnorth")
+    write(
+        root / "spk-info.txt",
+        "# AISHELL-3",
+        "# speaker\tage\tgender\taccent",
+        "",
+        "SSB0005\tB\tfemale\tnorth",
+    )
     for part, key in (("train", "SSB00050001"), ("test", "SSB00050002")):
         sound(root / part / "wav" / "SSB0005" / f"{key}.wav")
         write(root / part / "content.txt", f"{key}.wav\t广 guang3 州 zhou1 女 nv3")
@@ -80,7 +98,10 @@ def common_voice(root: Path, release: str = "cv-corpus-24.0-2025-12-05", splits:
     def row(name: str, sentence: str, locale: str) -> str:
         return f"ab{name}\t{name}\t1f\t{sentence}\t\t2\t0\ttwenties\tfemale_feminine\t\t\t{locale}\t"
 
-    for locale, sentences in (("en", ['"He said ""no"" twice."', 'A lone " mark.']), ("zh-CN", ["你好世界。"])):
+    for locale, sentences in (
+        ("en", ['"He said ""no"" twice."', 'A lone " mark.']),
+        ("zh-CN", ["你好世界。"]),
+    ):
         folder = root / release / locale
         rows = [row(f"common_voice_{locale}_{i}.mp3", s, locale) for i, s in enumerate(sentences)]
         for i in range(len(rows)):
@@ -99,7 +120,10 @@ def emilia(root: Path) -> None:
     clips = {
         "Emilia/EN/EN-B000000.tar": ("EN_B00000_S00000_W000000", {"id": "EN_B00000_S00000_W000000"}),
         "Emilia/ZH/ZH-B000000.tar": ("ZH_B00000_S06226_W000000", {"id": "ZH_B00000_S06226_W000000"}),
-        "Emilia-YODAS/EN/EN-B000000.tar": ("EN_-tKvmUvxYZXI_W000001", {"_id": "EN_-tKvmUvxYZXI_W000001", "phone_count": 14}),
+        "Emilia-YODAS/EN/EN-B000000.tar": (
+            "EN_-tKvmUvxYZXI_W000001",
+            {"_id": "EN_-tKvmUvxYZXI_W000001", "phone_count": 14},
+        ),
     }
     for name, (key, about) in clips.items():
         mp3 = sound(root / "tmp.mp3").read_bytes()
@@ -127,14 +151,31 @@ def archive(path: Path, members: dict[str, bytes], mode: str = "w") -> None:
 def emilia_batches(root: Path) -> None:
     wav = "EN_B00000/EN_B00000_S00000/mp3/EN_B00000_S00000_W000000.mp3"
     sound(root / "EN" / wav)
-    meta = {"id": "EN_B00000_S00000_W000000", "wav": wav, "text": " You can help.", "duration": 1.0, "speaker": "EN_B00000_S00000"}
+    meta = {
+        "id": "EN_B00000_S00000_W000000",
+        "wav": wav,
+        "text": " You can help.",
+        "duration": 1.0,
+        "speaker": "EN_B00000_S00000",
+    }
     write(root / "EN" / "EN_B00000.jsonl", json.dumps(meta | {"language": "en", "dnsmos": 3.29}))
 
 
 def cut(number: int, start: float, duration: float) -> dict:
     book = "small/100/sea_fairies_0812_librivox_64kb_mp3/01_baum_sea_fairies_64kb"
-    custom = {"texts": ["But why do folks dive?", "BUT WHY DO FOLKS DIVE"], "pre_texts": ["...us", "US"], "begin_byte": 1}
-    said = {"id": f"{book}_{number}", "recording_id": book, "start": 0, "duration": duration, "channel": 0, "language": "English"}
+    custom = {
+        "texts": ["But why do folks dive?", "BUT WHY DO FOLKS DIVE"],
+        "pre_texts": ["...us", "US"],
+        "begin_byte": 1,
+    }
+    said = {
+        "id": f"{book}_{number}",
+        "recording_id": book,
+        "start": 0,
+        "duration": duration,
+        "channel": 0,
+        "language": "English",
+    }
     source = {"type": "file", "channels": [0], "source": f"download/librilight/{book}.flac"}
     return {
         "id": f"{book}_{number}",
@@ -142,7 +183,13 @@ def cut(number: int, start: float, duration: float) -> dict:
         "duration": duration,
         "channel": 0,
         "supervisions": [said | {"speaker": "100", "custom": custom}],
-        "recording": {"id": book, "sources": [source], "sampling_rate": 24000, "num_samples": 48000, "duration": 2.0},
+        "recording": {
+            "id": book,
+            "sources": [source],
+            "sampling_rate": 24000,
+            "num_samples": 48000,
+            "duration": 2.0,
+        },
         "custom": {"text_path": "download/librilight_text/output_text_small_cleaned/Sea Fairies/text.txt"},
         "type": "MonoCut",
     }
@@ -173,13 +220,34 @@ BUILD = {
 }
 # (number of records, one of them)
 EXPECTED = {
-    "emilia": (3, {"id": "EN_B00000_S00000_W000000", "text": "Like I said.", "language": "en", "dnsmos": 3.3, "split": None}),
-    "libriheavy": (2, {"text": "But why do folks dive?", "speaker": "libriheavy-100", "start": 0.9, "duration": 0.6}),
-    "common_voice": (3, {"text": 'He said "no" twice.', "language": "en", "split": "train", "age": "twenties"}),
-    "aishell1": (3, {"text": "而对楼市成交抑制作用最大的限购", "speaker": "aishell1-S0002", "split": "train"}),
+    "emilia": (
+        3,
+        {
+            "id": "EN_B00000_S00000_W000000",
+            "text": "Like I said.",
+            "language": "en",
+            "dnsmos": 3.3,
+            "split": None,
+        },
+    ),
+    "libriheavy": (
+        2,
+        {"text": "But why do folks dive?", "speaker": "libriheavy-100", "start": 0.9, "duration": 0.6},
+    ),
+    "common_voice": (
+        3,
+        {"text": 'He said "no" twice.', "language": "en", "split": "train", "age": "twenties"},
+    ),
+    "aishell1": (
+        3,
+        {"text": "而对楼市成交抑制作用最大的限购", "speaker": "aishell1-S0002", "split": "train"},
+    ),
     "aishell2": (2, {"text": "厨房用具", "speaker": "aishell2-C0001", "split": "train"}),
     "aishell3": (2, {"text": "广州女", "pinyin": "guang3 zhou1 nv3", "gender": "female", "split": "test"}),
-    "librispeech": (3, {"id": "84-121123-0000", "text": "NORTHANGER ABBEY", "speaker": "librispeech-84", "split": "dev"}),
+    "librispeech": (
+        3,
+        {"id": "84-121123-0000", "text": "NORTHANGER ABBEY", "speaker": "librispeech-84", "split": "dev"},
+    ),
     "folder": (5, {"id": "ann-one", "text": "One sentence.", "speaker": "folder-ann", "language": "en"}),
 }
 
@@ -203,7 +271,10 @@ def test_published_layout_gives_a_manifest_whose_audio_is_there(name, tmp_path):
     for record in records:
         info = soundfile.info(tmp_path / record["path"])
         assert record["rate"] == info.samplerate
-        assert record["duration"] > 0 and record["start"] + record["duration"] <= info.frames / info.samplerate + 0.01
+        assert (
+            record["duration"] > 0
+            and record["start"] + record["duration"] <= info.frames / info.samplerate + 0.01
+        )
         assert record["source"] == load(name).SOURCE and record["licence"]
     assert (tmp_path / "dropped.jsonl").read_text() == ""
 
@@ -252,7 +323,10 @@ def test_much_missing_audio_stops_unless_it_is_allowed(tmp_path, capsys):
     write(tmp_path / "iOS/data/wav.scp", *rows)
     write(tmp_path / "iOS/data/trans.txt", *(f"ID{i:04d}\t厨房" for i in range(12)))
     arguments = ["aishell2", "--root", str(tmp_path)]
-    with pytest.raises(SystemExit, match=r"7 of 12 rows are bad \(missing_audio 7\), more than 20%; first: .*--allow-missing.*--max-bad"):
+    with pytest.raises(
+        SystemExit,
+        match=r"7 of 12 rows are bad \(missing_audio 7\), more than 20%; first: .*--allow-missing.*--max-bad",
+    ):
         __main__.main(arguments)
     assert not list(tmp_path.glob("*.jsonl*"))
     for more in (["--allow-missing"], ["--max-bad", "0.6"]):
@@ -295,7 +369,10 @@ def test_of_an_id_that_stands_twice_the_first_is_kept(name, tmp_path):
     assert reasons(records) == ["repeated_id"] and [r for r in records if "dropped" not in r] == before
 
 
-@pytest.mark.parametrize("files", [("a.flac", "a.wav", "a.mp3"), ("s1/001.wav", "s1-001.wav", "s1 001.wav"), ("a.wav", "a-2.wav", "a.mp3")])
+@pytest.mark.parametrize(
+    "files",
+    [("a.flac", "a.wav", "a.mp3"), ("s1/001.wav", "s1-001.wav", "s1 001.wav"), ("a.wav", "a-2.wav", "a.mp3")],
+)
 def test_files_of_one_id_are_all_kept_under_different_ids(files, tmp_path, capsys):
     for name in files:
         sound(tmp_path / name)
@@ -321,7 +398,10 @@ def test_unreadable_audio_is_a_dropped_record_not_an_end(name, tmp_path):
     if name == "emilia":
         key = "EN_B00000_S00000_W000009"
         meta = {"id": key, "text": "x", "speaker": "s", "language": "en"}
-        archive(tmp_path / "Emilia/EN/EN-B000001.tar", {f"{key}.mp3": b"not audio", f"{key}.json": json.dumps(meta).encode()})
+        archive(
+            tmp_path / "Emilia/EN/EN-B000001.tar",
+            {f"{key}.mp3": b"not audio", f"{key}.json": json.dumps(meta).encode()},
+        )
     else:
         files = sorted(p for p in tmp_path.rglob("*") if p.suffix in (".wav", ".flac", ".mp3"))
         files[0].write_bytes(b"not audio")
@@ -345,7 +425,10 @@ def test_members_of_an_archive_cannot_choose_where_they_are_written(tmp_path):
     key = "EN_B00000_S00000_W000000"
     meta = {"id": key, "text": "x", "speaker": "s", "language": "en"}
     mp3 = sound(tmp_path / "x.mp3").read_bytes()
-    archive(tmp_path / "in" / "EN" / "a.tar", {f"../../{key}.mp3": mp3, f"../../{key}.json": json.dumps(meta).encode()})
+    archive(
+        tmp_path / "in" / "EN" / "a.tar",
+        {f"../../{key}.mp3": mp3, f"../../{key}.json": json.dumps(meta).encode()},
+    )
     record = prepared("emilia", tmp_path / "in", tmp_path / "out")[0]
     assert record["path"] == f"emilia/EN/a/{key}.mp3"
     assert (tmp_path / "out" / record["path"]).read_bytes() == mp3
@@ -357,7 +440,9 @@ def test_audio_outside_the_manifests_folder_is_linked_not_copied(tmp_path):
     for _ in range(2):  # a second run finds the links of the first
         save(load("librispeech").prepare(raw, out), out, "librispeech")
     record = read_manifest(out / "manifest.jsonl")[0]
-    assert (out / record["path"]).samefile(raw / "dev-clean/84/121123/84-121123-0000.flac") or record["split"] == "train"
+    assert (out / record["path"]).samefile(raw / "dev-clean/84/121123/84-121123-0000.flac") or record[
+        "split"
+    ] == "train"
     assert all((out / r["path"]).stat().st_nlink == 2 for r in read_manifest(out / "manifest.jsonl"))
     above = load("librispeech").prepare(raw, tmp_path)
     assert next(above)["path"].startswith("raw/train-clean-100/")
@@ -368,7 +453,9 @@ def test_emilias_first_release_and_language_choice(tmp_path):
     record = prepared("emilia", tmp_path / "first")[0]
     assert record["text"] == "You can help." and record["licence"] == "CC BY-NC 4.0"
     emilia(tmp_path / "hub")
-    assert [r["language"] for r in prepared("emilia", tmp_path / "hub", tmp_path / "o", language="zh")] == ["zh"]
+    assert [r["language"] for r in prepared("emilia", tmp_path / "hub", tmp_path / "o", language="zh")] == [
+        "zh"
+    ]
     licences = {r["id"]: r["licence"] for r in prepared("emilia", tmp_path / "hub", tmp_path / "o2")}
     assert licences["EN_-tKvmUvxYZXI_W000001"] == "CC BY 4.0"
     with pytest.raises(DataError, match="no archives and no batches of ja"):
@@ -411,7 +498,10 @@ def test_damaged_archives_and_lists_name_themselves(tmp_path):
 def test_a_cut_with_an_impossible_place_is_dropped(tmp_path, start, duration, reason):
     libriheavy(tmp_path, cuts=((0, 0.0, 1.0), (1, start, duration), (2, 0.1, 0.5)))
     save(load("libriheavy").prepare(tmp_path, tmp_path), tmp_path, "libriheavy")
-    drops = [json.loads(line)["dropped"]["reason"] for line in (tmp_path / "dropped.jsonl").read_text().splitlines()]
+    drops = [
+        json.loads(line)["dropped"]["reason"]
+        for line in (tmp_path / "dropped.jsonl").read_text().splitlines()
+    ]
     assert drops == ([reason] if reason else [])
     assert len(read_manifest(tmp_path / "manifest.jsonl")) == 3 - len(drops)
 
@@ -448,7 +538,11 @@ def test_a_bad_row_of_common_voice_is_counted_and_the_corpus_goes_on(broken, fou
         ("emilia", '{"id": "x", "wav": "x.mp3"}', "missing_field"),
         ("emilia", '{"wav": 3}', "wrong_type"),
         ("emilia", '{"id": 7, "wav": "x.mp3", "text": "a", "speaker": "s", "language": "en"}', "no_id"),
-        ("emilia", '{"id": "x", "wav": "x.mp3", "text": ["a"], "speaker": "s", "language": "en"}', "wrong_type"),
+        (
+            "emilia",
+            '{"id": "x", "wav": "x.mp3", "text": ["a"], "speaker": "s", "language": "en"}',
+            "wrong_type",
+        ),
         ("libriheavy", "{half", "not_json"),
         ("libriheavy", '{"id": "x"}', "missing_field"),
         ("libriheavy", '{"id": "x", "recording": 3}', "missing_field"),
@@ -468,11 +562,16 @@ def test_a_damaged_line_of_json_is_counted_and_the_corpus_goes_on(name, bad, rea
 
 
 def test_too_many_bad_rows_end_in_one_line_and_write_nothing(tmp_path):
-    good, bad = {"id": "a", "duration": 1.0}, {"id": "b", "dropped": {"step": "prepare", "reason": "not_json", "detail": "m:7 is odd"}}
+    good, bad = (
+        {"id": "a", "duration": 1.0},
+        {"id": "b", "dropped": {"step": "prepare", "reason": "not_json", "detail": "m:7 is odd"}},
+    )
     assert save([good] * 20 + [bad] * 5, tmp_path / "few", "x")["reasons"] == {"not_json": 5}
     assert save([good] * 90 + [bad] * 20, tmp_path / "share", "x")["kept"] == 90
     for some, share in (([good] * 20 + [bad] * 6, 0.2), ([good] * 90 + [bad] * 20, 0.1)):
-        with pytest.raises(DataError, match=r"bad \(not_json .*, more than .*first: m:7 is odd; .*--max-bad") as error:
+        with pytest.raises(
+            DataError, match=r"bad \(not_json .*, more than .*first: m:7 is odd; .*--max-bad"
+        ) as error:
             save(some, tmp_path / "many", "x", share)
         assert "\n" not in str(error.value) and not list((tmp_path / "many").iterdir())
 
@@ -579,7 +678,9 @@ def test_a_bad_row_of_metadata_is_dropped_alone(row, reason, says, tmp_path):
 
 
 def test_a_folder_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("data_prep.corpora.os.access", lambda *_: False)  # whoever runs the tests may be allowed to read everything
+    monkeypatch.setattr(
+        "data_prep.corpora.os.access", lambda *_: False
+    )  # whoever runs the tests may be allowed to read everything
     with pytest.raises(DataError, match=f"cannot read {tmp_path}"):
         prepared("folder", tmp_path)
 

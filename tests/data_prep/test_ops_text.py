@@ -68,7 +68,11 @@ def test_a_wrong_transcript_and_a_wrong_language_are_heard(tmp_path):
     ]
     right, wrong, zh = run(Transcribe(beam=1), records, shelf)
     assert right["error"] < 0.3 and transcript(right) is None
-    assert wrong["error"] > 0.7 and wrong["surprise"] > right["surprise"] + 1 and transcript(wrong) == "wrong_transcript"
+    assert (
+        wrong["error"] > 0.7
+        and wrong["surprise"] > right["surprise"] + 1
+        and transcript(wrong) == "wrong_transcript"
+    )
     assert (right["heard_language"], zh["heard_language"]) == ("en", "zh") and zh["heard"]
 
 

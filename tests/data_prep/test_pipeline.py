@@ -39,7 +39,11 @@ def run(tmp_path, monkeypatch):
 def calls(tmp_path: Path) -> Counter:
     """How often each step saw each record."""
     log = tmp_path / "log"
-    return Counter(line for line in log.read_text().splitlines() if not line.startswith("here")) if log.exists() else Counter()
+    return (
+        Counter(line for line in log.read_text().splitlines() if not line.startswith("here"))
+        if log.exists()
+        else Counter()
+    )
 
 
 # ------------------------------------------------------------------------------------------ the result, and only once
@@ -78,7 +82,9 @@ def test_parts_workers_and_fusing_do_not_change_the_result(run):
 def test_nothing_is_done_twice(run, tmp_path):
     out = run()
     once = calls(tmp_path)
-    assert set(once.values()) <= {1, 2} and sum(once.values()) == 13 + 24 + 1 + 20  # two steps are called test_level
+    assert (
+        set(once.values()) <= {1, 2} and sum(once.values()) == 13 + 24 + 1 + 20
+    )  # two steps are called test_level
     before = {p: p.stat().st_mtime_ns for p in out.glob("[0-9]*/*")}
     run()
     assert calls(tmp_path) == once and {p: p.stat().st_mtime_ns for p in out.glob("[0-9]*/*")} == before
@@ -88,18 +94,34 @@ def test_a_changed_parameter_redoes_that_step_and_the_following(run, tmp_path):
     run()
     (tmp_path / "log").unlink()
     run("out", STEPS[0], "{name: test_level, least: 0.5}", *STEPS[2:])
-    assert not any(line.startswith("halve") for line in calls(tmp_path)) and sum(calls(tmp_path).values()) == 24 + 1 + 12
+    assert (
+        not any(line.startswith("halve") for line in calls(tmp_path))
+        and sum(calls(tmp_path).values()) == 24 + 1 + 12
+    )
 
 
 def test_a_run_killed_in_the_middle_continues_to_the_same_result(run, tmp_path):
     plain = contents(run("plain"))
     (tmp_path / "log").unlink()
     slow = recipe(tmp_path, "{name: test_halve, pause: 0.3}", *STEPS[1:], part_seconds=1.0)
-    arguments = ["--recipe", str(slow), "--manifest", str(run.manifest), "--out", str(tmp_path / "out"), "--workers", "2"]
+    arguments = [
+        "--recipe",
+        str(slow),
+        "--manifest",
+        str(run.manifest),
+        "--out",
+        str(tmp_path / "out"),
+        "--workers",
+        "2",
+    ]
     code = "import sys, curation_steps; from data_prep.curate import main; sys.exit(main(sys.argv[1:]))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(Path.cwd())))}
     process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        [sys.executable, "-c", code, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
     while not any((tmp_path / "out").glob("work/*/000000[4-9].jsonl")):
         assert process.poll() is None, process.stdout.read().decode()
@@ -114,7 +136,9 @@ def test_a_run_killed_in_the_middle_continues_to_the_same_result(run, tmp_path):
     (tmp_path / "log").unlink()
     assert main(arguments[:-1] + ["1"]) == 0
     assert contents(out) == plain and not (out / "work").exists() and not (out / "tmp").exists()
-    assert sum(n for line, n in calls(tmp_path).items() if line.startswith("halve")) == 13 - finished  # only what was missing
+    assert (
+        sum(n for line, n in calls(tmp_path).items() if line.startswith("halve")) == 13 - finished
+    )  # only what was missing
 
 
 def test_killed_between_two_steps_of_a_group_only_joins_again(run, tmp_path, monkeypatch):
@@ -136,15 +160,30 @@ def test_killed_between_two_steps_of_a_group_only_joins_again(run, tmp_path, mon
 
 def test_a_worker_that_dies_is_one_line_and_finished_parts_stay(run, tmp_path, capsys):
     dies = recipe(tmp_path, "{name: test_dies, at: tone07}", part_seconds=1.0)
-    arguments = ["--recipe", str(dies), "--manifest", str(run.manifest), "--out", str(tmp_path / "out"), "--workers", "2"]
+    arguments = [
+        "--recipe",
+        str(dies),
+        "--manifest",
+        str(run.manifest),
+        "--out",
+        str(tmp_path / "out"),
+        "--workers",
+        "2",
+    ]
     assert main(arguments) == 2 and "a worker process died" in capsys.readouterr().err.splitlines()[-1]
     assert any((tmp_path / "out/work").glob("*/*.jsonl")) and not (tmp_path / "out/manifest.jsonl").exists()
 
 
 def test_input_is_never_changed_and_paths_stay_inside_the_output(run):
-    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.manifest.parent.rglob("*") if p.is_file()}
-    out = run("out", "{name: test_level}")  # no step writes audio: the input's files become part of the output
-    assert {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.manifest.parent.rglob("*") if p.is_file()} == before
+    before = {
+        p: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.manifest.parent.rglob("*") if p.is_file()
+    }
+    out = run(
+        "out", "{name: test_level}"
+    )  # no step writes audio: the input's files become part of the output
+    assert {
+        p: (p.stat().st_mtime_ns, p.read_bytes()) for p in run.manifest.parent.rglob("*") if p.is_file()
+    } == before
     for line in (out / "manifest.jsonl").read_text().splitlines():
         path = (out / json.loads(line)["path"]).resolve()
         assert path.is_file() and path.is_relative_to(out.resolve())
@@ -200,7 +239,11 @@ def test_pieces_of_a_long_file_are_read_in_little_memory(tmp_path):
     assert abs(total - 1797 * 24_000) <= 2
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 60
     piece = {"id": "p", "path": "long.wav", "start": 901.5, "duration": 2.0}
-    copied = {"id": "c", "path": "audio/" + next((tmp_path / "audio").rglob("*.flac")).relative_to(tmp_path / "audio").as_posix()}
+    copied = {
+        "id": "c",
+        "path": "audio/"
+        + next((tmp_path / "audio").rglob("*.flac")).relative_to(tmp_path / "audio").as_posix(),
+    }
     assert np.array_equal(audio.wave(piece), audio.wave(copied | {"start": 900.0, "duration": 2.0}))
 
 
@@ -225,8 +268,16 @@ def test_the_cache_is_bounded_and_waves_cannot_be_changed(tmp_path):
 @pytest.mark.parametrize("rate", [None, 16_000])
 def test_a_wave_still_in_memory_is_the_one_in_its_file(tmp_path, rate):
     writer = Audio(tmp_path, tmp_path)
-    wave = np.random.default_rng(0).normal(0, 0.4, 70 * RATE).astype(np.float32)  # beyond full scale in places; two blocks
-    record = {"id": "a", "path": writer.write("a", wave, RATE), "start": 0.0, "duration": len(wave) / RATE, "rate": RATE}
+    wave = (
+        np.random.default_rng(0).normal(0, 0.4, 70 * RATE).astype(np.float32)
+    )  # beyond full scale in places; two blocks
+    record = {
+        "id": "a",
+        "path": writer.write("a", wave, RATE),
+        "start": 0.0,
+        "duration": len(wave) / RATE,
+        "rate": RATE,
+    }
     from_file = Audio(tmp_path, tmp_path).wave(record, rate)
     (tmp_path / record["path"]).rename(tmp_path / "elsewhere.flac")
     np.testing.assert_array_equal(writer.wave(record, rate), from_file)
@@ -248,8 +299,13 @@ def test_a_record_that_reaches_beyond_its_file_is_an_error(tmp_path):
 
 def test_written_names_are_safe_and_different(tmp_path):
     audio = Audio(tmp_path, tmp_path)
-    paths = [audio.write(name, np.zeros(10), RATE) for name in ("../../x", "..//..x", "a/b", "a_b", "\u58f0", "x" * 300)]
-    assert len(set(paths)) == 6 and all((tmp_path / p).resolve().is_relative_to(tmp_path / "audio") for p in paths)
+    paths = [
+        audio.write(name, np.zeros(10), RATE)
+        for name in ("../../x", "..//..x", "a/b", "a_b", "\u58f0", "x" * 300)
+    ]
+    assert len(set(paths)) == 6 and all(
+        (tmp_path / p).resolve().is_relative_to(tmp_path / "audio") for p in paths
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- bad input
@@ -262,14 +318,24 @@ def edit(manifest: Path, number: int, /, **changes) -> None:
 
 
 def start(run, tmp_path, *more: str) -> int:
-    arguments = ["--recipe", str(recipe(tmp_path, *STEPS)), "--manifest", str(run.manifest), "--out", str(tmp_path / "out")]
+    arguments = [
+        "--recipe",
+        str(recipe(tmp_path, *STEPS)),
+        "--manifest",
+        str(run.manifest),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     return main(arguments + ["--workers", "1", *more])
 
 
 NO_INPUT = {
     "missing": (lambda m: m.unlink(), "no manifest"),
     "empty": (lambda m: m.write_text(""), "holds no records"),
-    "not a record": (lambda m: m.write_text("[]\n"), "holds no usable record (not_json 1); first: line 1: not a JSON object"),
+    "not a record": (
+        lambda m: m.write_text("[]\n"),
+        "holds no usable record (not_json 1); first: line 1: not a JSON object",
+    ),
 }
 
 
@@ -279,7 +345,11 @@ def test_no_manifest_is_one_line_and_exit_code_2(run, tmp_path, capsys, case):
     change(run.manifest)
     assert start(run, tmp_path) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and message in line and not list((tmp_path / "out").glob("*/manifest.jsonl"))
+    assert (
+        line.startswith("error: ")
+        and message in line
+        and not list((tmp_path / "out").glob("*/manifest.jsonl"))
+    )
 
 
 BAD_LINES = {
@@ -310,7 +380,9 @@ def test_a_bad_line_is_dropped_with_its_reason(run, case):
     change(run.manifest)
     records = list(pipeline.check_input(run.manifest, drop=True))
     drops = [r for r in records if "dropped" in r]
-    assert {r["dropped"]["reason"] for r in drops} == {reason} and len(drops) == (2 if case == "broken line" else 1)
+    assert {r["dropped"]["reason"] for r in drops} == {reason} and len(drops) == (
+        2 if case == "broken line" else 1
+    )
     assert len(before - {r["id"] for r in records}) == (0 if case == "a list" else 1)
     assert all(r["id"].startswith("manifest.jsonl:") for r in drops)
 
@@ -319,7 +391,10 @@ def test_bad_lines_are_counted_in_the_funnel_and_the_run_goes_on(run, tmp_path, 
     edit(run.manifest, 2, path="../secret.wav")
     edit(run.manifest, 4, start="x")
     assert start(run, tmp_path) == 0
-    assert "bad lines of the manifest, left out: outside_the_folder 1, wrong_type 1; see " in capsys.readouterr().out
+    assert (
+        "bad lines of the manifest, left out: outside_the_folder 1, wrong_type 1; see "
+        in capsys.readouterr().out
+    )
     first = json.loads((tmp_path / "out/funnel.json").read_text())["steps"][0]
     assert first["step"] == "input" and {why: t["records"] for why, t in first["dropped"].items()} == {
         "outside_the_folder": 1,
@@ -333,7 +408,9 @@ def test_too_many_bad_lines_stop_before_the_first_step(run, tmp_path, capsys):
         edit(run.manifest, number, start=-1.0)
     assert start(run, tmp_path) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "6 of 13 rows are bad (bad_offset 6), more than 20%; first: line 1: " in line and "--max-bad" in line
+    assert (
+        "6 of 13 rows are bad (bad_offset 6), more than 20%; first: line 1: " in line and "--max-bad" in line
+    )
     assert not list((tmp_path / "out").glob("*/*.jsonl"))
     assert start(run, tmp_path, "--max-bad", "0.5") == 0
     assert start(run, tmp_path, "--max-bad", "nan") == 2
@@ -344,7 +421,14 @@ def test_unreadable_folder_is_one_line(run, tmp_path, monkeypatch, capsys):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
     monkeypatch.setattr(pipeline, "file_digest", denied)
-    arguments = ["--recipe", str(recipe(tmp_path, *STEPS)), "--manifest", str(run.manifest), "--out", str(tmp_path / "out")]
+    arguments = [
+        "--recipe",
+        str(recipe(tmp_path, *STEPS)),
+        "--manifest",
+        str(run.manifest),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(arguments) == 2
     assert f"cannot read or write {run.manifest} (Permission denied)" in capsys.readouterr().err
 
@@ -364,7 +448,12 @@ BAD_RECIPES = {
 @pytest.mark.parametrize("text", BAD_RECIPES)
 def test_bad_recipe_is_one_line_and_exit_code_2(tmp_path, capsys, text):
     (tmp_path / "bad.yaml").write_text(text)
-    assert main(["--recipe", str(tmp_path / "bad.yaml"), "--manifest", "m.jsonl", "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main(
+            ["--recipe", str(tmp_path / "bad.yaml"), "--manifest", "m.jsonl", "--out", str(tmp_path / "out")]
+        )
+        == 2
+    )
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and BAD_RECIPES[text] in line and not (tmp_path / "out").exists()
 
@@ -387,10 +476,15 @@ def test_a_manifest_edited_by_hand_is_noticed(run, name):
 def test_the_final_manifest_edited_by_hand_is_kept(run):
     out = run()
     edit(out / "manifest.jsonl", 0, text="corrected")
-    with pytest.raises(DataError, match="manifest.jsonl was changed after it was written: give it another name"):
+    with pytest.raises(
+        DataError, match="manifest.jsonl was changed after it was written: give it another name"
+    ):
         run()
     (out / "manifest.jsonl").rename(out / "mine.jsonl")
-    assert "corrected" not in (run() / "manifest.jsonl").read_text() and "corrected" in (out / "mine.jsonl").read_text()
+    assert (
+        "corrected" not in (run() / "manifest.jsonl").read_text()
+        and "corrected" in (out / "mine.jsonl").read_text()
+    )
 
 
 def test_another_manifest_does_not_overwrite_a_finished_run(run):
@@ -423,7 +517,9 @@ def test_full_disk_is_one_line_and_a_second_run_completes(run, tmp_path, monkeyp
         "1",
     ]
     assert main(arguments) == 2
-    assert "No space left on device): put that right and run again" in capsys.readouterr().err.splitlines()[-1]
+    assert (
+        "No space left on device): put that right and run again" in capsys.readouterr().err.splitlines()[-1]
+    )
     assert main(arguments) == 0 and contents(tmp_path / "out") == plain
 
 
@@ -441,11 +537,21 @@ def test_many_files_of_one_bad_type_end_in_one_line_with_the_lists_complete(run,
     for path in (run.manifest.parent / "audio").iterdir():
         path.write_bytes(b"not audio")
     steps = ("{name: test_level}", "{name: test_rank}", "{name: test_level}")
-    arguments = ["--recipe", str(recipe(tmp_path, *steps)), "--manifest", str(run.manifest), "--out", str(tmp_path / "out")]
+    arguments = [
+        "--recipe",
+        str(recipe(tmp_path, *steps)),
+        "--manifest",
+        str(run.manifest),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main(arguments + ["--workers", "1"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "no record was kept: 13 dropped by step 'test_level' as unreadable_audio" in line
-    assert len((tmp_path / "out/dropped.jsonl").read_text().splitlines()) == 13 and (tmp_path / "out/funnel.json").exists()
+    assert (
+        len((tmp_path / "out/dropped.jsonl").read_text().splitlines()) == 13
+        and (tmp_path / "out/funnel.json").exists()
+    )
 
 
 def test_two_runs_do_not_work_in_one_folder(run, tmp_path):

@@ -42,7 +42,14 @@ def test_the_named_sets_do_not_reach_the_papers_300_thousand_hours():
 
 
 def test_arithmetic_when_nothing_is_uncertain():
-    hours = {"named_hours": 1000, "keep_named": 0.5, "keep_wild": 0.25, "keep_synthetic": 0.8, "source_mb": 20, "work_mb": 100}
+    hours = {
+        "named_hours": 1000,
+        "keep_named": 0.5,
+        "keep_wild": 0.25,
+        "keep_synthetic": 0.8,
+        "source_mb": 20,
+        "work_mb": 100,
+    }
     assume = certain(**hours, transcribe=10, rtf_synthesis=0.5, core_factor=2, utilisation=0.5)
     result = plan(1000, {"vad": {"core": 100.0}}, 0.2, Prices(2, 0.1, 10), Cluster(1, 10, 8), assume)
     # 800 h raw: 500 kept of 1000 named, 300 of 1200 others; 200 h synthetic of 250 spoken: 2450 go in
@@ -53,11 +60,15 @@ def test_arithmetic_when_nothing_is_uncertain():
     assert steps["transcribe"]["unit_hours"]["likely"] == pytest.approx(2450 / 10 / 0.5)
     assert steps["synthesise"]["unit_hours"]["likely"] == pytest.approx(250 * 0.5 / 0.5)
     assert steps["vad"]["cost"]["likely"] == pytest.approx(24.5 * 0.1)
-    assert result["nodes"]["core"] == 1 and result["nodes"]["gpu"] == int(np.ceil(result["gpu_hours"]["likely"] / (24 * 8)))
+    assert result["nodes"]["core"] == 1 and result["nodes"]["gpu"] == int(
+        np.ceil(result["gpu_hours"]["likely"] / (24 * 8))
+    )
     assert steps["vad"]["days"]["likely"] == pytest.approx(24.5 / (1 * 10 * 24))
     assert result["storage_tb"]["sources"]["likely"] == pytest.approx(2200 * 20 / 1e6)
     assert result["storage_tb"]["working FLAC"]["likely"] == pytest.approx(2450 * 100 / 1e6)
-    assert result["cost"]["all"]["likely"] == pytest.approx(sum(result["cost"][k]["likely"] for k in ("core", "gpu", "storage")))
+    assert result["cost"]["all"]["likely"] == pytest.approx(
+        sum(result["cost"][k]["likely"] for k in ("core", "gpu", "storage"))
+    )
     for row in result["steps"]:
         assert row["unit_hours"]["low"] == row["unit_hours"]["high"]
 
@@ -100,7 +111,11 @@ def test_all_or_nothing_synthetic():
 def test_a_measured_gpu_rate_replaces_the_published_one():
     rates = RATES | {"transcribe": {"gpu": 100.0, "core": 2.0}, "tokens": {"gpu": 500.0, "core": 5.0}}
     steps = {s["name"]: s for s in plan(1000, rates)["steps"]}
-    assert (steps["transcribe"]["rate_from"], steps["transcribe"]["unit"], steps["tokens"]["unit"]) == ("measured", "gpu", "gpu")
+    assert (steps["transcribe"]["rate_from"], steps["transcribe"]["unit"], steps["tokens"]["unit"]) == (
+        "measured",
+        "gpu",
+        "gpu",
+    )
     assert steps["transcribe"]["audio_hours_per_unit_hour"]["likely"] == pytest.approx(100)
 
 
@@ -119,9 +134,17 @@ def test_what_is_not_measured_is_said_and_left_out(tmp_path):
 
 def test_measured_rates_are_read_from_the_benchmark(tmp_path):
     bench = tmp_path / "bench.json"
-    bench.write_text(json.dumps({"steps": {"vad": {"audio_hours_per_core_hour": 150, "peak_memory_mib": 90}, "split": {}}}))
+    bench.write_text(
+        json.dumps({"steps": {"vad": {"audio_hours_per_core_hour": 150, "peak_memory_mib": 90}, "split": {}}})
+    )
     assert read_rates(bench) == {"vad": {"core": 150.0}}
-    for content in ("{", "[]", '{"steps": [1]}', '{"steps": {"vad": {"audio_hours_per_core_hour": -1}}}', '{"rates": {}}'):
+    for content in (
+        "{",
+        "[]",
+        '{"steps": [1]}',
+        '{"steps": {"vad": {"audio_hours_per_core_hour": -1}}}',
+        '{"rates": {}}',
+    ):
         bench.write_text(content)
         with pytest.raises(DataError, match="bench.json.*run `python -m omnilib.bench.curation` again"):
             read_rates(bench)

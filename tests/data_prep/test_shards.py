@@ -46,7 +46,12 @@ def test_datasets_reads_the_shards_and_the_sound_is_the_recordings(tmp_path, man
     for row in train.select(range(0, len(train), 7)):
         record = records[row["id"]]
         first = round(record["start"] * RATE)
-        wanted, _ = soundfile.read(manifest.parent / record["path"], start=first, frames=round(record["duration"] * RATE), dtype="int16")
+        wanted, _ = soundfile.read(
+            manifest.parent / record["path"],
+            start=first,
+            frames=round(record["duration"] * RATE),
+            dtype="int16",
+        )
         (tmp_path / "one.flac").write_bytes(row["audio"]["bytes"])
         assert np.array_equal(soundfile.read(tmp_path / "one.flac", dtype="int16")[0], wanted)
         assert json.loads(row["more"]) == {"dnsmos": 3.5}
@@ -56,10 +61,15 @@ def test_loader_gives_every_record_once_an_epoch_over_all_ranks(tmp_path, manife
     write_shards(manifest, tmp_path / "out", seconds=30)
     seen = []
     for rank in range(2):
-        for waves, lengths, records in Shards(tmp_path / "out", batch_seconds=20, rank=rank, world=2).batches(epoch=1):
+        for waves, lengths, records in Shards(tmp_path / "out", batch_seconds=20, rank=rank, world=2).batches(
+            epoch=1
+        ):
             assert waves.shape == (len(records), lengths.max()) and waves.size <= 20 * RATE
             assert [round(r["duration"] * RATE) for r in records] == lengths.tolist()
-            assert all(not wave[n:].any() and np.abs(wave[:n]).max() > 0.1 for wave, n in zip(waves, lengths, strict=True))
+            assert all(
+                not wave[n:].any() and np.abs(wave[:n]).max() > 0.1
+                for wave, n in zip(waves, lengths, strict=True)
+            )
             seen += [r["id"] for r in records]
     assert sorted(seen) == [f"r{i:02d}" for i in range(1, 59)]
 
@@ -77,7 +87,14 @@ def test_shards_hold_records_of_like_length_and_padding_is_small(tmp_path):
     folder.mkdir()
     soundfile.write(folder / "a.flac", np.zeros(RATE * 12), RATE)
     rng = np.random.default_rng(0)
-    base = {"path": "a.flac", "start": 0.0, "rate": RATE, "source": "s", "licence": "CC0-1.0", "split": "train"}
+    base = {
+        "path": "a.flac",
+        "start": 0.0,
+        "rate": RATE,
+        "source": "s",
+        "licence": "CC0-1.0",
+        "split": "train",
+    }
     records = [base | {"id": f"r{i}", "duration": round(float(rng.uniform(1, 12)), 2)} for i in range(400)]
     (folder / "manifest.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     index = write_shards(folder / "manifest.jsonl", tmp_path / "out", seconds=300)
@@ -89,7 +106,9 @@ def test_shards_hold_records_of_like_length_and_padding_is_small(tmp_path):
 def test_writing_again_does_nothing_twice_and_takes_up_no_stale_shard(tmp_path, manifest, monkeypatch):
     made = []
     flac = shards.flac
-    monkeypatch.setattr(shards, "flac", lambda record, audio: made.append(record["id"]) or flac(record, audio))
+    monkeypatch.setattr(
+        shards, "flac", lambda record, audio: made.append(record["id"]) or flac(record, audio)
+    )
     first = write_shards(manifest, tmp_path / "out", seconds=30)
     assert sorted(made) == [f"r{i:02d}" for i in range(60)]
     (tmp_path / "out" / first["shards"][0]["path"]).unlink()
@@ -103,7 +122,9 @@ def test_writing_again_does_nothing_twice_and_takes_up_no_stale_shard(tmp_path, 
 
 
 def test_two_workers_write_the_same_bytes_and_the_checksums_hold(tmp_path, manifest):
-    assert write_shards(manifest, tmp_path / "one", seconds=60) == write_shards(manifest, tmp_path / "two", seconds=60, workers=2)
+    assert write_shards(manifest, tmp_path / "one", seconds=60) == write_shards(
+        manifest, tmp_path / "two", seconds=60, workers=2
+    )
     for line in (tmp_path / "two/checksums.sha256").read_text().splitlines():
         digest, path = line.split("  ")
         assert hashlib.sha256((tmp_path / "two" / path).read_bytes()).hexdigest() == digest
@@ -115,7 +136,9 @@ def test_full_disk_is_one_line_and_leaves_no_half_shard(tmp_path, manifest, monk
 
     monkeypatch.setattr(shards.parquet, "write_table", full)
     assert shards.main(["--manifest", str(manifest), "--out", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err.splitlines()[-1].startswith("error: cannot write") and not list((tmp_path / "out").rglob("*.parquet"))
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: cannot write") and not list(
+        (tmp_path / "out").rglob("*.parquet")
+    )
 
 
 def test_missing_split_and_missing_duration_say_what_to_do(tmp_path, manifest):

@@ -34,14 +34,20 @@ class Hum:
     def say(self, text: str) -> engines.Spoken:
         time = np.arange(800 * len(text.split())) / 16_000
         wave = np.pad(np.sin(2 * np.pi * (150 + 10 * len(self.voice)) * time), 800).astype(np.float32)
-        return engines.Spoken(wave, 16_000, ["pau", "a", "pau"], [0.05, len(wave) / 16_000 - 0.05, len(wave) / 16_000])
+        return engines.Spoken(
+            wave, 16_000, ["pau", "a", "pau"], [0.05, len(wave) / 16_000 - 0.05, len(wave) / 16_000]
+        )
 
 
 @pytest.fixture
 def hum(monkeypatch):
     """Two training voices and one that only the test split may hear."""
     monkeypatch.setitem(engines.ENGINES, "hum", Hum)
-    people = [nano.Speaker("hum", "ann", 1.0, 10), nano.Speaker("hum", "bob", 1.1, 10), nano.Speaker("hum", "eve", 1.2, 0)]
+    people = [
+        nano.Speaker("hum", "ann", 1.0, 10),
+        nano.Speaker("hum", "bob", 1.1, 10),
+        nano.Speaker("hum", "eve", 1.2, 0),
+    ]
     monkeypatch.setattr(nano, "SPEAKERS", people)
 
 
@@ -54,7 +60,11 @@ def write(path: Path, rows: list[dict]) -> Path:
 def lamini(tmp_path):
     """Answers of 3 to 23 s, short ones far more common."""
     heads = [f"Line {a} {b}. " for b in "klmnopqrst" for a in "abcdefghij"]
-    rows = [{"instruction": "Say", "response": head + SENTENCE * n} for n in range(1, 9) for head in heads[: 100 // n]]
+    rows = [
+        {"instruction": "Say", "response": head + SENTENCE * n}
+        for n in range(1, 9)
+        for head in heads[: 100 // n]
+    ]
     return write(tmp_path / "lamini.jsonl", rows)
 
 
@@ -75,7 +85,11 @@ def test_answers_of_both_kinds_are_read_without_markup(tmp_path):
         {"response": "***"},
     ]
     texts = list(answers(write(tmp_path / "a.jsonl", rows)))
-    assert [(t["language"], t["text"]) for t in texts] == [("en", "Two apples."), ("zh", "我有两个苹果。"), ("en", "One. Two.")]
+    assert [(t["language"], t["text"]) for t in texts] == [
+        ("en", "Two apples."),
+        ("zh", "我有两个苹果。"),
+        ("en", "One. Two."),
+    ]
 
 
 def test_sampling_is_uniform_over_length_and_repeatable(lamini):
@@ -122,7 +136,9 @@ def test_engines_speak_the_sample_in_training_voices(hum, lamini, tmp_path):
     assert len(records) == 4 and {r["speaker"] for r in records} <= {"synthetic-ann_100", "synthetic-bob_110"}
     for record in records:
         wave, rate = soundfile.read(out / record["path"])
-        assert rate == record["rate"] == 24_000 and len(wave) / rate == pytest.approx(record["duration"], abs=1e-3)
+        assert rate == record["rate"] == 24_000 and len(wave) / rate == pytest.approx(
+            record["duration"], abs=1e-3
+        )
         assert np.abs(wave).max() > 0.05
         assert (record["source"], record["licence"], record["split"]) == ("synthetic", "CC BY-NC 4.0", None)
     assert len({r["duration"] for r in records}) == 4
@@ -226,7 +242,9 @@ def test_any_program_can_speak_with_a_reference_voice(place, lamini, tmp_path):
     assert soundfile.info(tmp_path / "one" / records[0]["path"]).channels == 1
     assert len({r["reference"] for r in records}) > 1  # random voices
     frozen = read_manifest(FROZEN)
-    tests = {r["speaker"] for r in frozen if r["split"] == "test"} - {r["speaker"] for r in frozen if r["split"] != "test"}
+    tests = {r["speaker"] for r in frozen if r["split"] == "test"} - {
+        r["speaker"] for r in frozen if r["split"] != "test"
+    }
     assert tests and not {r["speaker"].removeprefix("synthetic-") for r in records} & tests
 
 
@@ -263,7 +281,9 @@ def server():
             else:
                 assert soundfile.info(io.BytesIO(base64.b64decode(body["reference_audio"]))).frames
                 file = io.BytesIO()
-                soundfile.write(file, 0.3 * np.sin(np.arange(40 * len(body["input"])) / 9), 16_000, format="WAV")
+                soundfile.write(
+                    file, 0.3 * np.sin(np.arange(40 * len(body["input"])) / 9), 16_000, format="WAV"
+                )
                 data, status = file.getvalue(), 400 if "Line j" in body["input"] else 200
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
@@ -285,7 +305,9 @@ def test_a_server_can_speak(server, lamini, tmp_path):
     records = read_manifest(tmp_path / "out" / "manifest.jsonl")
     assert records and all(r["duration"] == round(40 * len(r["text"]) / 16_000, 4) for r in records)
     lost = [json.loads(line) for line in (tmp_path / "out" / "dropped.jsonl").read_text().splitlines()]
-    assert len(asked) == len(records) + len(lost) and all("400" in r["dropped"]["detail"] for r in lost) and lost
+    assert (
+        len(asked) == len(records) + len(lost) and all("400" in r["dropped"]["detail"] for r in lost) and lost
+    )
 
 
 def test_rewriting_is_off_unless_asked_and_survives_a_failed_request(hum, server, lamini, tmp_path):
@@ -335,7 +357,9 @@ def test_command_line(hum, lamini, tmp_path, capsys):
     synthetic.main(arguments)
     assert "manifest sha256" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="error: --command and --http need --references"):
-        synthetic.main([*arguments[:3], str(tmp_path / "b"), *arguments[4:], "--command", "x {text} {output}"])
+        synthetic.main(
+            [*arguments[:3], str(tmp_path / "b"), *arguments[4:], "--command", "x {text} {output}"]
+        )
 
 
 def needs_flite():
@@ -348,7 +372,9 @@ def needs_flite():
 @pytest.mark.slow  # two fresh interpreters
 def test_processes_speak_what_one_does(lamini, tmp_path, monkeypatch):
     needs_flite()
-    monkeypatch.setattr(nano, "SPEAKERS", [s for s in nano.SPEAKERS if s.engine == "flite"])  # not the slow one
+    monkeypatch.setattr(
+        nano, "SPEAKERS", [s for s in nano.SPEAKERS if s.engine == "flite"]
+    )  # not the slow one
     one = build([lamini], tmp_path / "one", 0.01, **SPAN)
     assert build([lamini], tmp_path / "two", 0.01, workers=2, **SPAN) == one
 

@@ -21,7 +21,9 @@ def test_templates_fill_every_slot_and_can_be_spoken(language):
     assert {kind for kind, _ in drawn} == {"number", "question", "exclamation", "everyday", "dialogue"}
     for _, text in drawn:
         assert not re.search(r"[{}]|\.\.", text) and not re.search(r"\d", clean_text(text, language)), text
-    assert sum(text[-1] in "?？" for _, text in drawn) > 20 and sum(text[-1] in "!！" for _, text in drawn) > 8
+    assert (
+        sum(text[-1] in "?？" for _, text in drawn) > 20 and sum(text[-1] in "!！" for _, text in drawn) > 8
+    )
     assert sum(bool(re.search(r"\d", text)) for _, text in drawn) > 40
 
 
@@ -46,7 +48,12 @@ def test_wordnet_alone_brings_more_than_fifty_thousand_words():
 
 
 def test_long_sentences_are_cut_at_commas_and_nothing_is_lost():
-    text = "He said, " + ", ".join(["and then he went on talking about it"] * 12) + ". Was it true? " + "No, it was not!"
+    text = (
+        "He said, "
+        + ", ".join(["and then he went on talking about it"] * 12)
+        + ". Was it true? "
+        + "No, it was not!"
+    )
     pieces = texts.sentences_of(text, "en", 20)
     assert " ".join(pieces) == text and len(pieces) > 5
     assert all(len(texts.words(piece, "en")) <= 20 for piece in pieces)
@@ -66,5 +73,7 @@ def test_open_lines_keep_rare_words_numbers_and_questions_but_drop_doubles_and_o
 def test_sentences_by_hand_stand_in_no_other_source():
     for language, lines in everyday.LINES.items():
         assert len(lines) == len(set(lines)) >= 30
-        drawn = {" ".join(texts.words(text, language)) for _, text in islice(templates.sentences(language), 2000)}
+        drawn = {
+            " ".join(texts.words(text, language)) for _, text in islice(templates.sentences(language), 2000)
+        }
         assert not drawn & {" ".join(texts.words(clean_text(text, language), language)) for text in lines}

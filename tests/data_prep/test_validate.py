@@ -21,7 +21,9 @@ def manifest(tmp_path):
     records = []
     for index in range(10):
         path, start = (f"audio/{index}.wav", 0.0) if index < 6 else ("audio/long.wav", 2.0 * (index - 6))
-        split, text = ("test", "A sentence of the test.") if index == 0 else ("train", f"The sentence number {index}.")
+        split, text = (
+            ("test", "A sentence of the test.") if index == 0 else ("train", f"The sentence number {index}.")
+        )
         records.append(
             {"id": f"r{index}", "path": path, "start": start, "duration": 2.0, "rate": RATE, "text": text, "language": "en", "speaker": "s",
              "source": "tones", "licence": "CC0-1.0", "split": split}
@@ -79,7 +81,9 @@ def test_a_spoiled_record_is_named_with_its_reason(manifest, tmp_path, reason, c
 
 def test_every_bad_line_is_named_by_number_and_reason(manifest, tmp_path, capsys):
     good = manifest.read_text().splitlines()
-    manifest.write_text("\n".join([good[0], "{half", *good[1:], good[3], "[]", json.dumps({"id": "x"})]) + "\n")
+    manifest.write_text(
+        "\n".join([good[0], "{half", *good[1:], good[3], "[]", json.dumps({"id": "x"})]) + "\n"
+    )
     assert main([str(manifest), "--report", str(tmp_path / "report.jsonl")]) == 2
     found = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
     assert [(f["id"], f["reason"]) for f in found] == [

@@ -47,7 +47,19 @@ def test_manifest_is_readable_by_the_runner_and_tells_nothing_of_the_truth(small
     folder, truth = small
     records = list(check_input(folder / "manifest.jsonl"))
     assert {r["id"] for r in records} == {f["id"] for f in truth["files"]}
-    known = {"id", "path", "source", "licence", "text", "language", "speaker", "duration", "start", "rate", "split"}
+    known = {
+        "id",
+        "path",
+        "source",
+        "licence",
+        "text",
+        "language",
+        "speaker",
+        "duration",
+        "start",
+        "rate",
+        "split",
+    }
     assert {key for r in records for key in r} <= known
     assert all(r["path"].startswith(f"input/sources/{r['source']}/{r['id']}.") for r in records)
     assert all((folder / f["path"]).is_file() != (u["detail"] == "missing") for f, u in units_of(truth))
@@ -56,7 +68,13 @@ def test_manifest_is_readable_by_the_runner_and_tells_nothing_of_the_truth(small
 def test_every_fault_copy_and_kind_of_damage_occurs(small):
     _, truth = small
     units = [u for _, u in units_of(truth)]
-    assert {u["fault"] for u in units} >= set(wild.FAULTS) - {"mild"} | {None, "music", "noise", "silence", "corrupt"}
+    assert {u["fault"] for u in units} >= set(wild.FAULTS) - {"mild"} | {
+        None,
+        "music",
+        "noise",
+        "silence",
+        "corrupt",
+    }
     assert {u["copy"] for u in units} - {None, "recording"} == set(wild.COPIES)
     assert {u["detail"] for u in units if u["fault"] == "corrupt"} == set(wild.CORRUPT)
     assert {f["path"].rsplit(".", 1)[1] for f in truth["files"]} >= {"flac", "mp3", "opus", "wav"}
@@ -64,7 +82,11 @@ def test_every_fault_copy_and_kind_of_damage_occurs(small):
 
 def test_noise_has_the_level_that_the_truth_says(small):
     folder, truth = small
-    noisy = [(f, u) for f, u in units_of(truth, kind="sentence") if u["snr"] is not None and f["path"].endswith("flac")]
+    noisy = [
+        (f, u)
+        for f, u in units_of(truth, kind="sentence")
+        if u["snr"] is not None and f["path"].endswith("flac")
+    ]
     assert noisy
     for file, unit in noisy:
         if unit["detail"] in ("pink", "white"):
@@ -76,7 +98,11 @@ def test_noise_has_the_level_that_the_truth_says(small):
 
 def test_speech_lies_where_the_truth_says(small):
     folder, truth = small
-    clean = [(f, u) for f, u in units_of(truth, fault=None, snr=None) if u["speech"] and f["path"].endswith(("flac", "wav"))]
+    clean = [
+        (f, u)
+        for f, u in units_of(truth, fault=None, snr=None)
+        if u["speech"] and f["path"].endswith(("flac", "wav"))
+    ]
     assert clean
     for file, unit in clean:
         wave = read(folder, file)
@@ -89,11 +115,16 @@ def test_speech_lies_where_the_truth_says(small):
 def test_neighbouring_turns_have_different_voices_and_enough_speech():
     rng = np.random.default_rng(0)
     lines = [
-        wild.Sentence(np.zeros(round(rng.uniform(1, 3) * wild.RATE), np.float32), "", "en", f"v{i % 3}", "reader", "") for i in range(60)
+        wild.Sentence(
+            np.zeros(round(rng.uniform(1, 3) * wild.RATE), np.float32), "", "en", f"v{i % 3}", "reader", ""
+        )
+        for i in range(60)
     ]
     turns = wild.turns_of(lines, rng)
     assert len(turns) > 5
-    assert all(len({s.voice for s in t}) == 1 and sum(len(s.wave) for s in t) > 3.5 * wild.RATE for t in turns)
+    assert all(
+        len({s.voice for s in t}) == 1 and sum(len(s.wave) for s in t) > 3.5 * wild.RATE for t in turns
+    )
     assert all(a[0].voice != b[0].voice for a, b in zip(turns, turns[1:], strict=False))
     used = [id(s) for t in turns for s in t]
     assert len(used) == len(set(used))
@@ -101,7 +132,10 @@ def test_neighbouring_turns_have_different_voices_and_enough_speech():
 
 def test_wrong_transcripts_are_wrong_and_the_others_right(small):
     folder, truth = small
-    claims = {json.loads(line)["id"]: json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()}
+    claims = {
+        json.loads(line)["id"]: json.loads(line)
+        for line in (folder / "manifest.jsonl").read_text().splitlines()
+    }
     for file, unit in units_of(truth, kind="sentence"):
         claim = claims[file["id"]]
         if unit["fault"] == "wrong_transcript":
@@ -128,14 +162,21 @@ def test_wrong_text_is_always_over_the_limit(language):
 def test_copies_hold_the_sound_of_their_originals(small):
     folder, truth = small
     places = {u["id"]: (f, u) for f, u in units_of(truth)}
-    pairs = [(places[u["copy_of"]], (f, u)) for f, u in units_of(truth) if u["copy_of"] and f["path"].endswith(("flac", "wav"))]
+    pairs = [
+        (places[u["copy_of"]], (f, u))
+        for f, u in units_of(truth)
+        if u["copy_of"] and f["path"].endswith(("flac", "wav"))
+    ]
     assert {c[1]["copy"] for _, c in pairs} >= {"exact", "shifted"}
     for (first, one), (second, other) in pairs:
         assert one["text"] == other["text"] and one["copy_of"] is None
         if other["copy"] == "exact":
             assert (folder / first["path"]).read_bytes() == (folder / second["path"]).read_bytes()
         size = round((one["end"] - one["start"]) * wild.RATE)
-        a, b = (read(folder, f)[round(u["start"] * wild.RATE) :][:size] for f, u in ((first, one), (second, other)))
+        a, b = (
+            read(folder, f)[round(u["start"] * wild.RATE) :][:size]
+            for f, u in ((first, one), (second, other))
+        )
         assert np.corrcoef(a, b)[0, 1] > 0.95
 
 
@@ -172,7 +213,11 @@ def unit(name, fault=None, start=1.0, end=3.0, **more):
 def truth_of(*units):
     """Truth with one file a unit: the file's id stands before the #."""
     files = files_of(units)
-    return {"seed": 0, "minutes": 1.0, "files": [{"id": n, "path": n, "duration": 60.0, "units": u} for n, u in files.items()]}
+    return {
+        "seed": 0,
+        "minutes": 1.0,
+        "files": [{"id": n, "path": n, "duration": 60.0, "units": u} for n, u in files.items()],
+    }
 
 
 def files_of(units):
@@ -218,7 +263,11 @@ def test_an_output_written_by_hand_gets_the_known_figures(tmp_path):
         unit("b1", "borderline", snr=15.0),
     )
     keep = [kept("g1"), kept("g2", 0.8, 3.2), kept("g5"), kept("w2"), kept("n1")]
-    drop = [lost_to("g3", "held_out_text", 0.9, 3.1), lost_to("g4", "wrong_transcript", 0.9, 3.1), lost_to("b1", "noisy", 0.9, 3.1)]
+    drop = [
+        lost_to("g3", "held_out_text", 0.9, 3.1),
+        lost_to("g4", "wrong_transcript", 0.9, 3.1),
+        lost_to("b1", "noisy", 0.9, 3.1),
+    ]
     drop += [lost_to("g5copy", "duplicate_audio", 0.9, 3.1), lost_to("w1", "wrong_transcript", 0.9, 3.1)]
     drop += [lost_to("w3", "noisy", 0.9, 3.1), lost_to("c1", "empty_file")]
     result = score_of(tmp_path, truth, keep, drop)
@@ -228,7 +277,9 @@ def test_an_output_written_by_hand_gets_the_known_figures(tmp_path):
     assert found["good_dropped"]["value"] == pytest.approx(1 / 5) and found["good_dropped"]["n"] == 5
     assert found["duplicate_recall"]["value"] == 1.0 and found["duplicate_recall"]["n"] == 1
     assert found["wrong_transcript_recall"]["value"] == pytest.approx(1 / 2)  # w3 was taken by another filter
-    assert found["boundary_error_s"]["value"] == pytest.approx((6 * 0.1 + 2 * 0.2) / 8)  # g1, g2, g3 and g5, two ends each
+    assert found["boundary_error_s"]["value"] == pytest.approx(
+        (6 * 0.1 + 2 * 0.2) / 8
+    )  # g1, g2, g3 and g5, two ends each
     assert found["boundary_error_p95_s"]["value"] == pytest.approx(0.2)
     assert found["lost"]["value"] == 0
     rows = {r["filter"]: r for r in result["filters"]}
@@ -246,7 +297,11 @@ def test_both_copies_kept_is_a_duplicate_missed_and_both_dropped_a_good_one_lost
         unit("single"),
     )
     keep = [kept("a"), kept("a2"), kept("b2")]
-    drop = [lost_to("b", "duplicate_audio", 0.9, 3.1), lost_to("c", "noisy", 0.9, 3.1), lost_to("c2", "clipped", 0.9, 3.1)]
+    drop = [
+        lost_to("b", "duplicate_audio", 0.9, 3.1),
+        lost_to("c", "noisy", 0.9, 3.1),
+        lost_to("c2", "clipped", 0.9, 3.1),
+    ]
     result = score_of(tmp_path, truth, keep, [*drop, lost_to("single", "duplicate_audio", 0.9, 3.1)])
     assert result["metrics"]["duplicate_recall"]["value"] == pytest.approx(1 / 2)
     assert result["metrics"]["duplicate_recall"]["n"] == 2
@@ -310,7 +365,12 @@ def test_no_truth_or_no_output_is_refused(tmp_path):
 
 
 def test_report_and_summary_are_written_and_other_keys_stay(tmp_path):
-    result = score_of(tmp_path, truth_of(unit("g"), unit("n", "noisy", snr=0.0)), [kept("g")], [lost_to("n", "noisy", 0.9, 3.1)])
+    result = score_of(
+        tmp_path,
+        truth_of(unit("g"), unit("n", "noisy", snr=0.0)),
+        [kept("g")],
+        [lost_to("n", "noisy", 0.9, 3.1)],
+    )
     (tmp_path / "wild" / "manifest.jsonl").write_text("{}\n")
     (tmp_path / "out" / "funnel.json").write_text("{}")
     summary = tmp_path / "reports" / "nano" / "summary.json"
@@ -326,18 +386,29 @@ def test_report_and_summary_are_written_and_other_keys_stay(tmp_path):
         "source": "reports/nano/curation/metrics.json",
     }
     assert set(score.SUMMARY.values()) <= set(found)
-    assert json.loads((summary.parent / "curation" / "metrics.json").read_text()) == json.loads(json.dumps(result))
+    assert json.loads((summary.parent / "curation" / "metrics.json").read_text()) == json.loads(
+        json.dumps(result)
+    )
     assert json.loads((summary.parent / "curation" / "provenance.json").read_text())["truth_sha256"]
     assert (summary.parent / "curation" / "funnel.json").is_file()
     assert "| noise | 1 |" in score.render(result)
 
 
 def test_an_aim_is_met_on_its_own_side_of_the_limit():
-    found = {"curation_bad_kept": {"value": 0.02}, "curation_good_dropped": {"value": 0.051}, "curation_duplicate_recall": {"value": 0.98}}
-    found |= {"curation_wrong_transcript_recall": {"value": 0.94}, "curation_audio_hours_per_hour_no_asr": {"value": 101.0}}
+    found = {
+        "curation_bad_kept": {"value": 0.02},
+        "curation_good_dropped": {"value": 0.051},
+        "curation_duplicate_recall": {"value": 0.98},
+    }
+    found |= {
+        "curation_wrong_transcript_recall": {"value": 0.94},
+        "curation_audio_hours_per_hour_no_asr": {"value": 101.0},
+    }
     verdicts = {r["metric"].removeprefix("curation_"): r["verdict"] for r in score.aim_rows(found)}
     met = {name for name, verdict in verdicts.items() if verdict == "trend holds"}
-    assert met == {"bad_kept", "duplicate_recall", "audio_hours_per_hour_no_asr"} and len(verdicts) == len(score.AIMS)
+    assert met == {"bad_kept", "duplicate_recall", "audio_hours_per_hour_no_asr"} and len(verdicts) == len(
+        score.AIMS
+    )
     for _, words, limit, _ in score.AIMS.values():  # the words say the number
         number = float(words.split()[1])
         assert limit == (number / 100 if words.endswith("%") else number)

@@ -46,15 +46,23 @@ def test_differences_are_of_the_same_lines_and_headlines_join_the_others(run, tm
     assert all_lines.main(["--run", str(run), "--reports", str(reports)]) == 0
     metrics = json.loads((reports / "nano" / "eval_all" / "metrics.json").read_text())["metrics"]
     for name, value in {"wer_en_codec_over_gt": 0.1, "zh_tts_over_gt": 0.2}.items():
-        assert metrics[name]["value"] == pytest.approx(value) and metrics[name]["ci95"] == pytest.approx([value, value]), (
-            "lines differ, pairs do not"
-        )
+        assert metrics[name]["value"] == pytest.approx(value) and metrics[name]["ci95"] == pytest.approx(
+            [value, value]
+        ), "lines differ, pairs do not"
         assert (metrics[name]["n"], metrics[name]["words"], metrics[name]["judge"]) == (4, 60, "ear")
-    assert metrics["wer_en_codec_over_gt_unseen"]["n"] == 1 and metrics["wer_en_codec_over_gt_seen"]["words"] == 50
+    assert (
+        metrics["wer_en_codec_over_gt_unseen"]["n"] == 1
+        and metrics["wer_en_codec_over_gt_seen"]["words"] == 50
+    )
     summary = json.loads((reports / "nano" / "summary.json").read_text())
     assert set(summary) == {"wer_en_gt", *(f"{name}_all" for name in all_lines.RATES)}
     assert summary["wer_en_gt"] == {"value": 0.5}
-    assert summary["zh_tts_all"] == {"value": 0.5, "n": 4, "ci95": [0.0, 0.5], "source": "reports/nano/eval_all/metrics.json"}
+    assert summary["zh_tts_all"] == {
+        "value": 0.5,
+        "n": 4,
+        "ci95": [0.0, 0.5],
+        "source": "reports/nano/eval_all/metrics.json",
+    }
     assert (reports / "nano" / "eval_all" / "utterances.jsonl").is_file()
 
 

@@ -11,12 +11,27 @@ from omnilib.eval import curation_gain as gain
 
 
 def record(name: str, seconds: float, **more) -> dict:
-    base = {"id": name, "path": f"{name}.flac", "start": 0.0, "duration": seconds, "rate": 24000, "text": "Good morning.", "language": "en"}
-    return base | {"speaker": "a", "source": "s", "licence": "CC0", "split": "test", "tokens": [1, 2, 3]} | more
+    base = {
+        "id": name,
+        "path": f"{name}.flac",
+        "start": 0.0,
+        "duration": seconds,
+        "rate": 24000,
+        "text": "Good morning.",
+        "language": "en",
+    }
+    return (
+        base | {"speaker": "a", "source": "s", "licence": "CC0", "split": "test", "tokens": [1, 2, 3]} | more
+    )
 
 
 def test_usable_are_those_with_tokens_text_and_speaker(tmp_path):
-    odd = [record("b", 1.0, tokens=None), record("c", 1.0, speaker=None), record("d", 30.0, long=True), record("e", 1.0, language="zh")]
+    odd = [
+        record("b", 1.0, tokens=None),
+        record("c", 1.0, speaker=None),
+        record("d", 30.0, long=True),
+        record("e", 1.0, language="zh"),
+    ]
     write_manifest(tmp_path / "manifest.jsonl", [record("a", 1.0), *odd])
     (found,) = gain.usable(tmp_path / "manifest.jsonl", ["en"])
     assert found["id"] == "a" and found["split"] == "train"
@@ -26,7 +41,10 @@ def test_usable_are_those_with_tokens_text_and_speaker(tmp_path):
 
 
 def test_both_arms_get_the_hours_of_the_smaller():
-    arms = {"raw": [record(f"r{i}", 2.0 + i % 3) for i in range(300)], "curated": [record(f"c{i}", 3.0) for i in range(100)]}
+    arms = {
+        "raw": [record(f"r{i}", 2.0 + i % 3) for i in range(300)],
+        "curated": [record(f"c{i}", 3.0) for i in range(100)],
+    }
     chosen = gain.equal_hours(arms, 0)
     assert len(chosen["curated"]) == 100
     assert gain.hours(chosen["raw"]) == pytest.approx(gain.hours(chosen["curated"]), abs=4 / 3600)

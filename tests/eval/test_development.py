@@ -51,11 +51,23 @@ def test_every_system_and_vocoder_is_judged_once_a_line(corpus, monkeypatch, tmp
     frame = development.measure(codec, {"a": codec.hift, "b": codec.hift}, records, corpus.parent, judge)
     assert len(flows) == len(records) and len(judge.heard) == 5 * len(records)
     counts = frame.groupby(["system", "vocoder"]).size().to_dict()
-    assert counts == {("recording", ""): 4, ("copy", "a"): 4, ("copy", "b"): 4, ("codec", "a"): 4, ("codec", "b"): 4}
+    assert counts == {
+        ("recording", ""): 4,
+        ("copy", "a"): 4,
+        ("copy", "b"): 4,
+        ("codec", "a"): 4,
+        ("codec", "b"): 4,
+    }
     result = development.table(frame)
-    assert isinstance(result, pd.DataFrame) and set(result["error"]) == {100.0} and (result["words"] > 0).all()
+    assert (
+        isinstance(result, pd.DataFrame) and set(result["error"]) == {100.0} and (result["words"] > 0).all()
+    )
     made = judge.heard[1:5]
-    assert torch.equal(made[0], made[1]) and torch.equal(made[2], made[3]) and not torch.equal(made[0][:100], made[2][:100])
+    assert (
+        torch.equal(made[0], made[1])
+        and torch.equal(made[2], made[3])
+        and not torch.equal(made[0][:100], made[2][:100])
+    )
 
 
 def test_a_missing_corpus_is_one_line(tmp_path, capsys):

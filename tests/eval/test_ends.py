@@ -31,7 +31,10 @@ def speaker(tmp_path_factory):
 @pytest.fixture
 def lines(speaker):
     kinds = {"ann": ("en", "The light of the morning."), "bo": ("zh", "早上好。")}
-    return [Line(name, "eval", text, language, name, True, speaker.folder / f"{name}.wav") for name, (language, text) in kinds.items()]
+    return [
+        Line(name, "eval", text, language, name, True, speaker.folder / f"{name}.wav")
+        for name, (language, text) in kinds.items()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,9 @@ def test_babble_is_what_is_heard_behind_the_last_word(text, heard, language, cou
 
 def test_every_end_is_typed_as_its_language_has_it(lines):
     english, chinese = map(ends.texts_of, lines)
-    assert list(english.values()) == [f"The light of the morning{mark}" for mark in (".", "!", "?", "…", "", '."', ",", ";")]
+    assert list(english.values()) == [
+        f"The light of the morning{mark}" for mark in (".", "!", "?", "…", "", '."', ",", ";")
+    ]
     assert [text[3:] for text in chinese.values()] == ["。", "！", "？", "…", "", "。”", "，", "；"]
 
 
@@ -66,8 +71,17 @@ def test_shares_carry_wilsons_interval():
 def test_a_run_writes_every_figure_with_its_count(speaker, lines, tmp_path, monkeypatch):
     spoken = []
     original = Speaker.speak
-    monkeypatch.setattr(Speaker, "speak", lambda self, text, *rest, **more: spoken.append(text) or original(self, text, *rest, **more))
-    figures = ends.measure(speaker, lines, {x.speaker: replace(x, text=speaker.voices[x.speaker]["text"]) for x in lines}, Parrot())
+    monkeypatch.setattr(
+        Speaker,
+        "speak",
+        lambda self, text, *rest, **more: spoken.append(text) or original(self, text, *rest, **more),
+    )
+    figures = ends.measure(
+        speaker,
+        lines,
+        {x.speaker: replace(x, text=speaker.voices[x.speaker]["text"]) for x in lines},
+        Parrot(),
+    )
     assert len(figures) == 2 * 2 * len(ends.ENDS) and {entry["n"] for entry in figures.values()} == {2}
     assert figures["babble_spoken_!"]["value"] == 0.5
     assert len(spoken) == 2, "eight ends that read alike are spoken once"
@@ -76,7 +90,12 @@ def test_a_run_writes_every_figure_with_its_count(speaker, lines, tmp_path, monk
 def test_the_committed_figures_show_the_fault_and_its_end():
     figures = json.loads((ends.REPORTS / "nano" / "ends" / "metrics.json").read_text())["metrics"]
     assert min(figures[f"babble_as_typed_{mark}"]["value"] for mark in "!?") > 0.4
-    assert max(figures[f"{kind}_spoken_{name}"]["value"] for kind in ("babble", "loud_end") for name in ends.ENDS) <= 0.05
+    assert (
+        max(
+            figures[f"{kind}_spoken_{name}"]["value"] for kind in ("babble", "loud_end") for name in ends.ENDS
+        )
+        <= 0.05
+    )
     assert {entry["n"] for entry in figures.values()} == {40}
 
 

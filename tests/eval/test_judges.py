@@ -9,7 +9,15 @@ import torch
 
 from omnilib.errors import AudioError, MissingTool, UserError
 from omnilib.eval import judges
-from omnilib.eval.judges import RATE, SpeakerJudge, Whisper, as_mono_16k, joined_base_folder, partial_starts, pieces
+from omnilib.eval.judges import (
+    RATE,
+    SpeakerJudge,
+    Whisper,
+    as_mono_16k,
+    joined_base_folder,
+    partial_starts,
+    pieces,
+)
 from omnilib.eval.similarity import cosine
 from omnilib.eval.wer import line_rates
 from omnilib.paths import ROOT
@@ -33,7 +41,10 @@ def voices():
 
 def test_whisper_hears_the_sentence_and_gives_the_same_answer_twice(whisper):
     wave, rate = recording("slt")
-    first, second = whisper.transcribe(wave, rate, "en"), whisper.transcribe(torch.from_numpy(wave), rate, "en")
+    first, second = (
+        whisper.transcribe(wave, rate, "en"),
+        whisper.transcribe(torch.from_numpy(wave), rate, "en"),
+    )
     assert line_rates(TEXT, first, "en")["wer"].error <= 0.1
     assert first == second
 
@@ -69,7 +80,9 @@ def test_no_frozen_recording_counts_as_silence_even_much_quieter():
 
 def test_long_audio_is_cut_and_joined(whisper, monkeypatch):
     seen = []
-    monkeypatch.setattr(whisper, "hear", lambda samples, language: seen.append(len(samples)) or f"part{len(samples) // RATE}")
+    monkeypatch.setattr(
+        whisper, "hear", lambda samples, language: seen.append(len(samples)) or f"part{len(samples) // RATE}"
+    )
     assert whisper.transcribe(np.zeros(RATE * 60, np.float32), RATE, "en") == "part28 part28 part4"
     assert whisper.transcribe(np.zeros(RATE * 60, np.float32), RATE, "zh") == "part28part28part4"
     assert max(seen) == 28 * RATE
@@ -82,13 +95,20 @@ def test_a_transcript_that_loops_is_searched_again_without_repeats(whisper, monk
     first = whisper.transcribe(wave, rate, "en")
     heard = []
     monkeypatch.setattr(judges, "loops", lambda text: heard.append(text) or True)
-    assert whisper.transcribe(wave, rate, "en") == first, "nothing in it repeats, so the second search finds the same"
+    assert whisper.transcribe(wave, rate, "en") == first, (
+        "nothing in it repeats, so the second search finds the same"
+    )
     assert heard == [f" {first}"] or heard == [first]
 
 
 def test_judge_id_names_the_weights_and_the_decoding(whisper):
     assert judges.BASE_SHA256[:12] in whisper.id
-    assert "int8" in whisper.id and "beam 5" in whisper.id and "temperature 0" in whisper.id and "loop guard 2.4" in whisper.id
+    assert (
+        "int8" in whisper.id
+        and "beam 5" in whisper.id
+        and "temperature 0" in whisper.id
+        and "loop guard 2.4" in whisper.id
+    )
 
 
 def test_unknown_language_is_refused_before_listening(whisper):
@@ -99,7 +119,12 @@ def test_unknown_language_is_refused_before_listening(whisper):
 def test_joined_model_is_whole_or_absent(tmp_path, monkeypatch):
     target = joined_base_folder(tmp_path)
     assert judges.file_sha256(target / "model.bin") == judges.BASE_SHA256
-    assert sorted(p.name for p in target.iterdir()) == ["config.json", "model.bin", "tokenizer.json", "vocabulary.json"]
+    assert sorted(p.name for p in target.iterdir()) == [
+        "config.json",
+        "model.bin",
+        "tokenizer.json",
+        "vocabulary.json",
+    ]
     assert [p.name for p in tmp_path.iterdir()] == ["whisper-base"]
     monkeypatch.setattr(judges, "BASE_SHA256", "0" * 64)
     with pytest.raises(MissingTool, match="do not hold the known base model"):

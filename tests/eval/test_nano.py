@@ -53,7 +53,14 @@ def record(speaker: str, role: str, number: int, text: str, language: str, folde
     name = f"{speaker}-{role}-{number}"
     wave = tone(1.2 + 0.2 * number, RATE, HERTZ[speaker])
     soundfile.write(folder / f"{name}.ogg", wave, RATE, format="OGG", subtype="OPUS")
-    fields = {"start": 0.0, "duration": len(wave) / RATE, "rate": RATE, "source": "tones", "licence": "CC0-1.0", "split": "test"}
+    fields = {
+        "start": 0.0,
+        "duration": len(wave) / RATE,
+        "rate": RATE,
+        "source": "tones",
+        "licence": "CC0-1.0",
+        "split": "test",
+    }
     seen = speaker in ("ann", "lin")
     return {
         "id": name,
@@ -74,7 +81,9 @@ def frozen_folder(tmp_path_factory):
         language = "en" if speaker in ("ann", "bea") else "zh"
         for number, role in enumerate(("reference", "pair", "eval", "eval", "open")):
             rows.append(record(speaker, role, number, TEXTS[language][number % 3], language, folder))
-    (folder / "manifest.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+    (folder / "manifest.jsonl").write_text(
+        "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8"
+    )
     text = " ".join(f"{TEXTS['en'][0].capitalize()}." for _ in range(12))
     long = {"id": "long-en-00", "language": "en", "text": text, "words": 60, "speaker": "ann"}
     (folder / "longform.jsonl").write_text(json.dumps(long) + "\n", encoding="utf-8")
@@ -106,9 +115,13 @@ def run(frozen_folder, checkpoints, tmp_path_factory):
 
 
 def test_summary_has_exactly_the_agreed_keys_and_keeps_those_of_others(run):
-    plain, speed = (json.loads((run[0] / "tiny" / f"{file}.json").read_text()) for file in ("summary", "timings"))
+    plain, speed = (
+        json.loads((run[0] / "tiny" / f"{file}.json").read_text()) for file in ("summary", "timings")
+    )
     assert set(plain) == {*results.SUMMARY, "curation_bad_kept"} - set(speed)
-    assert set(speed) == {"rtf_total", "rtf_mouth", "rtf_flow", "rtf_hift", "ttfs_stream_s"}, "what another machine changes"
+    assert set(speed) == {"rtf_total", "rtf_mouth", "rtf_flow", "rtf_hift", "ttfs_stream_s"}, (
+        "what another machine changes"
+    )
     for file, figures in (("metrics", plain), ("timings", speed)):
         measured = json.loads((run[0] / "tiny" / "eval" / f"{file}.json").read_text())["metrics"]
         for name in figures.keys() - {"curation_bad_kept"}:
@@ -120,10 +133,17 @@ def test_summary_has_exactly_the_agreed_keys_and_keeps_those_of_others(run):
 def test_figures_follow_from_what_the_judge_heard(run):
     metrics = run[1].metrics
     # "morning" for five words: four deletions and no match in a sentence without that word
-    records = [r for r in run[1].records if r["system"] == "tts" and r["language"] == "en" and r["role"] == "eval"]
-    expected = sum(r["wer"]["error"] * r["wer"]["words"] for r in records) / sum(r["wer"]["words"] for r in records)
+    records = [
+        r for r in run[1].records if r["system"] == "tts" and r["language"] == "en" and r["role"] == "eval"
+    ]
+    expected = sum(r["wer"]["error"] * r["wer"]["words"] for r in records) / sum(
+        r["wer"]["words"] for r in records
+    )
     assert metrics["wer_en_tts"]["value"] == pytest.approx(expected)
-    assert metrics["wer_en_tts"]["n"] == 4 and metrics["wer_en_tts_seen"]["n"] == metrics["wer_en_tts_unseen"]["n"] == 2
+    assert (
+        metrics["wer_en_tts"]["n"] == 4
+        and metrics["wer_en_tts_seen"]["n"] == metrics["wer_en_tts_unseen"]["n"] == 2
+    )
     assert metrics["zh_gt"]["n"] == metrics["zh_cer_tts"]["n"] == 4
     assert metrics["wer_en_open_tts"]["n"] == 2
     assert metrics["retrain_hours"]["value"] == pytest.approx(1.0)
@@ -134,7 +154,9 @@ def test_figures_follow_from_what_the_judge_heard(run):
 def test_every_figure_says_how_it_was_made(run):
     metrics = json.loads((run[0] / "tiny" / "eval" / "metrics.json").read_text())["metrics"]
     for name, entry in metrics.items():
-        assert {"value", "n", "ci95", "unit", "temperature", "retries", "seed", "judge", "normaliser"} <= set(entry), name
+        assert {"value", "n", "ci95", "unit", "temperature", "retries", "seed", "judge", "normaliser"} <= set(
+            entry
+        ), name
     tts = metrics["wer_en_tts"]
     assert (tts["temperature"], tts["retries"], tts["seed"], tts["judge"]) == (1.0, 0, 3, "parrot")
     assert "Long-TTS-Eval" in tts["normaliser"]
@@ -149,16 +171,21 @@ def test_recordings_of_the_same_voice_are_nearer_than_the_threshold(run):
 
 def test_every_system_of_a_sentence_is_recorded_and_heard(run):
     reports, bench = run
-    rows = [json.loads(row) for row in (reports / "tiny" / "eval" / "utterances.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(row) for row in (reports / "tiny" / "eval" / "utterances.jsonl").read_text().splitlines()
+    ]
     systems = {}
     for row in rows:
         systems.setdefault((row["id"], row["role"]), set()).add(row["system"])
     assert all(
-        found - {"tts_retry"} == ({"gt", "codec", "tts"} if role == "eval" else {"gt", "tts"}) for (_, role), found in systems.items()
+        found - {"tts_retry"} == ({"gt", "codec", "tts"} if role == "eval" else {"gt", "tts"})
+        for (_, role), found in systems.items()
     )
     assert len(systems) == 12
     sounds = json.loads((reports / "tiny" / "eval" / "metrics.json").read_text())["sounds"]
-    assert {"audio/en-seen-tts.mp3", "audio/zh-unseen-gt.mp3", "audio/long-start.mp3"} <= {s["file"] for s in sounds}
+    assert {"audio/en-seen-tts.mp3", "audio/zh-unseen-gt.mp3", "audio/long-start.mp3"} <= {
+        s["file"] for s in sounds
+    }
     assert all((reports / "tiny" / "eval" / s["file"]).stat().st_size > 500 for s in sounds)
     assert "sentences that went worst" in (reports / "tiny" / "eval" / "report.html").read_text()
 
@@ -171,9 +198,13 @@ def test_recordings_are_listened_to_once(run, frozen_folder):
 
 
 def test_recheck_finds_the_committed_figures_true(run, frozen_folder, checkpoints):
-    checks = recheck.recheck("tiny", run[0], 2, 6, Frozen(frozen_folder), Parrot, Ear, Speaker.load(checkpoints))
+    checks = recheck.recheck(
+        "tiny", run[0], 2, 6, Frozen(frozen_folder), Parrot, Ear, Speaker.load(checkpoints)
+    )
     names = {c.name for c in checks}
-    checks = [c for c in checks if c.name != "summary: curation_bad_kept names no source"]  # put there by the fixture
+    checks = [
+        c for c in checks if c.name != "summary: curation_bad_kept names no source"
+    ]  # put there by the fixture
     assert {"eval: figures that follow from the records", "wer_en_tts of 2 sentences spoken again"} <= names
     assert all(c.ok for c in checks), [c for c in checks if not c.ok]
 
@@ -187,7 +218,9 @@ class Stranger(Parrot):
 
 
 def test_recheck_finds_a_judge_that_hears_otherwise(run, frozen_folder, checkpoints):
-    checks = recheck.recheck("tiny", run[0], 2, 6, Frozen(frozen_folder), Stranger, Ear, Speaker.load(checkpoints))
+    checks = recheck.recheck(
+        "tiny", run[0], 2, 6, Frozen(frozen_folder), Stranger, Ear, Speaker.load(checkpoints)
+    )
     assert [c.name for c in checks if not c.ok][1].startswith("judge re-heard 6 recordings")
 
 
@@ -198,14 +231,21 @@ def test_recheck_finds_an_edited_figure(run, frozen_folder, checkpoints):
     summary["wer_en_tts"]["value"] -= 0.01
     path.write_text(json.dumps(summary))
     try:
-        checks = recheck.recheck("tiny", run[0], 2, 6, Frozen(frozen_folder), Parrot, Ear, Speaker.load(checkpoints))
+        checks = recheck.recheck(
+            "tiny", run[0], 2, 6, Frozen(frozen_folder), Parrot, Ear, Speaker.load(checkpoints)
+        )
     finally:
         path.write_text(before)
-    assert [c.name for c in checks if not c.ok] == ["summary: wer_en_tts", "summary: curation_bad_kept names no source"]
+    assert [c.name for c in checks if not c.ok] == [
+        "summary: wer_en_tts",
+        "summary: curation_bad_kept names no source",
+    ]
 
 
 def test_retried_record_takes_the_place_of_the_failed_one():
-    first = [{"id": n, "language": "en", "role": "eval", "seen": True, "system": "tts", "trial": 1} for n in "ab"]
+    first = [
+        {"id": n, "language": "en", "role": "eval", "seen": True, "system": "tts", "trial": 1} for n in "ab"
+    ]
     again = {**first[1], "system": "tts_retry", "trial": 2}
     assert [r["trial"] for r in nano.pick([*first, again], "tts_retry", "en")] == [1, 2]
     assert [r["trial"] for r in nano.pick([*first, again], "tts", "en")] == [1, 1]
@@ -240,9 +280,16 @@ def test_command_line_reports_a_missing_scale(capsys):
 
 @pytest.mark.parametrize(
     ("flags", "folder"),
-    [([], "reports"), (["--seed", "1"], "runs/reports"), (["--temperature", "0.5"], "runs/reports"), (["--limit", "2"], "runs/reports")],
+    [
+        ([], "reports"),
+        (["--seed", "1"], "runs/reports"),
+        (["--temperature", "0.5"], "runs/reports"),
+        (["--limit", "2"], "runs/reports"),
+    ],
 )
-def test_only_a_whole_evaluation_with_the_plain_settings_goes_to_the_reports(flags, folder, monkeypatch, capsys):
+def test_only_a_whole_evaluation_with_the_plain_settings_goes_to_the_reports(
+    flags, folder, monkeypatch, capsys
+):
     def stop(reports):
         raise UserError(f"would write {reports.relative_to(ROOT).as_posix()}")
 

@@ -28,7 +28,10 @@ def test_rates_equal_the_published_ones(golden):
 def test_normalisation_and_rates_end_to_end(golden):
     fixture, _ = golden("longtts_text_norm")
     for case in fixture["end_to_end"]:
-        hypothesis, truth = normalize(case["hypothesis"], case["language"]), normalize(case["truth"], case["language"])
+        hypothesis, truth = (
+            normalize(case["hypothesis"], case["language"]),
+            normalize(case["truth"], case["language"]),
+        )
         assert (hypothesis, truth) == (case["normalized_hypothesis"], case["normalized_truth"])
         found = rates(truth, hypothesis)
         assert found.error == pytest.approx(case["wer"], abs=1e-12)

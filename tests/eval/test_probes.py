@@ -31,7 +31,12 @@ def tiny_mouth() -> SpeechLM:
         "num_key_value_heads": 1,
     }
     config = SpeechLMConfig(
-        vocab_size=24, tokenizer_speech_size=6, speech_token_count=2, tts_adapter_config="[1,8,2_2,16]", tie_word_embeddings=True, **sizes
+        vocab_size=24,
+        tokenizer_speech_size=6,
+        speech_token_count=2,
+        tts_adapter_config="[1,8,2_2,16]",
+        tie_word_embeddings=True,
+        **sizes,
     )
     return SpeechLM(config).eval()
 
@@ -46,7 +51,9 @@ def test_a_table_reads_what_each_code_meant_most_often():
     train = [(torch.tensor([5, 5, 5, 7]), ["a", "a", "b", "b"])]
     test = [(torch.tensor([5, 7, 9, 5]), ["a", "b", "a", "b"])]
     accuracy, baseline = probes.read_by_table(train, test)
-    assert accuracy == 0.75  # 5 -> a right, 7 -> b right, the unknown 9 -> the commonest, a, right, 5 -> a wrong
+    assert (
+        accuracy == 0.75
+    )  # 5 -> a right, 7 -> b right, the unknown 9 -> the commonest, a, right, 5 -> a wrong
     assert baseline == 0.5
 
 
@@ -66,7 +73,9 @@ def test_stream_errors_agree_with_a_plain_count():
     errors, speech, text, n = probes.stream_errors(model, [(rows, labels)])
     with torch.no_grad():
         output = model(rows[None], labels=labels[None], return_logits=True)
-    guesses = output.speech_logits[0, 3:-1].argmax(-1)  # rows 4.. are labelled and predicted from the row before
+    guesses = output.speech_logits[0, 3:-1].argmax(
+        -1
+    )  # rows 4.. are labelled and predicted from the row before
     assert n == 5
     assert errors == pytest.approx((guesses != rows[4:, 1:]).double().mean(0).numpy())
     assert (speech, text) == pytest.approx((output.speech_loss.item(), output.text_loss.item()))

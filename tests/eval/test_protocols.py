@@ -61,11 +61,19 @@ def test_errors_fall_where_the_words_went_missing():
     words = text.split()
     assert long_tts_eval.errors_along(text, text, "en") == [0.0] * 5
     assert long_tts_eval.errors_along(text, " ".join(words[:16]), "en") == [0, 0, 0, 0, 1.0]
-    assert long_tts_eval.errors_along(text, " ".join([*words[:4], "oops", *words[5:]]), "en") == [0, 0.25, 0, 0, 0]
+    assert long_tts_eval.errors_along(text, " ".join([*words[:4], "oops", *words[5:]]), "en") == [
+        0,
+        0.25,
+        0,
+        0,
+        0,
+    ]
 
 
 def test_seed_list_and_plain_mean(tmp_path):
-    (tmp_path / "meta.lst").write_text("a|said|prompts/p.wav|It's fine, really!\nb|said|prompts/p.wav|one two three four|gt.wav\n")
+    (tmp_path / "meta.lst").write_text(
+        "a|said|prompts/p.wav|It's fine, really!\nb|said|prompts/p.wav|one two three four|gt.wav\n"
+    )
     items = seed_tts_eval.read_meta(tmp_path / "meta.lst")
     assert [(i.id, i.text) for i in items] == [("a", "It's fine, really!"), ("b", "one two three four")]
     assert items[0].prompt == tmp_path / "prompts" / "p.wav"
@@ -73,7 +81,9 @@ def test_seed_list_and_plain_mean(tmp_path):
     save(tmp_path / "out" / "b.wav", 2.0)
     judge = Script({10: "it's fine really", 20: "one two three"})
     figures, records = seed_tts_eval.score(items, tmp_path / "out", "en", judge)
-    assert figures["error"]["value"] == pytest.approx((0 + 0.25) / 2)  # lines count the same, whatever their length
+    assert figures["error"]["value"] == pytest.approx(
+        (0 + 0.25) / 2
+    )  # lines count the same, whatever their length
     assert records[1]["deletions"] == 0.25
     figures, _ = seed_tts_eval.score(items, tmp_path / "nothing", "en", judge)
     assert figures["error"]["value"] == 1.0

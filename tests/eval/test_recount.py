@@ -17,7 +17,9 @@ def copy(tmp_path):
     """The committed records and figures, to be spoilt."""
     folder = tmp_path / "nano"
     for name in KEPT:
-        shutil.copytree(REPORTS / "nano" / name, folder / name, ignore=shutil.ignore_patterns("*.mp3", "*.html", "audio"))
+        shutil.copytree(
+            REPORTS / "nano" / name, folder / name, ignore=shutil.ignore_patterns("*.mp3", "*.html", "audio")
+        )
     shutil.copy(REPORTS / "nano" / "summary.json", folder)
     return folder
 
@@ -28,7 +30,11 @@ def wrong(folder) -> list[str]:
 
 def edit(path, change) -> None:
     """Change a JSON file, or the first row of a JSONL file."""
-    first, _, rest = path.read_text(encoding="utf-8").partition("\n") if path.suffix == ".jsonl" else (path.read_text(), "", "")
+    first, _, rest = (
+        path.read_text(encoding="utf-8").partition("\n")
+        if path.suffix == ".jsonl"
+        else (path.read_text(), "", "")
+    )
     value = json.loads(first)
     change(value)
     path.write_text(json.dumps(value, ensure_ascii=False) + ("\n" + rest if rest else ""), encoding="utf-8")

@@ -23,7 +23,12 @@ class Clockwork:
         return self
 
     seconds = 2.0
-    timings = {"voice": 9.0, "mouth": 0.2, "flow": 0.3, "hift": 0.1}  # enrolling the voice is no part of speaking
+    timings = {
+        "voice": 9.0,
+        "mouth": 0.2,
+        "flow": 0.3,
+        "hift": 0.1,
+    }  # enrolling the voice is no part of speaking
 
 
 def test_shares_add_up_to_the_total_and_warm_up_is_not_counted():
@@ -31,8 +36,14 @@ def test_shares_add_up_to_the_total_and_warm_up_is_not_counted():
     found = real_time_factor(speaker, [(text, "ref.wav", "") for text in SENTENCES])
     assert len(speaker.spoken) == 3
     assert found["rtf_total"]["value"] == pytest.approx(0.3)
-    assert {m: found[f"rtf_{m}"]["value"] for m in MODULES} == pytest.approx({"mouth": 0.1, "flow": 0.15, "hift": 0.05})
-    assert (found["rtf_total"]["n"], found["rtf_total"]["batch"], found["rtf_total"]["speech_seconds"]) == (2, 1, 4.0)
+    assert {m: found[f"rtf_{m}"]["value"] for m in MODULES} == pytest.approx(
+        {"mouth": 0.1, "flow": 0.15, "hift": 0.05}
+    )
+    assert (found["rtf_total"]["n"], found["rtf_total"]["batch"], found["rtf_total"]["speech_seconds"]) == (
+        2,
+        1,
+        4.0,
+    )
 
 
 def test_ratio_is_total_work_over_total_speech():
@@ -43,7 +54,9 @@ def test_ratio_is_total_work_over_total_speech():
 def chain(tmp_path_factory):
     folder = write_checkpoints(tmp_path_factory.mktemp("tiny"))
     (folder / "decode.yaml").write_text("max_rows: 24\n")
-    return Speaker.load(folder), [(text, folder / "voices" / "ann.wav", "the light of the morning") for text in SENTENCES]
+    return Speaker.load(folder), [
+        (text, folder / "voices" / "ann.wav", "the light of the morning") for text in SENTENCES
+    ]
 
 
 def test_real_chain_is_timed_module_by_module(chain):

@@ -48,7 +48,12 @@ def test_threshold_carries_its_evidence():
 
 def test_summary_counts_what_reaches_the_threshold():
     found = summary([0.5, 0.7, 0.9, 0.9], 0.7)
-    assert (found["value"], found["above_threshold"], found["minimum"], found["n"]) == (pytest.approx(0.75), 0.75, 0.5, 4)
+    assert (found["value"], found["above_threshold"], found["minimum"], found["n"]) == (
+        pytest.approx(0.75),
+        0.75,
+        0.5,
+        4,
+    )
     assert summary([0.5], None)["above_threshold"] is None
 
 

@@ -16,9 +16,13 @@ def finished(variant: str, seed: int, value: float) -> dict:
 
 
 def test_summary_is_mean_and_range_over_seeds():
-    summary = stage2_grid.summarise([finished("frozen", 0, 0.2), finished("frozen", 1, 0.4), finished("adapter x5", 0, 0.1)])
+    summary = stage2_grid.summarise(
+        [finished("frozen", 0, 0.2), finished("frozen", 1, 0.4), finished("adapter x5", 0, 0.1)]
+    )
     assert list(summary) == ["frozen", "adapter x5"]
-    assert summary["frozen"]["phoneme_error"] == pytest.approx({"value": 0.3, "low": 0.2, "high": 0.4, "n": 2})
+    assert summary["frozen"]["phoneme_error"] == pytest.approx(
+        {"value": 0.3, "low": 0.2, "high": 0.4, "n": 2}
+    )
 
 
 def test_finished_runs_are_read_and_not_trained_again(tmp_path, monkeypatch):
@@ -29,9 +33,23 @@ def test_finished_runs_are_read_and_not_trained_again(tmp_path, monkeypatch):
         return dict.fromkeys(MEASURES, 0.5) | {"curve": []}
 
     monkeypatch.setattr(stage2_grid, "train_run", train_run)
-    arguments = ["--config", "speechlm_stage2_smoke", "--steps", "7", "--out", str(tmp_path), "--work", str(tmp_path / "work")]
+    arguments = [
+        "--config",
+        "speechlm_stage2_smoke",
+        "--steps",
+        "7",
+        "--out",
+        str(tmp_path),
+        "--work",
+        str(tmp_path / "work"),
+    ]
     stage2_grid.main(arguments)
-    assert trained == [(1.0, True, 0, 7), (1.0, False, 0, 7), (2.0, False, 0, 7), (5.0, False, 0, 7)]  # one factor changes
+    assert trained == [
+        (1.0, True, 0, 7),
+        (1.0, False, 0, 7),
+        (2.0, False, 0, 7),
+        (5.0, False, 0, 7),
+    ]  # one factor changes
     (kept,) = (tmp_path / "work").glob("frozen-*.json")
     write_json(kept, finished("frozen", 0, 0.25))
     stage2_grid.main(arguments)

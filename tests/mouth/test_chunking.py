@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omnilib.mouth.chunking import ChunkMachine, ChunkRules, Kind, Layout, is_blank_text, is_sentence_end, split_text
+from omnilib.mouth.chunking import (
+    ChunkMachine,
+    ChunkRules,
+    Kind,
+    Layout,
+    is_blank_text,
+    is_sentence_end,
+    split_text,
+)
 
 PIECES = ["w", ".", " ", " .", "\n\n", "word\n"]
 LAYOUT = Layout(text_size=10, speech_size=7, streams=2, pre_pad=1, text_pad=6, text_eos=5)
@@ -53,8 +61,22 @@ def test_published_numbers_are_the_defaults():
 
 @pytest.mark.parametrize(
     "piece, ends, blank",
-    [(".", True, False), (" .", False, False), (".5", True, False), ("a\n", True, False), ("。", True, False), (",", False, False)]
-    + [("", False, False), (" \n", True, True), ("**", False, True), ("# ", False, True), (" a", False, False), ("...", True, False)],
+    [
+        (".", True, False),
+        (" .", False, False),
+        (".5", True, False),
+        ("a\n", True, False),
+        ("。", True, False),
+        (",", False, False),
+    ]
+    + [
+        ("", False, False),
+        (" \n", True, True),
+        ("**", False, True),
+        ("# ", False, True),
+        (" a", False, False),
+        ("...", True, False),
+    ],
 )
 def test_pieces_are_judged_by_their_first_or_last_character(piece, ends, blank):
     assert is_sentence_end(piece) is ends and is_blank_text(piece) is blank
@@ -173,7 +195,9 @@ def test_truncation_is_an_error_of_the_unfinished_chunk():
 
 @settings(max_examples=300, deadline=None)
 @given(
-    text=st.lists(st.integers(0, 5), min_size=1, max_size=60).filter(lambda t: any(i in (0, 1, 3, 5) for i in t)),
+    text=st.lists(st.integers(0, 5), min_size=1, max_size=60).filter(
+        lambda t: any(i in (0, 1, 3, 5) for i in t)
+    ),
     low=st.integers(0, 10),
     more=st.integers(0, 10),
     sampled=st.lists(st.lists(st.integers(0, 6), min_size=2, max_size=2), min_size=1, max_size=20),
@@ -181,7 +205,9 @@ def test_truncation_is_an_error_of_the_unfinished_chunk():
     quirks=st.booleans(),
 )
 def test_whatever_is_sampled_the_text_is_fed_once_and_it_ends(text, low, more, sampled, blanks, quirks):
-    rules = ChunkRules(low, low + more, rows_per_token=3, blank_rows=4, blank_codes=blanks, reference_quirks=quirks)
+    rules = ChunkRules(
+        low, low + more, rows_per_token=3, blank_rows=4, blank_codes=blanks, reference_quirks=quirks
+    )
     spans = split_text(text, PIECES.__getitem__, rules)
     if not spans:
         return
@@ -215,7 +241,9 @@ def test_fed_with_the_reference_samples_it_writes_the_reference_grid(golden):
             continue
         blanks = frozenset(info["blank_speech_tokens"])
         rules = ChunkRules(blank_codes=blanks, reference_quirks=True)
-        m = ChunkMachine(layout, rules, words["id_to_string"].__getitem__, t[f"out.{case}.text_buffer"].tolist())
+        m = ChunkMachine(
+            layout, rules, words["id_to_string"].__getitem__, t[f"out.{case}.text_buffer"].tolist()
+        )
         grid = t[f"out.{case}.grid"][0].tolist()
         for number, (text, *speech) in enumerate(grid):
             # a row the machine forced hides what was sampled there; a silent sample is what sets the blank guard off

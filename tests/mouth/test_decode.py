@@ -25,8 +25,16 @@ TEXTS = [
 def requests(seed: int = 0) -> list[Request]:
     """Texts in voices of different lengths."""
     g = torch.Generator().manual_seed(seed)
-    voices = [("I shall not want.", 50), ("今天天气很好。", 61), ("Yes, I do!", 40), ("I shall not want.", 33)]
-    return [Request(text, said, torch.randint(11, (n,), generator=g)) for text, (said, n) in zip(TEXTS, voices, strict=True)]
+    voices = [
+        ("I shall not want.", 50),
+        ("今天天气很好。", 61),
+        ("Yes, I do!", 40),
+        ("I shall not want.", 33),
+    ]
+    return [
+        Request(text, said, torch.randint(11, (n,), generator=g))
+        for text, (said, n) in zip(TEXTS, voices, strict=True)
+    ]
 
 
 def assert_same(one, other) -> None:
@@ -85,7 +93,9 @@ def test_a_batch_of_texts_and_voices_decodes_as_each_alone(tiny, tokenizer, stre
 def test_small_batches_keep_the_order(tiny, tokenizer):
     model = tiny(4)
     for one, other in zip(
-        generate(model, tokenizer, requests(), SETTINGS, batch=2), generate(model, tokenizer, requests(), SETTINGS), strict=True
+        generate(model, tokenizer, requests(), SETTINGS, batch=2),
+        generate(model, tokenizer, requests(), SETTINGS),
+        strict=True,
     ):
         assert_same(one, other)
 
@@ -103,7 +113,9 @@ def test_cached_steps_equal_one_long_forward(tiny, tokenizer):
     model = tiny(4)
     request = requests()[0]
     result = generate(model, tokenizer, [request], SETTINGS)[0]
-    prompt = prompt_rows(tokenizer, layout_of(model.config, tokenizer), request.voice_text, request.voice_tokens)
+    prompt = prompt_rows(
+        tokenizer, layout_of(model.config, tokenizer), request.voice_text, request.voice_tokens
+    )
     with torch.no_grad():
         logits = model(torch.cat([prompt, result.rows])[None]).speech_logits[0, len(prompt) - 1 : -1]
     choice = logits.argmax(-1)
@@ -135,7 +147,10 @@ def test_samples_follow_the_softmax():
     logits = torch.tensor([[[0.0, 1.0, 2.0, -1.0]]]).expand(20000, 1, 4)
     noise = 1 - torch.rand(20000, 1, generator=torch.Generator().manual_seed(0))
     for temperature in (0.5, 1.0, 2.0):
-        counts = torch.bincount(choose(logits, DecodeSettings(), temperature, noise).flatten(), minlength=4) / 20000
+        counts = (
+            torch.bincount(choose(logits, DecodeSettings(), temperature, noise).flatten(), minlength=4)
+            / 20000
+        )
         assert (counts - (logits[0, 0] / temperature).softmax(-1)).abs().max() < 0.015
 
 
@@ -156,7 +171,9 @@ def test_top_k_and_top_p_cut_the_tail():
 
 def test_every_chunk_has_a_flag_and_nothing_is_retried_by_default(tiny, tokenizer):
     result = generate(tiny(4), tokenizer, requests()[:1], SETTINGS)[0]
-    assert len(result.chunks) > 1 and result.errors == ["long"] * len(result.chunks), "a random mouth never says eos"
+    assert len(result.chunks) > 1 and result.errors == ["long"] * len(result.chunks), (
+        "a random mouth never says eos"
+    )
     assert result.failed and result.trials == 1 and result.temperature == 0.0
 
 
@@ -184,11 +201,17 @@ def test_the_row_limit_flags_the_chunk_and_keeps_its_speech(tiny, tokenizer):
 
 def test_blank_codes_come_from_settings_or_from_the_model(tiny, tokenizer):
     every = list(range(13))
-    by_setting = generate(tiny(4), tokenizer, requests()[1:2], replace(SETTINGS, blank_codes=every, blank_rows=3))[0]
-    by_model = generate(tiny(4, speech_blank_codes=every), tokenizer, requests()[1:2], replace(SETTINGS, blank_rows=3))[0]
+    by_setting = generate(
+        tiny(4), tokenizer, requests()[1:2], replace(SETTINGS, blank_codes=every, blank_rows=3)
+    )[0]
+    by_model = generate(
+        tiny(4, speech_blank_codes=every), tokenizer, requests()[1:2], replace(SETTINGS, blank_rows=3)
+    )[0]
     assert by_setting.errors == by_model.errors == ["blank"]
     assert_same(by_setting, by_model)
-    off = generate(tiny(4, speech_blank_codes=every), tokenizer, requests()[1:2], replace(SETTINGS, blank_codes=[]))[0]
+    off = generate(
+        tiny(4, speech_blank_codes=every), tokenizer, requests()[1:2], replace(SETTINGS, blank_codes=[])
+    )[0]
     assert off.errors == ["long"]
 
 
@@ -223,7 +246,12 @@ def test_nothing_to_speak_is_noticed_without_normalising_too(tiny, tokenizer):
 
 def test_a_transcript_longer_than_its_recording_is_refused(tiny, tokenizer):
     with pytest.raises(UserError, match="transcript"):
-        generate(tiny(4), tokenizer, [replace(requests()[0], voice_text="The lord is my shepherd. " * 20)], SETTINGS)
+        generate(
+            tiny(4),
+            tokenizer,
+            [replace(requests()[0], voice_text="The lord is my shepherd. " * 20)],
+            SETTINGS,
+        )
 
 
 def test_foreign_tokens_and_tokenizers_are_refused(tiny, tokenizer):
@@ -262,7 +290,9 @@ def test_every_seed_that_is_accepted_can_be_decoded_with(tiny, tokenizer, seed):
 
 
 def test_settings_are_a_strict_config():
-    settings = configs.load(DecodeSettings, None, ["temperature=0.2", "blank_codes=[1,2]", "chunk_min_tokens=20"])
+    settings = configs.load(
+        DecodeSettings, None, ["temperature=0.2", "blank_codes=[1,2]", "chunk_min_tokens=20"]
+    )
     assert settings == DecodeSettings(temperature=0.2, blank_codes=[1, 2], chunk_min_tokens=20)
     assert settings.rules().blank_codes == {1, 2} and settings.rules().min_tokens == 20
     with pytest.raises(ConfigError):
@@ -273,11 +303,17 @@ def test_rows_know_what_they_are(tiny, tokenizer):
     model, request = tiny(4), requests()[1]
     layout = layout_of(model.config, tokenizer)
     prompt = prompt_rows(tokenizer, layout, request.voice_text, request.voice_tokens)
-    machine = ChunkMachine(layout, ChunkRules(rows_per_token=2), lambda i: tokenizer.decode([i]), encode(tokenizer, request.text))
+    machine = ChunkMachine(
+        layout, ChunkRules(rows_per_token=2), lambda i: tokenizer.decode([i]), encode(tokenizer, request.text)
+    )
     decoder = Decoder(model, layout, [prompt], [machine], SETTINGS)
     while not decoder.done:
         decoder.step()
     kinds = [row.kind for row in decoder.grids[0]]
     n = len(encode(tokenizer, request.text))
-    assert kinds[:n] == [Kind.TEXT] * n and kinds[-2:] == [Kind.EOS, Kind.END] and set(kinds[n:-2]) == {Kind.PADDING}
+    assert (
+        kinds[:n] == [Kind.TEXT] * n
+        and kinds[-2:] == [Kind.EOS, Kind.END]
+        and set(kinds[n:-2]) == {Kind.PADDING}
+    )
     assert isinstance(layout, Layout)

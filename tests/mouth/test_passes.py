@@ -11,7 +11,9 @@ from omnilib.mouth.decode import DecodeSettings, Request, generate, stream
 from omnilib.mouth.passes import check_length, chunk_ids, duration, fit, left_over
 from omnilib.text import encode, layout_of, pieces
 
-LONG = "He maketh me to lie down in green pastures. Yes, I do! The lord is my shepherd; I shall not want. " * 4
+LONG = (
+    "He maketh me to lie down in green pastures. Yes, I do! The lord is my shepherd; I shall not want. " * 4
+)
 UNMARKED = "the lord is my shepherd i shall not want " * 12
 SETTINGS = DecodeSettings(temperature=0.0, rows_per_token=2.0, chunk_min_tokens=6, chunk_max_tokens=12)
 
@@ -55,7 +57,9 @@ def test_a_text_that_fits_is_one_pass_and_the_same_as_without_passes(tiny, token
     request = Request(LONG, "I shall not want.", voice)
     [plain] = generate(model, tokenizer, [request], SETTINGS)
     [(_, machine, tokens)] = run(model, tokenizer, LONG, fit(replace(SETTINGS, normalise=False), 4096, 30))
-    assert tokens == generate(model, tokenizer, [request], replace(SETTINGS, normalise=False))[0].tokens.tolist()
+    assert (
+        tokens == generate(model, tokenizer, [request], replace(SETTINGS, normalise=False))[0].tokens.tolist()
+    )
     assert [c.text_tokens for c in machine.chunks] == [c.text_tokens for c in plain.chunks]
 
 
@@ -71,14 +75,22 @@ def test_a_row_limit_in_the_middle_of_a_chunk_leaves_the_rest_of_the_text(tiny, 
     settings = replace(SETTINGS, max_rows=10, passes=True)
     (_, first, _), *others = run(tiny(4), tokenizer, LONG, settings)
     assert first.chunks[-1].error == "truncated" and first.rows_made == 10
-    fed = sum(machine.chunks[i].text_tokens for _, machine, _ in [(0, first, 0), *others] for i in range(len(machine.chunks)))
-    assert fed == sum(end - start for start, end in split_text(encode(tokenizer, LONG), pieces(tokenizer), settings.rules()))
+    fed = sum(
+        machine.chunks[i].text_tokens
+        for _, machine, _ in [(0, first, 0), *others]
+        for i in range(len(machine.chunks))
+    )
+    assert fed == sum(
+        end - start for start, end in split_text(encode(tokenizer, LONG), pieces(tokenizer), settings.rules())
+    )
 
 
 def test_the_position_limit_of_the_model_counts_with_the_prompt():
     settings = fit(DecodeSettings(), positions=8192, prompt=192)
     assert settings.max_rows == 8000 and settings.passes
-    assert (settings.chunk_min_tokens, settings.chunk_max_tokens) == (50, 100), "chunks are as trained where they fit"
+    assert (settings.chunk_min_tokens, settings.chunk_max_tokens) == (50, 100), (
+        "chunks are as trained where they fit"
+    )
     assert fit(DecodeSettings(max_rows=400), 8192, 192).max_rows == 400
     assert fit(DecodeSettings(pass_rows=900), 8192, 192).max_rows == 900
     assert fit(DecodeSettings(max_rows=400), 8192, 192).chunk_max_tokens < 100
@@ -93,13 +105,17 @@ def test_no_room_for_a_word_is_one_line(positions):
 def test_more_than_an_hour_is_refused_with_its_length(tiny, tokenizer):
     layout = layout_of(tiny(4).config, tokenizer)  # 0.16 s a row, 2 rows an id
     assert check_length(10_000, layout) == pytest.approx(3200)
-    with pytest.raises(UserError, match=r"about 64 minutes to speak: split it into parts of at most 60 minutes"):
+    with pytest.raises(
+        UserError, match=r"about 64 minutes to speak: split it into parts of at most 60 minutes"
+    ):
         check_length(12_000, layout)
     with pytest.raises(UserError, match=r"about 8\.9 hours"):
         check_length(100_000, layout)
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(3.2, "3 seconds"), (89, "89 seconds"), (90, "2 minutes"), (7200, "2.0 hours")])
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(3.2, "3 seconds"), (89, "89 seconds"), (90, "2 minutes"), (7200, "2.0 hours")]
+)
 def test_durations_read_as_people_say_them(seconds, said):
     assert duration(seconds) == said
 

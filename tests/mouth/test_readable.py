@@ -10,7 +10,11 @@ from omnilib.text import encode, load_tokenizer, train_tokenizer
 @pytest.fixture(scope="module")
 def reader():
     """Of a tokenizer that has seen every plain letter, a full stop, a comma and a few Chinese characters."""
-    return Reader(train_tokenizer(["the quick brown fox, it jumps over a lazy dog.", "早上好，今天天气很好。妈马骂"] * 4, size=500))
+    return Reader(
+        train_tokenizer(
+            ["the quick brown fox, it jumps over a lazy dog.", "早上好，今天天气很好。妈马骂"] * 4, size=500
+        )
+    )
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +84,9 @@ def test_a_tokenizer_without_byte_ids_knows_everything(nano):
 
 def test_the_nano_tokenizer_has_seen_full_stops_and_commas_but_no_other_end_mark(nano):
     """If this fails after a training on questions, the end marks are read as such by themselves: see eval/ends.py."""
-    assert {mark: nano.knows(mark) for mark in ".,。，!?;:"} == dict(zip(".,。，!?;:", [True] * 4 + [False] * 4, strict=True))
+    assert {mark: nano.knows(mark) for mark in ".,。，!?;:"} == dict(
+        zip(".,。，!?;:", [True] * 4 + [False] * 4, strict=True)
+    )
 
 
 def test_no_chinese_character_breaks_the_search_for_its_sound(nano):
@@ -91,7 +97,15 @@ def test_no_chinese_character_breaks_the_search_for_its_sound(nano):
 
 
 @pytest.mark.parametrize(
-    ("letter", "name"), [("é", "Latin"), ("Ж", "Cyrillic"), ("好", "Chinese"), ("の", "Hiragana"), ("한", "Hangul"), ("ש", "Hebrew")]
+    ("letter", "name"),
+    [
+        ("é", "Latin"),
+        ("Ж", "Cyrillic"),
+        ("好", "Chinese"),
+        ("の", "Hiragana"),
+        ("한", "Hangul"),
+        ("ש", "Hebrew"),
+    ],
 )
 def test_scripts_are_told_from_letters(letter, name):
     assert script(letter) == name

@@ -20,7 +20,9 @@ def build(config: dict, tensors: dict) -> SpeechLM:
     return tensors.load_into(SpeechLM(SpeechLMConfig(**config)))
 
 
-def random_batch(model: SpeechLM, lengths: list[int], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def random_batch(
+    model: SpeechLM, lengths: list[int], seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Right-padded rows, mask and labels."""
     g = torch.Generator().manual_seed(seed)
     c, size = model.config, max(lengths)
@@ -48,7 +50,11 @@ def test_training_forward_matches_the_reference(golden):
         if t.has(f"out.{name}"):
             torch.testing.assert_close(getattr(out, name)[live], t[f"out.{name}"][live], **near)
     near = dict(atol=meta["tolerance"]["loss abs"], rtol=0)
-    for name, key in (("text_loss", "out.loss_text"), ("speech_loss", "out.loss_speech"), ("loss", "out.loss")):
+    for name, key in (
+        ("text_loss", "out.loss_text"),
+        ("speech_loss", "out.loss_speech"),
+        ("loss", "out.loss"),
+    ):
         if t.has(key):
             torch.testing.assert_close(getattr(out, name), t[key], **near)
     out.loss.backward()
@@ -58,7 +64,9 @@ def test_training_forward_matches_the_reference(golden):
     assert set(norms) == set(names) or not t.has(*(f"out.gradnorm.{name}" for name in names))
     for name, norm in norms.items():
         ours = names[name].grad.double().norm()
-        torch.testing.assert_close(ours, norm.double(), rtol=meta["tolerance"]["gradnorm rel"], atol=1e-7, msg=name)
+        torch.testing.assert_close(
+            ours, norm.double(), rtol=meta["tolerance"]["gradnorm rel"], atol=1e-7, msg=name
+        )
 
 
 def test_offsets_match_the_reference(golden):
@@ -111,7 +119,9 @@ def test_a_row_never_sees_later_rows(tiny):
     rows, _, _ = random_batch(model, [8])
     changed = rows.clone()
     changed[:, 5:] = 0
-    torch.testing.assert_close(model(rows).speech_logits[:, :5], model(changed).speech_logits[:, :5], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(rows).speech_logits[:, :5], model(changed).speech_logits[:, :5], atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("length", [12, 700])
@@ -124,7 +134,9 @@ def test_written_out_blocks_are_the_layers_of_transformers(tiny, length):
         model.zero_grad()
         out = model(rows, None, labels, return_logits=True)
         out.loss.backward()
-        gradients.append((out.speech_logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
+        gradients.append(
+            (out.speech_logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters()})
+        )
     torch.testing.assert_close(gradients[0][0], gradients[1][0], atol=1e-4, rtol=1e-4)
     for name, expected in gradients[1][1].items():
         scale = expected.abs().max().item()
@@ -175,7 +187,9 @@ def test_saved_folder_loads_through_every_door_with_published_names(tiny, tmp_pa
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == "MGMTTS" and config["architectures"] == ["MGMTTSForCausalLM"]
-    assert {"tokenizer_speech_size", "speech_token_count", "tts_adapter_type", "tts_adapter_config"} <= set(config)
+    assert {"tokenizer_speech_size", "speech_token_count", "tts_adapter_type", "tts_adapter_config"} <= set(
+        config
+    )
     _, tensors = golden("tts_lm_forward")
     depth = {n for n in load_file(tmp_path / "model.safetensors") if not re.search(r"layers\.[1-9]", n)}
     head = {"lm_head.weight"}  # a tied instance stores it once, as the embedding
@@ -184,7 +198,11 @@ def test_saved_folder_loads_through_every_door_with_published_names(tiny, tmp_pa
     assert isinstance(AutoConfig.from_pretrained(tmp_path), SpeechLMConfig)
     rows, _, _ = random_batch(model, [6])
     expected = model(rows).speech_logits
-    for loaded in (SpeechLM.load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path), SpeechLM.from_pretrained(tmp_path)):
+    for loaded in (
+        SpeechLM.load(tmp_path),
+        AutoModelForCausalLM.from_pretrained(tmp_path),
+        SpeechLM.from_pretrained(tmp_path),
+    ):
         assert isinstance(loaded, SpeechLM)
         torch.testing.assert_close(loaded.eval()(rows).speech_logits, expected, atol=1e-5, rtol=1e-5)
 
@@ -203,7 +221,11 @@ def test_an_eight_bit_folder_loads_through_every_door(tiny, tmp_path, tied):
     path = tmp_path / "model.safetensors"
     exact = load_file(path)
     save_file(storage.pack(exact, "int8"), path, {"format": "pt"})
-    for loaded in (SpeechLM.load(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path), SpeechLM.from_pretrained(tmp_path)):
+    for loaded in (
+        SpeechLM.load(tmp_path),
+        AutoModelForCausalLM.from_pretrained(tmp_path),
+        SpeechLM.from_pretrained(tmp_path),
+    ):
         assert isinstance(loaded, SpeechLM) and loaded.dtype == torch.float32
         assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == tied
         for name, value in exact.items():
@@ -213,7 +235,9 @@ def test_an_eight_bit_folder_loads_through_every_door(tiny, tmp_path, tied):
         SpeechLM.load(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["missing key", "extra key", "wrong shape", "truncated", "no weights", "no folder"])
+@pytest.mark.parametrize(
+    "damage", ["missing key", "extra key", "wrong shape", "truncated", "no weights", "no folder"]
+)
 def test_a_damaged_checkpoint_is_one_clear_line(tiny, tmp_path, damage):
     folder = tmp_path / "model"
     tiny(2).save_pretrained(folder)
@@ -238,13 +262,22 @@ def test_a_damaged_checkpoint_is_one_clear_line(tiny, tmp_path, damage):
 def test_wrong_sizes_are_refused():
     with pytest.raises(ConfigError, match="vocab_size"):
         SpeechLMConfig(vocab_size=100, tokenizer_text_size=50, tokenizer_speech_size=10, speech_token_count=4)
-    good = SpeechLMConfig(vocab_size=90, hidden_size=32, tokenizer_speech_size=10, tts_adapter_config="[3,32,8_2,64]")
+    good = SpeechLMConfig(
+        vocab_size=90, hidden_size=32, tokenizer_speech_size=10, tts_adapter_config="[3,32,8_2,64]"
+    )
     assert good.tokenizer_text_size == 50
     adapter = good.adapter()
-    assert (adapter.num_hidden_layers, adapter.num_attention_heads, adapter.num_key_value_heads, adapter.intermediate_size) == (3, 8, 4, 64)
+    assert (
+        adapter.num_hidden_layers,
+        adapter.num_attention_heads,
+        adapter.num_key_value_heads,
+        adapter.intermediate_size,
+    ) == (3, 8, 4, 64)
     for wrong in ("[3,16,8_2,64]", "[3,32]", "many"):
         with pytest.raises(ConfigError):
-            SpeechLMConfig(vocab_size=90, hidden_size=32, tokenizer_speech_size=10, tts_adapter_config=wrong).adapter()
+            SpeechLMConfig(
+                vocab_size=90, hidden_size=32, tokenizer_speech_size=10, tts_adapter_config=wrong
+            ).adapter()
 
 
 def test_published_size_brings_the_published_silence():
@@ -258,7 +291,9 @@ def test_stage_1_moves_only_adapter_and_new_rows(tiny):
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     model.freeze_backbone()
     rows, mask, labels = random_batch(model, [8])
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0
+    )
     model(rows, mask, labels).loss.backward()
     optimizer.step()
     old = model.config.tokenizer_text_size - 3
@@ -275,14 +310,25 @@ def test_stage_1_starts_from_a_text_model(tiny):
     model = tiny(2)
     sizes = {
         k: getattr(model.config, k)
-        for k in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+        for k in (
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+        )
     }
     backbone = Qwen3ForCausalLM(Qwen3Config(vocab_size=model.config.tokenizer_text_size, **sizes)).eval()
     grown = SpeechLM.from_backbone(backbone, model.config).eval()
     ids = torch.randint(model.config.tokenizer_text_size, (1, 7))
-    expected = backbone.model(inputs_embeds=grown.embed(torch.cat([ids[..., None], ids.new_full((1, 7, 2), 12)], -1))).last_hidden_state
+    expected = backbone.model(
+        inputs_embeds=grown.embed(torch.cat([ids[..., None], ids.new_full((1, 7, 2), 12)], -1))
+    ).last_hidden_state
     rows = torch.cat([ids[..., None], ids.new_full((1, 7, 2), 12)], -1)
     torch.testing.assert_close(grown(rows).lm_hidden, expected, atol=1e-5, rtol=1e-5)
     assert torch.equal(grown.text_head(expected), backbone.lm_head(expected))
     with pytest.raises(ConfigError):
-        SpeechLM.from_backbone(Qwen3ForCausalLM(Qwen3Config(**{**sizes, "num_hidden_layers": 1}, vocab_size=9)), model.config)
+        SpeechLM.from_backbone(
+            Qwen3ForCausalLM(Qwen3Config(**{**sizes, "num_hidden_layers": 1}, vocab_size=9)), model.config
+        )

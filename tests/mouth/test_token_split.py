@@ -13,7 +13,12 @@ LAYOUT = Layout(text_size=10, speech_size=7, streams=2, pre_pad=2, text_pad=6, t
 def test_reference_grids_split_as_in_the_reference(golden):
     meta, t = golden("token2audio_split")
     c = meta["config"]
-    layout = Layout(c["tokenizer_text_size"], c["tokenizer_speech_size"], c["speech_token_count"], c["speech_token_pre_pad"])
+    layout = Layout(
+        c["tokenizer_text_size"],
+        c["tokenizer_speech_size"],
+        c["speech_token_count"],
+        c["speech_token_pre_pad"],
+    )
     assert (layout.audio_sep, layout.audio_end) == (c["audio_sep"], c["audio_end"])
     for case in meta["cases"]:
         if not t.has(f"in.{case}.grid", f"out.{case}.tokens"):
@@ -30,7 +35,12 @@ def test_reference_grids_split_as_in_the_reference(golden):
 def test_reference_decodings_split_as_in_the_reference(golden):
     meta, t = golden("tts_generate_greedy")
     c, split = meta["config"], golden("token2audio_split")[0]["config"]
-    layout = Layout(c["tokenizer_text_size"], c["tokenizer_speech_size"], c["speech_token_count"], c["speech_token_pre_pad"])
+    layout = Layout(
+        c["tokenizer_text_size"],
+        c["tokenizer_speech_size"],
+        c["speech_token_count"],
+        c["speech_token_pre_pad"],
+    )
     for case in meta["cases"]:
         if not t.has(f"out.{case}.grid", f"out.{case}.cosyvoice_tokens"):
             continue
@@ -45,7 +55,9 @@ def test_a_text_cut_by_the_row_limit_keeps_its_last_speech():
 
 
 def test_stray_ids_become_the_blank_or_go_and_rows_without_codes_go():
-    grid = torch.tensor([[1, 6, 6], [1, 6, 6], [1, 0, 5], [1, 6, 3], [1, 5, 5], [6, 6, 5], [6, 5, 5], [8, 6, 6]])
+    grid = torch.tensor(
+        [[1, 6, 6], [1, 6, 6], [1, 0, 5], [1, 6, 3], [1, 5, 5], [6, 6, 5], [6, 5, 5], [8, 6, 6]]
+    )
     assert split_tokens(grid, LAYOUT).tolist() == [0, 3]
     assert split_tokens(grid, LAYOUT, blank=4).tolist() == [0, 4, 4, 3]
 

@@ -40,14 +40,20 @@ def test_verdict_follows_from_the_intervals(a, b, verdict):
 
 
 def test_two_report_folders_show_settings_that_differ_and_every_figure(tmp_path, capsys):
-    a = write_report(tmp_path / "a", {"token_error": entry(0.4, 0.3, 0.5)}, {"seed": 0, "k": 4}, {"rtf_here": entry(0.1)})
-    b = write_report(tmp_path / "b", {"token_error": entry(0.45, 0.35, 0.5)}, {"seed": 1, "k": 4}, {"rtf_here": entry(0.3)})
+    a = write_report(
+        tmp_path / "a", {"token_error": entry(0.4, 0.3, 0.5)}, {"seed": 0, "k": 4}, {"rtf_here": entry(0.1)}
+    )
+    b = write_report(
+        tmp_path / "b", {"token_error": entry(0.45, 0.35, 0.5)}, {"seed": 1, "k": 4}, {"rtf_here": entry(0.3)}
+    )
     assert cli.main(["compare", str(a), str(b)]) == 0, "within the interval, and speed does not count"
     told = capsys.readouterr().out
     assert "| parameters.seed | 0 | 1 |" in told and "parameters.k" not in told
     assert "| token_error | 40.0 % (30.0 to 50.0) | 45.0 % (35.0 to 50.0) | within |" in told
     assert "| rtf_here | 0.1 | 0.3 | differs (speed) |" in told
-    (b / "metrics.json").write_text(json.dumps({"metrics": {"token_error": entry(0.9, 0.8, 1.0), "new": entry(1)}}))
+    (b / "metrics.json").write_text(
+        json.dumps({"metrics": {"token_error": entry(0.9, 0.8, 1.0), "new": entry(1)}})
+    )
     assert cli.main(["compare", str(a), str(b)]) == 1
     told = capsys.readouterr().out
     assert "differs |" in told and "| new | - | 1 | only in B |" in told
@@ -55,7 +61,9 @@ def test_two_report_folders_show_settings_that_differ_and_every_figure(tmp_path,
 
 def test_summary_files_and_a_folder_of_reports_compare_too(tmp_path):
     write_report(tmp_path / "nano" / "04_x", {"loss": entry(2.0)}, {})
-    (tmp_path / "nano" / "summary.json").write_text(json.dumps({"wer_en_tts": entry(0.1), "nothing": {"value": None, "n": 0}}))
+    (tmp_path / "nano" / "summary.json").write_text(
+        json.dumps({"wer_en_tts": entry(0.1), "nothing": {"value": None, "n": 0}})
+    )
     (tmp_path / "nano" / "timings.json").write_text(json.dumps({"rtf_total": entry(0.1)}))
     whole = compare.read_side(str(tmp_path / "nano"))
     assert set(whole.metrics) == {"wer_en_tts", "rtf_total", "04_x: loss"}
@@ -79,7 +87,9 @@ def test_commits_are_read_without_a_checkout(tmp_path, monkeypatch):
     (tmp_path / "reports" / "nano" / "summary.json").write_text("what stands here now does not matter")
     monkeypatch.setattr(compare, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
-    text, code = compare.text_of(compare.read_side("HEAD~1"), compare.read_side("HEAD:reports/nano/summary.json"))
+    text, code = compare.text_of(
+        compare.read_side("HEAD~1"), compare.read_side("HEAD:reports/nano/summary.json")
+    )
     assert code == 1 and "| wer_en_tts | 10.0 % | 90.0 % | differs |" in text
     with pytest.raises(UserError, match="has no reports/paper"):
         compare.read_side("HEAD", "paper")
@@ -120,5 +130,8 @@ def test_a_sweep_is_one_table_and_one_plot(tmp_path):
 
 
 def test_a_sweep_over_texts_is_drawn_too(tmp_path):
-    folders = [write_report(tmp_path / name, {"loss": entry(i)}, {"text": f"{name} words $x_1"}) for i, name in enumerate("ab")]
+    folders = [
+        write_report(tmp_path / name, {"loss": entry(i)}, {"text": f"{name} words $x_1"})
+        for i, name in enumerate("ab")
+    ]
     assert compare.sweep(folders, tmp_path / "sweep")[2].exists()

@@ -33,7 +33,9 @@ def test_the_new_folder_takes_the_place_of_the_old_one_whole(tmp_path):
         (new / "report.html").write_text("new")
         folders.replace_folder(new, target)
     assert [p.name for p in tmp_path.iterdir()] == ["04_x"]
-    assert [p.name for p in target.iterdir()] == ["report.html"] and (target / "report.html").read_text() == "new"
+    assert [p.name for p in target.iterdir()] == ["report.html"] and (
+        target / "report.html"
+    ).read_text() == "new"
 
 
 @pytest.mark.parametrize("problem", [ValueError, KeyboardInterrupt, SystemExit])

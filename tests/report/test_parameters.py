@@ -11,13 +11,13 @@ from omnilib.report import list_notebooks
 from omnilib.report.parameters import combinations, parse_value, read_parameters, variant_name
 
 KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-SOURCE = (
-    'scale: str = "smoke"\nseed: int = 0\nout_dir: str = ""\nk: int = 4  # streams\nrate: float = 1\ntext: str = "a"\nfast: bool = True'
-)
+SOURCE = 'scale: str = "smoke"\nseed: int = 0\nout_dir: str = ""\nk: int = 4  # streams\nrate: float = 1\ntext: str = "a"\nfast: bool = True'
 
 
 def write(path, source=SOURCE, metadata=KERNEL):
-    cells = [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})] if source is not None else []
+    cells = (
+        [nbformat.v4.new_code_cell(source, metadata={"tags": ["parameters"]})] if source is not None else []
+    )
     nbformat.write(nbformat.v4.new_notebook(metadata=metadata, cells=cells), path)
     return path
 
@@ -36,8 +36,16 @@ def damaged(path, text):
         (b"\xff\xfe{}", "not UTF-8"),
         ("[]", "no notebook of format 4"),
         ("{}", "no notebook of format 4"),
-        (json.dumps({"nbformat": 3, "nbformat_minor": 0, "metadata": {}, "cells": []}), "no notebook of format 4"),
-        (json.dumps({"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "code"}]}), "no valid notebook"),
+        (
+            json.dumps({"nbformat": 3, "nbformat_minor": 0, "metadata": {}, "cells": []}),
+            "no notebook of format 4",
+        ),
+        (
+            json.dumps(
+                {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [{"cell_type": "code"}]}
+            ),
+            "no valid notebook",
+        ),
     ],
 )
 def test_a_damaged_notebook_says_what_is_wrong_in_one_line(tmp_path, text, told):
@@ -68,20 +76,37 @@ def test_a_missing_notebook_is_one_line(tmp_path):
 
 def test_defaults_and_types_come_from_the_parameters_cell(tmp_path):
     known = read_parameters(write(tmp_path / "1_x.ipynb"))
-    assert known["k"] == (4, int) and known["rate"] == (1, float) and known["fast"] == (True, bool) and known["text"] == ("a", str)
-    assert read_parameters(write(tmp_path / "2_x.ipynb", "k = 3\nwhen = now()")) == {"k": (3, int)}, "computed is no literal"
+    assert (
+        known["k"] == (4, int)
+        and known["rate"] == (1, float)
+        and known["fast"] == (True, bool)
+        and known["text"] == ("a", str)
+    )
+    assert read_parameters(write(tmp_path / "2_x.ipynb", "k = 3\nwhen = now()")) == {"k": (3, int)}, (
+        "computed is no literal"
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "kind", "value"),
-    [("3", int, 3), ("0.5", float, 0.5), ("2", float, 2.0), ("true", bool, True), ("No", bool, False), ("3", str, "3"), ("[1]", list, [1])],
+    [
+        ("3", int, 3),
+        ("0.5", float, 0.5),
+        ("2", float, 2.0),
+        ("true", bool, True),
+        ("No", bool, False),
+        ("3", str, "3"),
+        ("[1]", list, [1]),
+    ],
 )
 def test_a_value_takes_the_type_of_its_parameter(text, kind, value):
     found = parse_value("p", text, kind)
     assert found == value and type(found) is kind
 
 
-@pytest.mark.parametrize(("text", "kind"), [("x", int), ("1.5", int), ("", float), ("maybe", bool), ("(1,)", list), ("f(", list)])
+@pytest.mark.parametrize(
+    ("text", "kind"), [("x", int), ("1.5", int), ("", float), ("maybe", bool), ("(1,)", list), ("f(", list)]
+)
 def test_a_value_of_another_type_is_refused(text, kind):
     with pytest.raises(UserError, match=f"is no {kind.__name__}"):
         parse_value("p", text, kind)
@@ -92,12 +117,25 @@ def test_commas_and_repeated_names_make_a_sweep(tmp_path):
     assert combinations([], notebook) == []
     assert combinations(["k=1,2", "seed=3"], notebook) == [{"k": 1, "seed": 3}, {"k": 2, "seed": 3}]
     assert combinations(["k=1", "k=2,1"], notebook) == [{"k": 1}, {"k": 2}], "each value once"
-    assert combinations(["text=well, yes", "text=no"], notebook) == [{"text": "well, yes"}, {"text": "no"}], "a comma of a text is its own"
+    assert combinations(["text=well, yes", "text=no"], notebook) == [{"text": "well, yes"}, {"text": "no"}], (
+        "a comma of a text is its own"
+    )
     assert combinations(["text=a=b"], notebook) == [{"text": "a=b"}]
 
 
 @pytest.mark.parametrize(
-    "given", ["k", "=1", "k = x", "stream=1", "scale=nano", "out_dir=/tmp/x", "k=", "a b=1", f"k={','.join(map(str, range(99)))}"]
+    "given",
+    [
+        "k",
+        "=1",
+        "k = x",
+        "stream=1",
+        "scale=nano",
+        "out_dir=/tmp/x",
+        "k=",
+        "a b=1",
+        f"k={','.join(map(str, range(99)))}",
+    ],
 )
 def test_wrong_parameters_are_refused_before_anything_runs(tmp_path, given):
     with pytest.raises(UserError):
@@ -110,7 +148,9 @@ def test_a_changed_run_has_its_own_folder_name():
     assert "/" not in first and first != second and len(variant_name({"text": "x" * 500})) < 80
 
 
-@pytest.mark.parametrize("arguments", [["-p", "streamz=1"], ["--seed", "x"], ["-p", "k"], ["--scale", "paper"]])
+@pytest.mark.parametrize(
+    "arguments", [["-p", "streamz=1"], ["--seed", "x"], ["-p", "k"], ["--scale", "paper"]]
+)
 def test_reproduce_refuses_before_running_and_exits_2(arguments, monkeypatch, capsys):
     from omnilib import report
 

@@ -21,28 +21,49 @@ def test_two_runs_repeat_to_the_byte_but_for_what_timings_json_holds(tmp_path):
     for _ in range(2):  # the second replaces the first
         assert report.run_notebook(notebook, "smoke", tmp_path / "reports", {"seed": 5}).ok
         folder = tmp_path / "reports" / "smoke" / "03_good"
-        files.append({p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()})
+        files.append(
+            {
+                p.relative_to(folder).as_posix(): p.read_bytes()
+                for p in sorted(folder.rglob("*"))
+                if p.is_file()
+            }
+        )
     first, second = files
     assert set(first) == set(second) == {
         *("metrics.json", "provenance.json", "timings.json", "report.html", "figures/line.png", "audio/tone.mp3")
     }  # fmt: skip
-    assert [name for name in first if first[name] != second[name]] in (["report.html", "timings.json"], ["timings.json"])
+    assert [name for name in first if first[name] != second[name]] in (
+        ["report.html", "timings.json"],
+        ["timings.json"],
+    )
     drop = re.compile(rb"<td>[0-9.,]+ s/s: rtf here</td>")  # the cell drawn from a figure of speed
-    assert drop.search(first["report.html"]) and drop.sub(b"", first["report.html"]) == drop.sub(b"", second["report.html"])
+    assert drop.search(first["report.html"]) and drop.sub(b"", first["report.html"]) == drop.sub(
+        b"", second["report.html"]
+    )
     assert b".new-" not in first["report.html"], "the page names the folder it stands in"
-    assert b"Another machine may change this line" in first["report.html"] and b"<code>rtf_here</code>" in first["report.html"]
+    assert (
+        b"Another machine may change this line" in first["report.html"]
+        and b"<code>rtf_here</code>" in first["report.html"]
+    )
     record = json.loads(first["provenance.json"])
-    assert record["parameters"] == {"scale": "smoke", "seed": 5, "width": 3}, "the notebook's own, its seed among them"
+    assert record["parameters"] == {"scale": "smoke", "seed": 5, "width": 3}, (
+        "the notebook's own, its seed among them"
+    )
     assert not {"date", "wall_seconds", "device"} & set(record)
     timings = json.loads(first["timings.json"])
     assert timings["wall_seconds"] > 0 and re.fullmatch(r"\d{4}-\d\d-\d\d", timings["date"])
-    assert timings["paper"][0]["rule"] == "below 1" and "rtf_here" not in json.loads(first["metrics.json"])["metrics"]
+    assert (
+        timings["paper"][0]["rule"] == "below 1"
+        and "rtf_here" not in json.loads(first["metrics.json"])["metrics"]
+    )
 
 
 @pytest.mark.slow
 def test_failures_have_reasons_and_the_others_go_on(tmp_path, capfd):
     (tmp_path / "90_bad.ipynb").write_text('{"cells": [')
-    good = write_notebook(tmp_path, "93_good", "import os\nos.write(1, b'noise')\nos.system('echo noise >&2')")
+    good = write_notebook(
+        tmp_path, "93_good", "import os\nos.write(1, b'noise')\nos.system('echo noise >&2')"
+    )
     earlier = tmp_path / "out" / "smoke" / "91_magic"
     earlier.mkdir(parents=True)
     (earlier / "report.html").write_text("an earlier good report")
@@ -53,8 +74,15 @@ def test_failures_have_reasons_and_the_others_go_on(tmp_path, capfd):
         good,
     ]
     outcomes = report.run_notebooks(chosen, "smoke", tmp_path / "out")
-    assert [(o.name, o.ok) for o in outcomes] == [("90_bad", False), ("91_magic", False), ("92_shell", False), ("93_good", True)]
-    for outcome, words in zip(outcomes, ("damaged JSON", "magic function `%nosuchmagic` not found", "exit code 1"), strict=False):
+    assert [(o.name, o.ok) for o in outcomes] == [
+        ("90_bad", False),
+        ("91_magic", False),
+        ("92_shell", False),
+        ("93_good", True),
+    ]
+    for outcome, words in zip(
+        outcomes, ("damaged JSON", "magic function `%nosuchmagic` not found", "exit code 1"), strict=False
+    ):
         assert words in outcome.error and "\n" not in outcome.error
     assert (earlier / "report.html").read_text() == "an earlier good report"
     assert "nosuchmagic" in (tmp_path / "out-failed" / "smoke" / "91_magic" / "report.html").read_text()
@@ -76,7 +104,10 @@ class Failed(Exception):
     [
         (Failed("ValueError", "the reason\nmore"), "ValueError: the reason"),
         (Failed("ValueError", "\n\n second"), "ValueError: second"),
-        (Failed("ValueError", "", "x = 1\nraise ValueError"), "ValueError without a message in the cell that ends with `raise ValueError`"),
+        (
+            Failed("ValueError", "", "x = 1\nraise ValueError"),
+            "ValueError without a message in the cell that ends with `raise ValueError`",
+        ),
         (Failed("CellExecutionError", "", text="\x1b[31mUsageError: bad\x1b[0m"), "UsageError: bad"),
         (RuntimeError("Kernel died"), "RuntimeError: Kernel died"),
         (TimeoutError(), "TimeoutError without a message; see kernel.log"),
@@ -107,15 +138,30 @@ def test_a_full_disk_fails_that_notebook_and_the_earlier_report_stays(tmp_path, 
 
 def test_the_outer_stamp_only_adds(tmp_path):
     notebook = write_notebook(tmp_path, "01_x", "1")
-    own = {"parameters": {"scale": "smoke", "seed": 7, "width": 3}, "settings": {"temperature": 0.2}, "commit": "b" * 40, "dirty": True}
-    write_stamp(tmp_path, {**own, "date": "2020-01-01", "wall_seconds": 1.0}, {"metrics": {"rtf": {"value": 1.0, "n": 1}}})
+    own = {
+        "parameters": {"scale": "smoke", "seed": 7, "width": 3},
+        "settings": {"temperature": 0.2},
+        "commit": "b" * 40,
+        "dirty": True,
+    }
+    write_stamp(
+        tmp_path,
+        {**own, "date": "2020-01-01", "wall_seconds": 1.0},
+        {"metrics": {"rtf": {"value": 1.0, "n": 1}}},
+    )
     values = {"scale": "smoke", "seed": 7, "out_dir": "somewhere"}
     record = notebooks.complete_stamp(tmp_path, notebook, "smoke", values, 12.0, "")
     found = json.loads((tmp_path / "provenance.json").read_text())
-    assert found["parameters"] == own["parameters"] and found["settings"] == own["settings"] and found["commit"] == own["commit"]
+    assert (
+        found["parameters"] == own["parameters"]
+        and found["settings"] == own["settings"]
+        and found["commit"] == own["commit"]
+    )
     assert {"notebook_sha256", "versions", "checkpoint_sha256", "manifest_sha256"} <= set(found)
     timings = json.loads((tmp_path / "timings.json").read_text())
-    assert timings["wall_seconds"] == 12.0 and timings["metrics"]["rtf"]["value"] == 1.0, "seconds of the whole notebook"
+    assert timings["wall_seconds"] == 12.0 and timings["metrics"]["rtf"]["value"] == 1.0, (
+        "seconds of the whole notebook"
+    )
     assert read_stamp(tmp_path) == record and commit_of(record) == "bbbbbbbb + local changes"
 
 
@@ -177,7 +223,13 @@ def test_a_share_is_shown_in_percent_everywhere(name, unit, shown):
 
 
 def test_every_verdict_has_its_rule_beside_it(tmp_path):
-    row = {"claim": "short is better", "ref": "table 1", "paper": "-", "metric": "loss", "verdict": "trend holds"}
+    row = {
+        "claim": "short is better",
+        "ref": "table 1",
+        "paper": "-",
+        "metric": "loss",
+        "verdict": "trend holds",
+    }
     recorded = {"loss": {"value": 1.5, "n": 5, "ci95": None, "unit": "nats"}}
     assert report.paper_row(row | {"rule": "below 2"}, recorded, "nano")["rule"] == "below 2"
     assert "short is better" in report.paper_row(row, recorded, "nano")["rule"]
@@ -208,15 +260,30 @@ def test_sentences_with_unseen_words_stand_beside_those_of_the_lexicon():
 
 def test_a_figure_keeps_six_digits_and_whole_numbers_stay(tmp_path):
     run = report.Run("01_x", "smoke", tmp_path, {})
-    for name, value in {"loss": 4.469815917313099, "other": 4.469815902411938, "params": 16858125, "nothing": float("nan")}.items():
+    for name, value in {
+        "loss": 4.469815917313099,
+        "other": 4.469815902411938,
+        "params": 16858125,
+        "nothing": float("nan"),
+    }.items():
         assert run.metric(name, value, 1, (value, value)) is value
     found = json.loads((tmp_path / "metrics.json").read_text())["metrics"]
-    assert found["loss"] == found["other"] and found["loss"]["value"] == 4.46982 and found["loss"]["ci95"] == [4.46982, 4.46982]
+    assert (
+        found["loss"] == found["other"]
+        and found["loss"]["value"] == 4.46982
+        and found["loss"]["ci95"] == [4.46982, 4.46982]
+    )
     assert found["params"]["value"] == 16858125 and found["nothing"]["value"] != found["nothing"]["value"]
 
 
 def test_figures_of_speed_are_told_from_others():
-    speed = {"rtf_total": {}, "ttfs_stream_s": {}, "mouth_cost": {"unit": "s/s"}, "speedup_k4": {}, "first_sound_here_s": {"unit": "s"}}
+    speed = {
+        "rtf_total": {},
+        "ttfs_stream_s": {},
+        "mouth_cost": {"unit": "s/s"},
+        "speedup_k4": {},
+        "first_sound_here_s": {"unit": "s"},
+    }
     plain = {
         "heard_seconds": {"unit": "s"},
         "wer_en_tts": {},

@@ -29,7 +29,12 @@ class Corpus:
     backbone: Path
 
     def overrides(self, init: Path | None = None) -> list[str]:
-        paths = {"manifest": self.manifest, "tokens": self.tokens, "text": self.text, "init": init or self.backbone}
+        paths = {
+            "manifest": self.manifest,
+            "tokens": self.tokens,
+            "text": self.text,
+            "init": init or self.backbone,
+        }
         return [f"{key}={path}" for key, path in paths.items()]
 
 
@@ -52,7 +57,19 @@ def build(folder: Path) -> Corpus:
     tokenizer = train_tokenizer((r["text"] for r in records), size=300)
     tokenizer.save_pretrained(folder / "text")
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = Qwen3Config(vocab_size=text_size(tokenizer), head_dim=16, tie_word_embeddings=True, max_position_embeddings=512, **sizes)
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    config = Qwen3Config(
+        vocab_size=text_size(tokenizer),
+        head_dim=16,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        **sizes,
+    )
     Qwen3ForCausalLM(config).save_pretrained(folder / "backbone")
     return Corpus(manifest, tokens, folder / "text", folder / "backbone")

@@ -25,7 +25,13 @@ def corpus(tmp_path_factory) -> tiny.Corpus:
 
 def launch(config: str, program: list[str], corpus: tiny.Corpus, out: Path) -> subprocess.CompletedProcess:
     """Two processes; only their number and port differ from the committed config."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / "deepspeed" / config]
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        CONFIGS / "deepspeed" / config,
+    ]
     command += ["--num_processes", "2", "--main_process_port", "0", *program]
     command += ["--config", "speechlm_stage1_smoke", "--out", out, "--set", *corpus.overrides()]
     return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=1200)
@@ -34,7 +40,9 @@ def launch(config: str, program: list[str], corpus: tiny.Corpus, out: Path) -> s
 def log_rows(out: Path) -> dict[int, dict]:
     """Step -> losses as logged while training."""
     rows = map(json.loads, (out / "log.jsonl").read_text().splitlines())
-    return {row["step"]: {k: row[k] for k in ("loss", "text", "speech", "norm")} for row in rows if "loss" in row}
+    return {
+        row["step"]: {k: row[k] for k in ("loss", "text", "speech", "norm")} for row in rows if "loss" in row
+    }
 
 
 def test_zero2_trains_is_killed_resumes_and_exports(corpus, tmp_path):
@@ -51,8 +59,12 @@ def test_zero2_trains_is_killed_resumes_and_exports(corpus, tmp_path):
     assert [after[i] for i in range(1, 6)] == [before[i] for i in range(1, 6)]
     assert after[6]["speech"] < 0.8 * after[1]["speech"]
     check_export(corpus, tmp_path)
-    with pytest.raises(CheckpointError, match="cannot read"):  # one process cannot go on from the parts of two
-        training.main(["--config", "speechlm_stage1_smoke", "--out", str(tmp_path), "--set", *corpus.overrides()])
+    with pytest.raises(
+        CheckpointError, match="cannot read"
+    ):  # one process cannot go on from the parts of two
+        training.main(
+            ["--config", "speechlm_stage1_smoke", "--out", str(tmp_path), "--set", *corpus.overrides()]
+        )
 
 
 def test_zero3_trains_and_exports(corpus, tmp_path):
@@ -71,7 +83,9 @@ def check_export(corpus: tiny.Corpus, out: Path) -> None:
         if name != "embed_tokens.weight":
             assert torch.equal(learnt[name], weight.bfloat16().float()), name
     old = model.config.tokenizer_text_size - 3
-    assert torch.equal(learnt["embed_tokens.weight"][:old], backbone.model.embed_tokens.weight[:old].bfloat16().float())
+    assert torch.equal(
+        learnt["embed_tokens.weight"][:old], backbone.model.embed_tokens.weight[:old].bfloat16().float()
+    )
 
 
 def test_configs_leave_batch_and_clipping_to_the_experiment():

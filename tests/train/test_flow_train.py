@@ -61,13 +61,19 @@ def corpus(tmp_path_factory):
 
 
 def settings(corpus, *overrides: str) -> script.Config:
-    files = [f"manifest={corpus}/manifest.jsonl", f"tokens={corpus}/tokens.safetensors", f"speakers={corpus}/speakers.safetensors"]
+    files = [
+        f"manifest={corpus}/manifest.jsonl",
+        f"tokens={corpus}/tokens.safetensors",
+        f"speakers={corpus}/speakers.safetensors",
+    ]
     return configs.load(script.Config, "flow_smoke", [*files, "model.vocab=6", *overrides])
 
 
 def utterances(cfg: script.Config, corpus) -> script.Utterances:
     records = script.read_manifest(corpus / "manifest.jsonl")
-    vectors = [script.load_vectors(corpus / f"{name}.safetensors", "a test") for name in ("tokens", "speakers")]
+    vectors = [
+        script.load_vectors(corpus / f"{name}.safetensors", "a test") for name in ("tokens", "speakers")
+    ]
     return script.Utterances(records, corpus, *vectors, cfg)
 
 
@@ -145,7 +151,15 @@ def test_a_killed_run_continues_with_the_same_losses(corpus, tmp_path, monkeypat
 
 def test_the_exported_folder_builds_the_same_flow_and_the_loss_falls(corpus, tmp_path):
     cfg = settings(
-        corpus, "steps=60", "lr=5e-3", "warmup=5", "eval_every=30", "save_every=60", "average=0.9", "bf16=false", "storage=float32"
+        corpus,
+        "steps=60",
+        "lr=5e-3",
+        "warmup=5",
+        "eval_every=30",
+        "save_every=60",
+        "average=0.9",
+        "bf16=false",
+        "storage=float32",
     )
     metrics = script.train(cfg, tmp_path)
     seen = losses(tmp_path)
@@ -154,7 +168,9 @@ def test_the_exported_folder_builds_the_same_flow_and_the_loss_falls(corpus, tmp
     assert json.loads((tmp_path / "meta.json").read_text())["metrics"] == metrics
     flow = Flow(configs.load(FlowConfig, tmp_path / "config.yaml"))
     storage.load_weights(flow, tmp_path / "model.safetensors")
-    again = script.evaluate(flow.eval(), dev_utterances(cfg, corpus), cfg, torch.device("cpu"), tmp_path / "again.safetensors")
+    again = script.evaluate(
+        flow.eval(), dev_utterances(cfg, corpus), cfg, torch.device("cpu"), tmp_path / "again.safetensors"
+    )
     assert again == pytest.approx(metrics, rel=1e-4)
 
 
@@ -162,7 +178,9 @@ def test_the_encoder_learns_alone_then_both_from_the_weights_of_earlier_runs(cor
     """`encoder_steps` leaves the U-Net as it was; `init` takes the parts it names from the runs it names."""
     common_part = ["lr=5e-3", "warmup=2", "eval_every=60", "average=0.5", "bf16=false", "storage=float32"]
     first, second = tmp_path / "first", tmp_path / "second"
-    script.train(settings(corpus, "steps=40", "encoder_steps=40", "model.prior_weight=1.0", *common_part), first)
+    script.train(
+        settings(corpus, "steps=40", "encoder_steps=40", "model.prior_weight=1.0", *common_part), first
+    )
     seen = losses(first)
     assert sum(seen[s] for s in range(31, 41)) < 0.8 * sum(seen[s] for s in range(1, 11))
     common.seed_everything(0)
@@ -181,7 +199,9 @@ def test_the_encoder_learns_alone_then_both_from_the_weights_of_earlier_runs(cor
 
 
 def test_a_wider_encoder_starts_as_the_narrow_one_it_came_from(tmp_path):
-    narrow, wide = (configs.load(script.Config, "flow_smoke", [f"model.encoder.linear_units={n}"]).model for n in (32, 48))
+    narrow, wide = (
+        configs.load(script.Config, "flow_smoke", [f"model.encoder.linear_units={n}"]).model for n in (32, 48)
+    )
     old, new = Flow(narrow).eval(), Flow(wide).eval()
     state = tmp_path / "state" / "model.safetensors"
     state.parent.mkdir()
@@ -190,7 +210,9 @@ def test_a_wider_encoder_starts_as_the_narrow_one_it_came_from(tmp_path):
     with torch.no_grad():
         expected = old.encode(tokens, speaker)
         common.start_from(new, tmp_path, within="average.")
-        assert not torch.allclose(new.encode(tokens, speaker), expected, atol=1e-5), "without growing the wider layers stay fresh"
+        assert not torch.allclose(new.encode(tokens, speaker), expected, atol=1e-5), (
+            "without growing the wider layers stay fresh"
+        )
         common.start_from(new, tmp_path, within="average.", grow=True)
         torch.testing.assert_close(new.encode(tokens, speaker), expected)
     inner = [p for name, p in new.named_parameters() if name.endswith("w_1.weight")]

@@ -24,7 +24,9 @@ def test_phases_add_up_to_the_steps_that_are_run():
         if module != "omnilib.train.text":
             settings = retrain.resolved(module, config)
             assert settings["eval_every"] > 0
-            assert sum(count for count, _ in retrain.phases(settings)) == (settings.get("stop") or settings["steps"])
+            assert sum(count for count, _ in retrain.phases(settings)) == (
+                settings.get("stop") or settings["steps"]
+            )
     assert retrain.phases({"steps": 9, "stop": 7, "encoder_steps": 5}) == [
         (5, {"stop": 0, "encoder_steps": retrain.STEPS}),
         (2, {"stop": 0, "encoder_steps": 0}),
@@ -49,14 +51,19 @@ def test_inputs_that_are_not_here_are_replaced_by_those_that_are(tmp_path, monke
     assert retrain.at_hand({"init": "runs/a"})["init"] == "runs/a"
     assert retrain.at_hand({"init": "runs/b"})["init"] == ""
     assert retrain.at_hand({"init": {"": "runs/b", "decoder.": "runs/a"}})["init"] == {"decoder.": "runs/a"}
-    mouth = retrain.at_hand({"stage": 2, "init": "runs/b", "tokens": "nano/tokens_whole.safetensors", "meter": "runs/b"})
+    mouth = retrain.at_hand(
+        {"stage": 2, "init": "runs/b", "tokens": "nano/tokens_whole.safetensors", "meter": "runs/b"}
+    )
     assert mouth == {
         "stage": 2,
         "init": "checkpoints/nano/speechlm",
         "tokens": "nano/tokens.safetensors",
         "meter": "checkpoints/nano/tokenizer",
     }
-    assert retrain.at_hand({"stage": 1, "init": "checkpoints/nano/backbone"})["init"] == "checkpoints/nano/backbone"
+    assert (
+        retrain.at_hand({"stage": 1, "init": "checkpoints/nano/backbone"})["init"]
+        == "checkpoints/nano/backbone"
+    )
 
 
 def test_a_stage_that_does_not_run_says_why(tmp_path):
@@ -73,7 +80,9 @@ def test_recorded_times_stay_beside_the_predicted_ones(tmp_path, monkeypatch):
     assert kept == [result], "what is timed must be kept before the next stage can fail"
     row = result["stages"]["hift_start"]
     assert row["recorded_seconds"] == 3284.3
-    assert row["seconds"] == pytest.approx(1.0 + row["steps"] * 0.5 + 2.0 * 8)  # 7,500 steps, an evaluation each 1,000
+    assert row["seconds"] == pytest.approx(
+        1.0 + row["steps"] * 0.5 + 2.0 * 8
+    )  # 7,500 steps, an evaluation each 1,000
     assert result["stages"]["corpus"] == {"seconds": 100.0, "recorded_seconds": 100.0}
     (tmp_path / "retrain.json").write_text(json.dumps(result))
     again = retrain.measure(["hift_start"], {"corpus": 100.0, "hift_start": row["seconds"]})
@@ -98,7 +107,9 @@ def test_stages_of_a_lane_are_timed_beside_the_other_lane_with_its_threads(tmp_p
     beside = [threads for config, threads in heard if config == "speechlm_stage2_nano"]
     assert beside and set(beside) == {plan.threads()} and ("hift_nano_start", plan.threads()) in heard
     rows = result["stages"]
-    assert rows["mels"]["seconds"] == 200.0 and rows["tokens"]["seconds"] == 50.0, "not timed: as many times as there are lanes"
+    assert rows["mels"]["seconds"] == 200.0 and rows["tokens"]["seconds"] == 50.0, (
+        "not timed: as many times as there are lanes"
+    )
     codec = rows["hift_start"]["seconds"] + rows["hift_whole"]["seconds"] + 200.0
     assert result["hours"] == pytest.approx((50.0 + rows["tokenizer"]["seconds"] + codec) / 3600, abs=0.01)
     (tmp_path / "retrain.json").write_text(json.dumps(result))
@@ -110,9 +121,16 @@ def test_a_stage_can_take_the_steps_of_one_timed_before():
     report = json.loads(retrain.REPORT.read_text())
     row = retrain.like("flow_fast", "flow_short", report["stages"])
     other = report["stages"]["flow_short"]
-    assert row["seconds_per_step"] == other["seconds_per_step"][-1:], "all of it learns, as in the other's last phase"
-    assert row["like"] == "flow_short" and row["steps"] == retrain.resolved("omnilib.train.flow", "flow_nano_fast")["steps"]
-    result = retrain.measure([], {"corpus": 100.0, "flow_short": other["seconds"]}, alike={"flow_fast": "flow_short"})
+    assert row["seconds_per_step"] == other["seconds_per_step"][-1:], (
+        "all of it learns, as in the other's last phase"
+    )
+    assert (
+        row["like"] == "flow_short"
+        and row["steps"] == retrain.resolved("omnilib.train.flow", "flow_nano_fast")["steps"]
+    )
+    result = retrain.measure(
+        [], {"corpus": 100.0, "flow_short": other["seconds"]}, alike={"flow_fast": "flow_short"}
+    )
     assert result["stages"]["flow_fast"] == row
     with pytest.raises(DataError, match="not one of hift"):
         retrain.like("flow_fast", "hift", report["stages"])

@@ -26,8 +26,18 @@ def corpus(tmp_path_factory) -> tiny.Corpus:
     return tiny.build(tmp_path_factory.mktemp("tiny"))
 
 
-def run(corpus: tiny.Corpus, out: Path, stage: int, *overrides: str, init: Path | None = None) -> dict[str, float]:
-    argv = ["--config", f"speechlm_stage{stage}_smoke", "--out", str(out), "--set", *corpus.overrides(init), *overrides]
+def run(
+    corpus: tiny.Corpus, out: Path, stage: int, *overrides: str, init: Path | None = None
+) -> dict[str, float]:
+    argv = [
+        "--config",
+        f"speechlm_stage{stage}_smoke",
+        "--out",
+        str(out),
+        "--set",
+        *corpus.overrides(init),
+        *overrides,
+    ]
     return training.main(argv)
 
 
@@ -103,8 +113,22 @@ def test_stage_2_changes_everything_and_the_adapter_learns_five_times_as_fast(co
 
 
 def test_a_share_of_the_weights_from_before_is_kept_in_what_is_exported(corpus, stage1, tmp_path):
-    metrics = run(corpus, tmp_path, 2, "steps=8", "eval_every=8", "save_every=8", "keep=0.25", "storage=float32", init=stage1)
-    before, after, exported = SpeechLM.load(stage1).state_dict(), exact_state(tmp_path), SpeechLM.load(tmp_path).state_dict()
+    metrics = run(
+        corpus,
+        tmp_path,
+        2,
+        "steps=8",
+        "eval_every=8",
+        "save_every=8",
+        "keep=0.25",
+        "storage=float32",
+        init=stage1,
+    )
+    before, after, exported = (
+        SpeechLM.load(stage1).state_dict(),
+        exact_state(tmp_path),
+        SpeechLM.load(tmp_path).state_dict(),
+    )
     for name, weight in after.items():
         torch.testing.assert_close(exported[name], 0.25 * before[name] + 0.75 * weight)
     (of_the_run,) = [row for row in log_rows(tmp_path) if "dev_speech_loss" in row]
@@ -116,7 +140,9 @@ def test_killed_run_resumes_with_the_same_losses(corpus, tmp_path):
     flags = ["--config", "speechlm_stage1_smoke", "--set", *corpus.overrides()]
     training.main([*flags, "--out", str(tmp_path / "whole")])
     script = Path(__file__).parent / "killed.py"
-    killed = subprocess.run([sys.executable, script, "5", *flags, "--out", tmp_path / "cut"], capture_output=True, text=True)
+    killed = subprocess.run(
+        [sys.executable, script, "5", *flags, "--out", tmp_path / "cut"], capture_output=True, text=True
+    )
     assert killed.returncode == -9, killed.stderr
     assert json.loads((tmp_path / "cut" / "state" / "meta.json").read_text())["step"] == 3
     assert not (tmp_path / "cut" / "model.safetensors").exists()
@@ -131,7 +157,9 @@ def test_finished_run_exports_the_published_layout(stage2):
     assert model.config.architectures == ["MGMTTSForCausalLM"]
     meta = json.loads((stage2 / "meta.json").read_text())
     assert meta["step"] == STEPS and meta["config"]["stage"] == 2 and meta["metrics"]["dev_speech_loss"] > 0
-    assert load_tokenizer(stage2).convert_tokens_to_ids("<|audio_sep|>") + 1 == model.config.tokenizer_text_size
+    assert (
+        load_tokenizer(stage2).convert_tokens_to_ids("<|audio_sep|>") + 1 == model.config.tokenizer_text_size
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +197,9 @@ def test_state_of_another_model_is_refused(corpus, tmp_path):
 def test_every_config_loads(name):
     config = configs.load(training.SpeechLMTraining, name)
     assert f"stage{config.stage}" in name
-    assert len(config.seconds) == len(config.shares) + 1 and len(config.languages) == len(config.language_shares)
+    assert len(config.seconds) == len(config.shares) + 1 and len(config.languages) == len(
+        config.language_shares
+    )
     if name.endswith("paper"):
         assert (config.codes, config.streams, config.chunk_min, config.chunk_max) == (6561, 4, 50, 100)
         assert config.adapter_lr == {1: 1.0, 2: 5.0}[config.stage]
@@ -199,24 +229,40 @@ def shards(corpus, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     codes = load_file(str(corpus.tokens))
     root = corpus.manifest.parent
-    records = [r | {"tokens": codes[r["id"]].tolist(), "path": str(Path(r["path"]))} for r in read_manifest(corpus.manifest)]
+    records = [
+        r | {"tokens": codes[r["id"]].tolist(), "path": str(Path(r["path"]))}
+        for r in read_manifest(corpus.manifest)
+    ]
     write_manifest(root / "with_tokens.jsonl", records)
     write_shards(root / "with_tokens.jsonl", folder, seconds=6)
     return folder
 
 
 def conversations(corpus: tiny.Corpus, *overrides: str) -> training.Conversations:
-    config = configs.load(training.SpeechLMTraining, "speechlm_stage1_smoke", [*corpus.overrides(), *overrides])
+    config = configs.load(
+        training.SpeechLMTraining, "speechlm_stage1_smoke", [*corpus.overrides(), *overrides]
+    )
     tokenizer = load_tokenizer(corpus.text)
-    return training.Conversations(config, tokenizer, layout_of(training.build(config, tokenizer).config, tokenizer))
+    return training.Conversations(
+        config, tokenizer, layout_of(training.build(config, tokenizer).config, tokenizer)
+    )
 
 
 def test_windows_of_shards_pass_over_every_record_and_batches_depend_on_the_step_alone(corpus, shards):
     data = conversations(corpus, f"shards={shards}", "window=2", "window_steps=3")
     windows, whole = data.windows, conversations(corpus)
     assert windows.per_pass > 1 and data.hours == pytest.approx(whole.hours, rel=0.01)
-    ids = [sorted(r["id"] for n in range(p * windows.per_pass, (p + 1) * windows.per_pass) for r, _ in windows.pairs(n)) for p in (0, 1)]
-    assert ids[0] == ids[1] == sorted(r["id"] for r in read_manifest(corpus.manifest) if r["split"] == "train")
+    ids = [
+        sorted(
+            r["id"]
+            for n in range(p * windows.per_pass, (p + 1) * windows.per_pass)
+            for r, _ in windows.pairs(n)
+        )
+        for p in (0, 1)
+    ]
+    assert (
+        ids[0] == ids[1] == sorted(r["id"] for r in read_manifest(corpus.manifest) if r["split"] == "train")
+    )
     batches = [data.batch(step) for step in range(8)]
     again = conversations(corpus, f"shards={shards}", "window=2", "window_steps=3")
     for step in (7, 2, 4):  # a resumed run starts anywhere
@@ -224,7 +270,17 @@ def test_windows_of_shards_pass_over_every_record_and_batches_depend_on_the_step
 
 
 def test_training_streams_shards(corpus, shards, tmp_path):
-    run(corpus, tmp_path / "out", 1, f"shards={shards}", "window=2", "window_steps=2", "steps=6", "save_every=6", "eval_every=6")
+    run(
+        corpus,
+        tmp_path / "out",
+        1,
+        f"shards={shards}",
+        "window=2",
+        "window_steps=2",
+        "steps=6",
+        "save_every=6",
+        "eval_every=6",
+    )
     assert len(losses(tmp_path / "out")) == 6
     assert "shards_sha256" in json.loads((tmp_path / "out" / "meta.json").read_text())
 

@@ -20,7 +20,14 @@ from omnilib.errors import CheckpointError, DataError, UserError
 from omnilib.train import tokenizer as training
 from omnilib.train import tokens
 from omnilib.train.prefetch import prefetch
-from omnilib.voice.phonemes import PhonemeHead, PhonemeHeadConfig, align, edit_distance, intelligibility, phoneme_set
+from omnilib.voice.phonemes import (
+    PhonemeHead,
+    PhonemeHeadConfig,
+    align,
+    edit_distance,
+    intelligibility,
+    phoneme_set,
+)
 from omnilib.voice.tokenizer import SpeechTokenizer, codes_to_values
 from tests import tones
 
@@ -43,11 +50,17 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def train(manifest: Path, out: Path, *overrides: str) -> dict[str, float]:
-    return training.main(["--config", "tokenizer_smoke", "--out", str(out), "--set", f"manifest={manifest}", *overrides])
+    return training.main(
+        ["--config", "tokenizer_smoke", "--out", str(out), "--set", f"manifest={manifest}", *overrides]
+    )
 
 
 def losses(out: Path) -> dict[int, float]:
-    return {r["step"]: r["loss"] for r in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if "loss" in r}
+    return {
+        r["step"]: r["loss"]
+        for r in map(json.loads, (out / "log.jsonl").read_text().splitlines())
+        if "loss" in r
+    }
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +92,20 @@ def test_intelligibility_of_codes_tells_right_from_wrong(corpus, trained):
 def test_killed_run_resumes_with_the_same_losses(corpus, tmp_path):
     overrides = ["steps=12", "save_every=4", "eval_every=50", "bf16=false"]
     train(corpus, tmp_path / "whole", *overrides)
-    command = [sys.executable, "-m", "omnilib.train.tokenizer", "--config", "tokenizer_smoke", "--out", str(tmp_path / "killed"), "--set"]
+    command = [
+        sys.executable,
+        "-m",
+        "omnilib.train.tokenizer",
+        "--config",
+        "tokenizer_smoke",
+        "--out",
+        str(tmp_path / "killed"),
+        "--set",
+    ]
     process = subprocess.Popen(
-        [*command, f"manifest={corpus}", *overrides[1:], "steps=12"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, f"manifest={corpus}", *overrides[1:], "steps=12"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     deadline = time.time() + 120
     while not (tmp_path / "killed" / "state" / "meta.json").exists() and process.poll() is None:
@@ -105,9 +129,19 @@ def test_training_can_start_from_a_checkpoint(corpus, trained, tmp_path):
 def test_a_frozen_head_keeps_the_meaning_of_the_codes(corpus, trained, tmp_path):
     exported = tmp_path / "exported"  # no state: what is committed
     shutil.copytree(trained[0], exported, ignore=shutil.ignore_patterns("state"))
-    metrics = train(corpus, tmp_path / "on", *SIZE, f"init={exported}", "freeze_head=true", "direct_weight=0", "steps=6", "lr=1e-3")
+    metrics = train(
+        corpus,
+        tmp_path / "on",
+        *SIZE,
+        f"init={exported}",
+        "freeze_head=true",
+        "direct_weight=0",
+        "steps=6",
+        "lr=1e-3",
+    )
     heads, encoders = (
-        [load_file(folder / part / "model.safetensors") for folder in (exported, tmp_path / "on")] for part in ("phonemes", "")
+        [load_file(folder / part / "model.safetensors") for folder in (exported, tmp_path / "on")]
+        for part in ("phonemes", "")
     )
     assert all(torch.equal(heads[0][k], heads[1][k]) for k in heads[0])
     assert any(not torch.equal(encoders[0][k], encoders[1][k]) for k in encoders[0])
@@ -129,7 +163,9 @@ def test_frame_labels_follow_the_phoneme_times_at_any_speed():
 
 def test_disturbed_recordings_keep_their_peaks_and_lose_their_quiet_cells():
     random = torch.Generator().manual_seed(0)
-    mel = torch.full((40, 128, 30), -1.0)  # Whisper's scale: 8 decades from the loudest cell to the floor are 2.0
+    mel = torch.full(
+        (40, 128, 30), -1.0
+    )  # Whisper's scale: 8 decades from the loudest cell to the floor are 2.0
     mel[:, 60:70, 10:20] = 1.0
     heard = training.disturb(mel, 0.5, random)
     changed = (heard != mel).flatten(1).any(1)
@@ -156,14 +192,21 @@ def test_recordings_without_times_are_aligned_by_the_model():
     head = PhonemeHead(PhonemeHeadConfig(fsq_dims=2, width=8, heads=1, layers=0, phonemes=["a", "b"]))
     timed = (torch.randn(24_000), ["pau", "a", "b"], [0.2, 0.6, 1.0], 1.0)
     batch = training.collate([timed, (*timed[:2], None, 1.0)], 24_000, head)
-    scores = torch.nn.functional.one_hot(torch.tensor([0] * 10 + [1] * 30 + [2] * 10), 3).float()[None].repeat(2, 1, 1) * 9
+    scores = (
+        torch.nn.functional.one_hot(torch.tensor([0] * 10 + [1] * 30 + [2] * 10), 3)
+        .float()[None]
+        .repeat(2, 1, 1)
+        * 9
+    )
     labels = training.align_untimed(scores, torch.tensor([25, 25]), batch)
     assert torch.equal(labels[0], batch.labels[0])
     assert labels[1].tolist() == [0] * 10 + [1] * 30 + [2] * 10
 
 
 def test_long_or_padded_codes_read_as_each_alone():
-    head = PhonemeHead(PhonemeHeadConfig(fsq_dims=3, width=16, heads=2, layers=1, kernel=3, phonemes=["a", "b", "c"])).eval()
+    head = PhonemeHead(
+        PhonemeHeadConfig(fsq_dims=3, width=16, heads=2, layers=1, kernel=3, phonemes=["a", "b", "c"])
+    ).eval()
     codes = [torch.randint(0, 27, (n,), generator=torch.Generator().manual_seed(n)) for n in (40, 25, 9)]
     assert head.read(codes) == [head.read([c])[0] for c in codes]
     scores = head(codes_to_values(codes[0][None], 3), torch.tensor([40]))
@@ -214,14 +257,40 @@ def test_export_is_batched_exact_and_goes_on_after_a_kill(corpus, trained, tmp_p
 def test_export_in_two_processes_through_the_command_line(corpus, trained, tmp_path):
     out, _ = trained
     target = tmp_path / "codes.safetensors"
-    tokens.main(["--manifest", str(corpus), "--tokenizer", str(out), "--out", str(target), "--split", "dev", "--processes", "2"])
+    tokens.main(
+        [
+            "--manifest",
+            str(corpus),
+            "--tokenizer",
+            str(out),
+            "--out",
+            str(target),
+            "--split",
+            "dev",
+            "--processes",
+            "2",
+        ]
+    )
     assert len(load_file(target)) == 9
     with safe_open(str(target), "pt") as file:
         assert file.metadata()["kind"] == "codes" and len(file.metadata()["model_sha256"]) == 64
     part = tmp_path / "part.safetensors"
-    command = ["--manifest", str(corpus), "--tokenizer", str(out), "--out", str(part), "--split", "dev", "--processes", "1"]
+    command = [
+        "--manifest",
+        str(corpus),
+        "--tokenizer",
+        str(out),
+        "--out",
+        str(part),
+        "--split",
+        "dev",
+        "--processes",
+        "1",
+    ]
     tokens.main([*command, "--every", "4"])
-    assert load_file(part).keys() == {r["id"] for r in [r for r in read_manifest(corpus) if r["split"] == "dev"][::4]}
+    assert load_file(part).keys() == {
+        r["id"] for r in [r for r in read_manifest(corpus) if r["split"] == "dev"][::4]
+    }
     with pytest.raises(UserError, match="--every"):
         tokens.main([*command, "--every", "0"])
 
@@ -239,9 +308,31 @@ def test_long_recordings_are_cut_into_blocks_of_30_seconds():
 
 def test_missing_things_are_said_in_one_line(corpus, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        tokens.main(["--manifest", str(corpus), "--tokenizer", str(tmp_path), "--out", str(tmp_path / "x"), "--processes", "1"])
+        tokens.main(
+            [
+                "--manifest",
+                str(corpus),
+                "--tokenizer",
+                str(tmp_path),
+                "--out",
+                str(tmp_path / "x"),
+                "--processes",
+                "1",
+            ]
+        )
     with pytest.raises(DataError, match="no records"):
-        tokens.main(["--manifest", str(corpus), "--tokenizer", str(tmp_path), "--out", str(tmp_path / "x"), "--split", "none"])
+        tokens.main(
+            [
+                "--manifest",
+                str(corpus),
+                "--tokenizer",
+                str(tmp_path),
+                "--out",
+                str(tmp_path / "x"),
+                "--split",
+                "none",
+            ]
+        )
     with pytest.raises(DataError, match="no phonemes"):
         phoneme_set([{"id": "x", "phonemes": []}])
 
@@ -250,7 +341,18 @@ def test_a_device_that_is_not_here_is_said_in_one_line(corpus, trained, tmp_path
     out, _ = trained
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="no CUDA device"):
-        tokens.main(["--manifest", str(corpus), "--tokenizer", str(out), "--out", str(tmp_path / "x"), "--device", "cuda"])
+        tokens.main(
+            [
+                "--manifest",
+                str(corpus),
+                "--tokenizer",
+                str(out),
+                "--out",
+                str(tmp_path / "x"),
+                "--device",
+                "cuda",
+            ]
+        )
 
 
 @pytest.mark.parametrize("threads", [1, 3])

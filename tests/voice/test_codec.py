@@ -32,7 +32,9 @@ def tiny_codec(**settings) -> Codec:
     torch.manual_seed(0)
     flow = Flow(FLOW)
     torch.nn.init.normal_(flow.decoder.estimator.final_proj.weight, std=0.5)
-    codec_settings = CodecSettings(**{"steps": 2, "prompt_seconds": 2.0, "block": 50, "context": 25} | settings)
+    codec_settings = CodecSettings(
+        **{"steps": 2, "prompt_seconds": 2.0, "block": 50, "context": 25} | settings
+    )
     return Codec(SpeechTokenizer(TOKENIZER), SpeakerEncoder(SPEAKER), flow, voiced_model(), codec_settings)
 
 
@@ -128,7 +130,9 @@ def test_every_token_becomes_960_samples(codec, voice, count):
 def test_one_block_is_plain_flow_and_vocoder(codec, voice):
     tokens, settings = random_tokens(40), codec.settings
     v = voice.trimmed(round(settings.prompt_seconds * 25))
-    mel = codec.flow.inference(tokens[None], v.tokens[None], v.mel[None], v.speaker[None], False, True, settings.steps)
+    mel = codec.flow.inference(
+        tokens[None], v.tokens[None], v.mel[None], v.speaker[None], False, True, settings.steps
+    )
     wave = codec.hift.stream().push(mel, last=True)[0]
     torch.testing.assert_close(codec.decode(tokens, voice), wave, atol=1e-5, rtol=0)
 
@@ -150,7 +154,9 @@ def test_a_stream_of_nothing_is_silent_and_decoding_nothing_is_an_error(codec, v
 # ---------------------------------------------------------------------------------------------- reference audio
 
 
-@pytest.mark.parametrize(("rate", "seconds"), [(8_000, 1.0), (16_000, 0.97), (24_000, 2.0), (44_100, 1.0), (48_000, 0.5)])
+@pytest.mark.parametrize(
+    ("rate", "seconds"), [(8_000, 1.0), (16_000, 0.97), (24_000, 2.0), (44_100, 1.0), (48_000, 0.5)]
+)
 def test_tokens_and_mel_of_a_voice_cover_the_same_time(codec, rate, seconds):
     voice = codec.voice(speechlike(seconds, rate), rate)
     assert voice.mel.shape == (2 * len(voice.tokens), 80)
@@ -247,7 +253,9 @@ def test_a_voice_is_seen_through_the_window_of_the_flow():
     flow, hift = Flow(replace(FLOW, mel_window=1024)), HiFT(replace(TINY, mel_window=1024))
     narrow = Codec(SpeechTokenizer(TOKENIZER), SpeakerEncoder(SPEAKER), flow, hift)
     voice = narrow.voice(wave, TOKENIZER_RATE)
-    torch.testing.assert_close(voice.mel, mel_80(resample(wave, TOKENIZER_RATE, VOICE_RATE), window=1024).T[: len(voice.mel)])
+    torch.testing.assert_close(
+        voice.mel, mel_80(resample(wave, TOKENIZER_RATE, VOICE_RATE), window=1024).T[: len(voice.mel)]
+    )
 
 
 def test_settings_of_a_folder_are_read_from_codec_yaml(codec, tmp_path):
@@ -270,13 +278,19 @@ def test_mels_for_the_vocoder_are_what_the_codec_says_in_step_with_each_recordin
         for i, (s, n) in enumerate(zip(starts, seconds, strict=True))
     ]
     made = FlowMels(codec.tokenizer, codec.speaker, codec.flow, codec.settings).encode(records, tmp_path)
-    assert {i: tuple(m.shape) for i, m in made.items()} == {str(i): (80, round(50 * n)) for i, n in enumerate(seconds)}
+    assert {i: tuple(m.shape) for i, m in made.items()} == {
+        str(i): (80, round(50 * n)) for i, n in enumerate(seconds)
+    }
     assert all(m.dtype == torch.half and m.is_contiguous() for m in made.values())
     prompt, spoken = load_segment(records[0], tmp_path), load_segment(records[1], tmp_path)
     codes = codec.tokenize(resample(spoken, VOICE_RATE, TOKENIZER_RATE))
     shown = codec.tokenize(resample(prompt, VOICE_RATE, TOKENIZER_RATE))
     alone = codec.flow.inference(
-        codes[None], shown[None], mel_80(prompt).T[None], codec.speaker(fbank_80(resample(spoken, VOICE_RATE, 16_000))[None]), n_timesteps=2
+        codes[None],
+        shown[None],
+        mel_80(prompt).T[None],
+        codec.speaker(fbank_80(resample(spoken, VOICE_RATE, 16_000))[None]),
+        n_timesteps=2,
     )[0]
     error = (made["1"].float() - alone).abs().mean() / alone.std()
     assert error < 0.05, "bfloat16 may differ a little, another prompt or a shift would a lot"

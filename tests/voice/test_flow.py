@@ -22,7 +22,9 @@ def reference_config(c: dict) -> FlowConfig:
     assert encoder["input_size"] == encoder["output_size"] == flow["input_size"]
     assert flow["token_mel_ratio"] == 2 and estimator["in_channels"] == 4 * flow["output_size"]
     assert encoder["normalize_before"] and not encoder["use_cnn_module"] and not encoder["macaron_style"]
-    assert decoder["t_scheduler"] == "cosine" and decoder["solver"] == "euler" and estimator["act_fn"] == "gelu"
+    assert (
+        decoder["t_scheduler"] == "cosine" and decoder["solver"] == "euler" and estimator["act_fn"] == "gelu"
+    )
     return FlowConfig(
         vocab=flow["vocab_size"],
         mels=flow["output_size"],
@@ -58,7 +60,12 @@ def close(ours: torch.Tensor, reference: torch.Tensor, tolerance: float) -> None
     torch.testing.assert_close(ours.float(), reference.float(), atol=tolerance, rtol=0)
 
 
-RUNS = {"finalize": (False, True), "stream": (True, False), "stream_finalize": (True, True), "nostream_notfinal": (False, False)}
+RUNS = {
+    "finalize": (False, True),
+    "stream": (True, False),
+    "stream_finalize": (True, True),
+    "nostream_notfinal": (False, False),
+}
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -137,7 +144,9 @@ def test_training_loss_and_gradients_match_the_reference(golden, case):
     norms = {k.split("gradnorm.")[1]: v.item() for k, v in x.items() if f"out.{case}.gradnorm." in k}
     assert norms or not x.has(f"out.{case}.gradnorm.*")
     for name, norm in norms.items():
-        assert parameters[name].grad.double().norm().item() == pytest.approx(norm, rel=tolerance["gradnorm rel"]), name
+        assert parameters[name].grad.double().norm().item() == pytest.approx(
+            norm, rel=tolerance["gradnorm rel"]
+        ), name
 
 
 def test_full_size_has_the_published_keys_shapes_and_noise(golden):
@@ -169,8 +178,12 @@ def small_flow(channels=(16,), seed: int = 0, prior: bool = False) -> Flow:
             mel_std=2.0,
             prior_variance=0.35 if prior else 0.0,
             speaker_prior=prior,
-            encoder=EncoderConfig(width=16, heads=2, linear_units=32, blocks=1, up_blocks=1, chunk=CHUNK, dropout=0.0),
-            estimator=EstimatorConfig(channels=list(channels), heads=2, head_dim=8, blocks=1, mid_blocks=1, chunk=2 * CHUNK),
+            encoder=EncoderConfig(
+                width=16, heads=2, linear_units=32, blocks=1, up_blocks=1, chunk=CHUNK, dropout=0.0
+            ),
+            estimator=EstimatorConfig(
+                channels=list(channels), heads=2, head_dim=8, blocks=1, mid_blocks=1, chunk=2 * CHUNK
+            ),
         )
     )
     torch.nn.init.normal_(flow.decoder.estimator.final_proj.weight, std=0.2)
@@ -197,7 +210,9 @@ def test_streaming_prefix_is_unchanged_when_tokens_follow():
     flow = small_flow()
     tokens, *voice = small_input(40)
     whole = flow.inference(tokens, *voice, streaming=True, finalize=True, n_timesteps=3)
-    first = flow.inference(tokens[:, : 3 * CHUNK - 7 + 3], *voice, streaming=True, finalize=False, n_timesteps=3)
+    first = flow.inference(
+        tokens[:, : 3 * CHUNK - 7 + 3], *voice, streaming=True, finalize=False, n_timesteps=3
+    )
     assert first.shape[2] == 2 * (3 * CHUNK - 7)
     torch.testing.assert_close(whole[:, :, : first.shape[2]], first, atol=1e-5, rtol=0)
 
@@ -240,11 +255,21 @@ def test_batch_equals_one_by_one(streaming, finalize, channels):
     tokens, prompt, mel, speaker = small_input(24, prompt=8, batch=3)
     counts, prompts = torch.tensor([24, 11, 17]), torch.tensor([3, 8, 5])
     together = flow.inference(
-        tokens, prompt, mel, speaker, streaming, finalize, n_timesteps=3, token_lengths=counts, prompt_lengths=prompts
+        tokens,
+        prompt,
+        mel,
+        speaker,
+        streaming,
+        finalize,
+        n_timesteps=3,
+        token_lengths=counts,
+        prompt_lengths=prompts,
     )
     for i, (n, p) in enumerate(zip(counts.tolist(), prompts.tolist(), strict=True)):
         row = slice(i, i + 1)
-        alone = flow.inference(tokens[row, :n], prompt[row, :p], mel[row, : 2 * p], speaker[row], streaming, finalize, 3)
+        alone = flow.inference(
+            tokens[row, :n], prompt[row, :p], mel[row, : 2 * p], speaker[row], streaming, finalize, 3
+        )
         torch.testing.assert_close(together[row, :, : alone.shape[2]], alone, atol=2e-5, rtol=0)
         assert together[i, :, alone.shape[2] :].abs().sum() == 0
 
@@ -258,7 +283,15 @@ def test_training_loss_does_not_depend_on_padding():
     alone = flow.loss(tokens, torch.tensor([10]), mel, speaker, frames, False, draws)
     pad = torch.nn.functional.pad
     wide = Draws(draws.t, pad(draws.x0, (0, 0, 0, 8), value=3.0), draws.keep)
-    padded = flow.loss(pad(tokens, (0, 4), value=9), torch.tensor([10]), pad(mel, (0, 8), value=1.0), speaker, frames, False, wide)
+    padded = flow.loss(
+        pad(tokens, (0, 4), value=9),
+        torch.tensor([10]),
+        pad(mel, (0, 8), value=1.0),
+        speaker,
+        frames,
+        False,
+        wide,
+    )
     assert padded.item() == pytest.approx(alone.item(), rel=1e-5)
 
 
@@ -307,7 +340,13 @@ def test_the_prior_knows_the_voice():
 def test_flow_learns_one_batch(prior):
     flow = small_flow(prior=prior).train()
     tokens, _, _, speaker = small_input(20, batch=2)
-    mel = torch.randn(30, 8, generator=torch.Generator().manual_seed(5))[tokens].repeat_interleave(2, 1).transpose(1, 2) * 2 - 5
+    mel = (
+        torch.randn(30, 8, generator=torch.Generator().manual_seed(5))[tokens]
+        .repeat_interleave(2, 1)
+        .transpose(1, 2)
+        * 2
+        - 5
+    )
     optimizer = torch.optim.AdamW(flow.parameters(), lr=5e-3)
     losses = []
     for _ in range(60):

@@ -85,13 +85,21 @@ def test_f0_matches_the_reference(golden):
 @pytest.mark.parametrize("case", ["zero_noise", "recorded_noise", "cache"])
 def test_inference_matches_the_reference(golden, case):
     model, tolerance, tensors = load_reference(golden)
-    need(tensors, "in.noise.randn", *(["in.cache_source"] if case == "cache" else []), f"out.{case}.source", f"out.{case}.wav")
+    need(
+        tensors,
+        "in.noise.randn",
+        *(["in.cache_source"] if case == "cache" else []),
+        f"out.{case}.source",
+        f"out.{case}.wav",
+    )
     noise = tensors["in.noise.randn"].float()
     noise = noise if case == "recorded_noise" else torch.zeros_like(noise)
     cache = tensors["in.cache_source"] if case == "cache" else None
     wave, source = model.inference(tensors["in.mel"], cache, noise)
     torch.testing.assert_close(source, tensors[f"out.{case}.source"], atol=tolerance["source abs"], rtol=0)
-    torch.testing.assert_close(wave, tensors[f"out.{case}.wav"], atol=tolerance["wav abs, end to end"], rtol=0)
+    torch.testing.assert_close(
+        wave, tensors[f"out.{case}.wav"], atol=tolerance["wav abs, end to end"], rtol=0
+    )
 
 
 @pytest.mark.parametrize("case", ["zero_noise", "recorded_noise", "cache"])
@@ -116,10 +124,15 @@ def test_older_weight_norm_names_and_the_generator_prefix_load():
     model, other = voiced_model(), HiFT(TINY)
     old = {}
     for key, value in model.state_dict().items():
-        key = key.replace(".parametrizations.weight.original0", ".weight_g").replace(".parametrizations.weight.original1", ".weight_v")
+        key = key.replace(".parametrizations.weight.original0", ".weight_g").replace(
+            ".parametrizations.weight.original1", ".weight_v"
+        )
         old["generator." + key] = value
     other.load_state_dict(published_keys(old))
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 # -------------------------------------------------------------------------------------------------- equivalence
@@ -143,7 +156,9 @@ def test_a_context_below_the_reach_is_audible_in_the_numbers():
     mel = torch.randn(1, TINY.in_channels, 60, generator=torch.Generator().manual_seed(1))
     exact, short = model.stream(), model.stream(context=5)
     assert TINY.reach > 5
-    one, two = (torch.cat([s.push(mel[..., :30]), s.push(mel[..., 30:], last=True)], 1) for s in (exact, short))
+    one, two = (
+        torch.cat([s.push(mel[..., :30]), s.push(mel[..., 30:], last=True)], 1) for s in (exact, short)
+    )
     assert (one - two).abs().max() > 1e-5
 
 
@@ -226,9 +241,24 @@ def corpus(tmp_path) -> Path:
     import soundfile
 
     soundfile.write(tmp_path / "shard.wav", samples.numpy(), 24_000, subtype="PCM_16")
-    common_fields = {"path": "shard.wav", "duration": 1.0, "rate": 24_000, "text": "", "language": "en", "source": "hum", "licence": "CC0"}
+    common_fields = {
+        "path": "shard.wav",
+        "duration": 1.0,
+        "rate": 24_000,
+        "text": "",
+        "language": "en",
+        "source": "hum",
+        "licence": "CC0",
+    }
     records = [
-        {"id": str(i), "start": float(i), "speaker": str(i), "split": "train" if i < 6 else "dev", **common_fields} for i in range(8)
+        {
+            "id": str(i),
+            "start": float(i),
+            "speaker": str(i),
+            "split": "train" if i < 6 else "dev",
+            **common_fields,
+        }
+        for i in range(8)
     ]
     write_manifest(tmp_path / "manifest.jsonl", records)
     return tmp_path / "manifest.jsonl"
@@ -239,7 +269,15 @@ def settings(corpus: Path, *more: str) -> training.Config:
 
 
 def test_spectral_losses_fall_on_the_corpus(corpus, tmp_path):
-    cfg = settings(corpus, "steps=60", "adversarial_from=1000", "batch_seconds=2.88", "eval_every=1000", "save_every=1000", "lr=0.003")
+    cfg = settings(
+        corpus,
+        "steps=60",
+        "adversarial_from=1000",
+        "batch_seconds=2.88",
+        "eval_every=1000",
+        "save_every=1000",
+        "lr=0.003",
+    )
     training.train(cfg, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     losses = [row["mel"] for row in rows if "mel" in row]
@@ -284,8 +322,16 @@ def test_bursts_a_little_late_cost_more_in_fine_mels_than_in_the_long_window():
 def test_a_share_of_the_crops_is_made_from_the_given_mels_in_step_with_the_recording(corpus, tmp_path):
     records = [r for r in read_manifest(corpus) if r["split"] == "train"]
     whole = {r["id"]: mel_80(load_segment(r, corpus.parent)) for r in records}
-    save_file({k: (m + 1.0).half() for k, m in whole.items() if k != "0"}, tmp_path / "mels.safetensors")  # marked; one is missing
-    cfg = settings(corpus, f"mels={tmp_path}/mels.safetensors", "mels_share=0.5", "batch_seconds=3.84", "crop_seconds=0.64")
+    save_file(
+        {k: (m + 1.0).half() for k, m in whole.items() if k != "0"}, tmp_path / "mels.safetensors"
+    )  # marked; one is missing
+    cfg = settings(
+        corpus,
+        f"mels={tmp_path}/mels.safetensors",
+        "mels_share=0.5",
+        "batch_seconds=3.84",
+        "crop_seconds=0.64",
+    )
     crops = training.Crops(cfg, records, corpus.parent)
     waves, given = crops.batch(3)
     assert waves.shape == (6, 15_360) and given.shape == (3, 80, 32)
@@ -295,24 +341,36 @@ def test_a_share_of_the_crops_is_made_from_the_given_mels_in_step_with_the_recor
     inside = slice(2, -2)  # at the edges a crop alone sees its own reflection
     torch.testing.assert_close(mels[3:, :, inside] - 1.0, mel_80(waves[3:])[..., inside], atol=0.02, rtol=0)
     assert torch.equal(crops.batch(3)[1], given) and not torch.equal(crops.batch(4)[1], given)
-    training.train(settings(corpus, f"mels={tmp_path}/mels.safetensors", "steps=2", "fine_mel_weight=1.0"), tmp_path / "run")
+    training.train(
+        settings(corpus, f"mels={tmp_path}/mels.safetensors", "steps=2", "fine_mel_weight=1.0"),
+        tmp_path / "run",
+    )
     assert "fine_mel" in (tmp_path / "run" / "log.jsonl").read_text()
     with pytest.raises(DataError, match="omnilib.train.tokens --codec"):
         training.Crops(settings(corpus, "mels=nowhere.safetensors"), records, corpus.parent)
 
 
 def test_recordings_of_a_speaker_or_language_count_as_often_as_wished():
-    records = [{"id": i, "speaker": s, "language": lang} for i, (s, lang) in enumerate([("a", "en"), ("b", "en"), ("c", "zh")])]
+    records = [
+        {"id": i, "speaker": s, "language": lang}
+        for i, (s, lang) in enumerate([("a", "en"), ("b", "en"), ("c", "zh")])
+    ]
     assert [r["id"] for r in common.repeated(records, {"zh": 2, "b": 3})] == [0, 1, 1, 1, 2, 2]
     assert common.repeated(records, {}) == records
-    voices = [{"id": i, "speaker": s, "language": "en"} for i, s in enumerate(("slt_100", "slt_116", "slt_122", "awb_122"))]
+    voices = [
+        {"id": i, "speaker": s, "language": "en"}
+        for i, s in enumerate(("slt_100", "slt_116", "slt_122", "awb_122"))
+    ]
     wished = {"slt_122": 1, "slt_1[1-4]?": 3, "awb*": 0, "en": 2}  # the first that fits, 0 leaves out
     assert [r["id"] for r in common.repeated(voices, wished)] == [0, 0, 1, 1, 1, 2]
 
 
 def test_runs_of_any_seed_are_judged_on_the_same_crops(corpus):
     records = [r for r in read_manifest(corpus) if r["split"] == "dev"]
-    one, two = (training.development_crops(records, corpus.parent, settings(corpus, f"seed={seed}")) for seed in (0, 5))
+    one, two = (
+        training.development_crops(records, corpus.parent, settings(corpus, f"seed={seed}"))
+        for seed in (0, 5)
+    )
     assert torch.equal(one, two)
 
 
@@ -361,12 +419,20 @@ def test_a_training_step_gives_the_same_losses_and_gradients_on_a_gpu(monkeypatc
         mel = mel_80(real)
         source = net.m_source(net.f0_predictor(mel).detach(), noise.to(device))
         fake = net.decode(mel, source)
-        loss = (mel_80(fake) - mel).abs().mean() + spectral_loss(real, fake) + fine_mel_loss(real, fake, 24_000)
+        loss = (
+            (mel_80(fake) - mel).abs().mean() + spectral_loss(real, fake) + fine_mel_loss(real, fake, 24_000)
+        )
         loss.backward()
-        found[device] = loss.item(), {name: p.grad.cpu() for name, p in net.named_parameters() if p.grad is not None}
+        found[device] = (
+            loss.item(),
+            {name: p.grad.cpu() for name, p in net.named_parameters() if p.grad is not None},
+        )
     assert found["cuda"][0] == pytest.approx(found["cpu"][0], rel=1e-3)
     for name, gradient in found["cpu"][1].items():
-        assert torch.nn.functional.cosine_similarity(gradient.flatten(), found["cuda"][1][name].flatten(), dim=0) > 0.99, name
+        assert (
+            torch.nn.functional.cosine_similarity(gradient.flatten(), found["cuda"][1][name].flatten(), dim=0)
+            > 0.99
+        ), name
 
 
 def test_the_vocoder_learns_from_mels_of_its_own_window(corpus, tmp_path):

@@ -33,11 +33,17 @@ def corpus(tmp_path_factory) -> Path:
 
 
 def train(manifest: Path, out: Path, *overrides: str) -> dict[str, float]:
-    return training.main(["--config", "speaker_smoke", "--out", str(out), "--set", f"manifest={manifest}", *overrides])
+    return training.main(
+        ["--config", "speaker_smoke", "--out", str(out), "--set", f"manifest={manifest}", *overrides]
+    )
 
 
 def losses(out: Path) -> dict[int, float]:
-    return {r["step"]: r["loss"] for r in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if "loss" in r}
+    return {
+        r["step"]: r["loss"]
+        for r in map(json.loads, (out / "log.jsonl").read_text().splitlines())
+        if "loss" in r
+    }
 
 
 def test_padding_changes_nothing():
@@ -58,13 +64,17 @@ def test_loudness_does_not_move_the_vector():
     model = SpeakerEncoder(TINY).eval()
     wave = torch.randn(16_000) * 0.1
     with torch.no_grad():
-        torch.testing.assert_close(model(fbank_80(wave)[None]), model(fbank_80(wave * 0.3)[None]), atol=2e-3, rtol=1e-2)
+        torch.testing.assert_close(
+            model(fbank_80(wave)[None]), model(fbank_80(wave * 0.3)[None]), atol=2e-3, rtol=1e-2
+        )
 
 
 def test_margin_makes_the_true_speaker_harder():
     cosine, speaker = torch.tensor([[0.8, 0.1], [0.2, 0.7]]), torch.tensor([0, 1])
     plain = training.margin_loss(cosine, speaker, 0.0, 10.0)
-    torch.testing.assert_close(plain, torch.nn.functional.cross_entropy(10 * cosine, speaker), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        plain, torch.nn.functional.cross_entropy(10 * cosine, speaker), atol=1e-5, rtol=0
+    )
     assert training.margin_loss(cosine, speaker, 0.3, 10.0) > plain
 
 
@@ -78,13 +88,34 @@ def test_equal_error_rate_of_known_scores():
 
 def test_trained_encoder_tells_unseen_voices_apart_and_exports_their_vectors(corpus, tmp_path):
     metrics = train(
-        corpus, tmp_path, "steps=40", "eval_every=40", "save_every=40", "encoder.width=32", "batch_seconds=16", "lr=5e-3", "eval_items=4"
+        corpus,
+        tmp_path,
+        "steps=40",
+        "eval_every=40",
+        "save_every=40",
+        "encoder.width=32",
+        "batch_seconds=16",
+        "lr=5e-3",
+        "eval_items=4",
     )
     seen = losses(tmp_path)
     assert seen[40] < 0.5 * seen[1]
     assert metrics["all_eer"] < 0.25 and metrics["unseen_same_mean"] > metrics["unseen_other_mean"]
     target = tmp_path / "vectors.safetensors"
-    tokens.main(["--manifest", str(corpus), "--speaker", str(tmp_path), "--out", str(target), "--split", "test", "--processes", "1"])
+    tokens.main(
+        [
+            "--manifest",
+            str(corpus),
+            "--speaker",
+            str(tmp_path),
+            "--out",
+            str(target),
+            "--split",
+            "test",
+            "--processes",
+            "1",
+        ]
+    )
     vectors = load_file(target)
     assert len(vectors) == 24 and all(v.shape == (24,) and v.dtype == torch.float32 for v in vectors.values())
     model = SpeakerEncoder.load(tmp_path)

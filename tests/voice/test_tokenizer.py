@@ -21,7 +21,9 @@ def from_golden(config: dict) -> SpeechTokenizerConfig:
     c, dims = config["config"], 0
     while 3**dims < c["n_codebook_size"]:
         dims += 1
-    return SpeechTokenizerConfig(c["n_mels"], c["n_audio_state"], c["n_audio_head"], c["n_audio_layer"], c["fsmn_kernel_size"], dims)
+    return SpeechTokenizerConfig(
+        c["n_mels"], c["n_audio_state"], c["n_audio_head"], c["n_audio_layer"], c["fsmn_kernel_size"], dims
+    )
 
 
 def test_hidden_states_and_codes_match_the_reference_strictly_loaded(golden):
@@ -38,7 +40,9 @@ def test_hidden_states_and_codes_match_the_reference_strictly_loaded(golden):
         torch.testing.assert_close(got.latent[valid], t["out.pre_tanh"][valid], **near)
     assert torch.equal(got.codes[valid], t["out.codes"][valid].long())
     codes, lengths = model.encode(t["in.mel"], t["in.mel_len"])
-    assert torch.equal(codes[valid], t["out.codes"][valid].long()) and torch.equal(lengths, t["out.codes_len"])
+    assert torch.equal(codes[valid], t["out.codes"][valid].long()) and torch.equal(
+        lengths, t["out.codes_len"]
+    )
 
 
 def test_padded_batch_gives_the_codes_of_each_alone():
@@ -74,7 +78,9 @@ def test_gradient_passes_straight_through_the_rounding():
 
 def test_untrained_codes_are_spread_so_training_starts():
     torch.manual_seed(0)
-    codes, _ = SpeechTokenizer(SpeechTokenizerConfig(width=64, heads=1, layers=2, fsq_dims=5)).encode(torch.rand(4, 128, 400))
+    codes, _ = SpeechTokenizer(SpeechTokenizerConfig(width=64, heads=1, layers=2, fsq_dims=5)).encode(
+        torch.rand(4, 128, 400)
+    )
     assert len(codes.unique()) > 20
 
 
@@ -84,7 +90,10 @@ def test_paper_preset_has_the_published_size():
     # conv 128->1280, conv 1280->1280, six blocks of (4 linears without one bias, memory, two norms, 4x feed-forward), FSQ 8
     w = 1280
     block = 4 * w * w + 3 * w + 31 * w + 4 * w + 8 * w * w + 5 * w
-    assert sum(p.numel() for p in model.parameters()) == (128 * 3 * w + w) + (3 * w * w + w) + 6 * block + 8 * w + 8
+    assert (
+        sum(p.numel() for p in model.parameters())
+        == (128 * 3 * w + w) + (3 * w * w + w) + 6 * block + 8 * w + 8
+    )
     assert model.config.codes == 6561
 
 
