@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from data_prep import texts
 from data_prep.engines import ENGINES, RATE, STEP, Unspoken, render
-from data_prep.ops.longform import LongForm
+from data_prep.steps.longform import LongForm
 from omnilib import options
 from omnilib.data import write_manifest
 from omnilib.errors import DataError, UserError

@@ -290,7 +290,7 @@ def collect(out: Path, names: list[str]) -> str:
 def longform(records: list[dict], seconds: tuple[float, float] = (60.0, 600.0)) -> list[dict]:
     """Joins of one speaker's utterances as the curation step `longform` plans them: times only, the sound
     stays in its shards."""
-    from data_prep.ops.longform import LongForm
+    from data_prep.steps.longform import LongForm
 
     step = LongForm(least=seconds[0], most=seconds[1], splits=["train", "dev", "test"])
     joined = []

@@ -56,7 +56,7 @@ from tqdm import tqdm
 from data_prep.corpora import MAX_BAD, BadRows
 from omnilib.errors import AudioError, ConfigError, DataError
 
-RECIPES, OPS = Path(__file__).parent / "recipes", Path(__file__).parent / "ops"
+RECIPES, OPS = Path(__file__).parent / "recipes", Path(__file__).parent / "steps"
 INPUT = "input/"
 DEFAULTS = {
     "start": 0.0,
@@ -293,7 +293,7 @@ def load_recipe(recipe: str | Path) -> tuple[list[Step], float]:
         ConfigError: no such recipe, not YAML, or an unknown step, parameter or key.
     """
     for module in pkgutil.iter_modules([str(OPS)]):
-        importlib.import_module(f"data_prep.ops.{module.name}")
+        importlib.import_module(f"data_prep.steps.{module.name}")
     path = next((p for p in (Path(recipe), RECIPES / f"{recipe}.yaml") if p.is_file()), None)
     if path is None:
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))

@@ -90,7 +90,7 @@ def sound_problems(record: dict, root: Path, sharing: Counter, files: dict) -> I
 
 def text_problems(record: dict) -> Iterator[tuple[str, str]]:
     """Text that is empty, in a script of another language, or too much or little for its time."""
-    from data_prep.ops.text import HAN_CHAR, script_share
+    from data_prep.steps.text import HAN_CHAR, script_share
 
     text, language = record["text"] or "", record["language"]
     letters = sum(c.isalnum() for c in text)
@@ -114,7 +114,7 @@ def voice_problems(records: list[dict]) -> Iterator[Problem]:
             voiced.setdefault(record["source"], []).append(record)
     if not voiced:
         return
-    from data_prep.ops.voices import Speakers
+    from data_prep.steps.voices import Speakers
 
     for members in voiced.values():
         for record in Speakers().contradicted(members):

@@ -7,7 +7,7 @@ Writes manifest.jsonl (what the crawler knows: path, source, licence, and text, 
 truth.json (what is in each file) and SUMMARY of kinds. Only the frozen recordings (people and engines) are spoken; noise, music and
 silence are generated. The frozen subset holds 20 minutes, so it is used once in each "world": a world plays every recording faster
 or slower (pitch moves along), which makes it another voice that says the sentence in another time. Worlds lie 7 % apart or more, where the
-fingerprint of `data_prep/ops/duplicates.py` no longer takes them for copies. Nothing of this is ever trained on.
+fingerprint of `data_prep/steps/duplicates.py` no longer takes them for copies. Nothing of this is ever trained on.
 
 A world has three groups of voices that are never confused because a group holds each engine voice once:
 
@@ -38,8 +38,8 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from data_prep.ops.levels import frame_levels
 from data_prep.pipeline import dump
+from data_prep.steps.levels import frame_levels
 from omnilib.data import read_manifest
 from omnilib.errors import ConfigError, DataError, UserError
 from omnilib.eval.wer import line_rates

@@ -23,7 +23,7 @@ from omnilib.output import STANDARD_OUTPUT, WaveOutput, check_output, shown
 from omnilib.paths import CHECKPOINTS, REPORTS, ROOT, RUNS, need_workspace
 
 if TYPE_CHECKING:
-    from omnilib.speak import Speaker, SpeechStream
+    from omnilib.speak import SpeechStream, TextToSpeech
 
 DATA_TASKS = {  # name -> (module, what it does)
     "build-nano": ("data_prep.nano", "speak and collect the nano corpus"),
@@ -34,7 +34,7 @@ DATA_TASKS = {  # name -> (module, what it does)
     "shards": ("data_prep.shards", "length-bucketed training shards with checksums"),
     "wild": ("data_prep.wild", "a set of recordings with known faults"),
     "score": ("data_prep.score", "what curation made of that set"),
-    "plan": ("data_prep.plan", "cost of curating many hours"),
+    "plan": ("data_prep.cost", "cost of curating many hours"),
 }
 SPEAK_NOTES = """\
 examples:
@@ -205,12 +205,12 @@ def speak(args: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from omnilib.device import check_device
-    from omnilib.speak import Speaker, check_text
+    from omnilib.speak import TextToSpeech, check_text
 
     logging.disable_progress_bar()  # of a fraction of a second
     check_text(text, args.language)  # before the seconds of loading
     check_device(args.device)
-    speaker = Speaker.load(args.scale, args.device)
+    speaker = TextToSpeech.load(args.scale, args.device)
     for entry in speaker.voices.values():
         check_output(args.out, speaker.folder / entry["file"])
     request = {
@@ -236,7 +236,7 @@ def speak(args: argparse.Namespace) -> int:
     return 0 if result.complete else 1
 
 
-def stream_speech(speaker: "Speaker", text: str, out: Path, request: dict) -> tuple["SpeechStream", str]:
+def stream_speech(speaker: "TextToSpeech", text: str, out: Path, request: dict) -> tuple["SpeechStream", str]:
     """Write pieces as they are born; returns the finished stream and a line about it."""
     started, first = time.perf_counter(), None
     stream = speaker.stream(text, **request)

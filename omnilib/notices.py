@@ -1,6 +1,6 @@
 """What a user should know about a text and its speech, one sentence each; or one UserError, when nothing good can come of it.
 
-Each function takes plain values and returns sentences, which `Speaker` hands on as `messages`.
+Each function takes plain values and returns sentences, which `TextToSpeech` hands on as `messages`.
 """
 
 import re

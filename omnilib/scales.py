@@ -220,7 +220,7 @@ def encode(kind: str, part: str, name: str) -> Callable[[Path], None]:
     """A recipe: codes or speaker vectors of the whole smoke corpus."""
 
     def recipe(folder: Path) -> None:
-        from omnilib.train.tokens import export
+        from omnilib.train.encode import export
 
         records = read_manifest(folder / "corpus" / "manifest.jsonl")
         export(
@@ -236,7 +236,7 @@ def encode(kind: str, part: str, name: str) -> Callable[[Path], None]:
 
 
 def voices(folder: Path) -> None:
-    """Reference recordings and decoding settings, as `speak.Speaker` reads them; short, because a smoke model never stops."""
+    """Reference recordings and decoding settings, as `speak.TextToSpeech` reads them; short, because a smoke model never stops."""
     entries = {}
     for record in recordings("reference"):
         name = Path(record["path"]).name
@@ -293,4 +293,4 @@ RECIPES: dict[str, tuple[tuple[str, ...], Callable[[Path], None]]] = {
     "voices": ((), voices),
     "stage2_grid": (("speechlm_stage1",), grid),
 }
-SPEAKER = ("speechlm", "tokenizer", "speaker", "flow", "hift", "voices")  # what `speak.Speaker` needs
+SPEAKER = ("speechlm", "tokenizer", "speaker", "flow", "hift", "voices")  # what `speak.TextToSpeech` needs

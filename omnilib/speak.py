@@ -1,6 +1,6 @@
 """Mouth and voice joined: text and a reference recording in, speech out, offline or streaming.
 
-    speaker = Speaker.load("nano")          # or a published MGM-Omni-TTS folder: the same classes
+    speaker = TextToSpeech.load("nano")          # or a published MGM-Omni-TTS folder: the same classes
     speaker.speak("the light of the morning").save("hello.wav")
     for piece in speaker.stream("the light of the morning"): play(piece)          # (n,) samples at 24 kHz
 
@@ -150,7 +150,7 @@ class Job:
         return tqdm(desc="speaking", total=self.seconds, disable=not show, delay=2, bar_format=form)
 
 
-class Speaker:
+class TextToSpeech:
     """All modules of one scale, ready to speak.
 
     Args:
@@ -175,7 +175,7 @@ class Speaker:
         self.heard: dict[tuple, Reference] = {}  # recordings are analysed once
 
     @classmethod
-    def load(cls, scale: str | Path = "nano", device: str = "cpu") -> "Speaker":
+    def load(cls, scale: str | Path = "nano", device: str = "cpu") -> "TextToSpeech":
         """Read checkpoints/<scale>, a folder of the same layout, or a published MGM-Omni-TTS folder (see `weights.py`).
 
         Raises:
@@ -207,7 +207,7 @@ class Speaker:
         )
 
     @classmethod
-    def from_published(cls, parts: weights.Published) -> "Speaker":
+    def from_published(cls, parts: weights.Published) -> "TextToSpeech":
         """The paper's decoding rules, and no voices of its own: give a recording."""
         return cls(parts.mouth, parts.tokenizer, parts.codec, DecodeSettings(), Path(), {}, bilingual=True)
 
@@ -485,3 +485,6 @@ def load_voices(folder: Path) -> dict[str, dict]:
                 f"{path} names {file.name}, which is not in its folder: restore it with `git checkout`"
             )
     return voices
+
+
+Speaker = TextToSpeech  # the former name

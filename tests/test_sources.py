@@ -49,8 +49,8 @@ def test_behind_the_evaluation_stand_model_judge_data_checkpoints_and_packages_b
 def test_behind_curation_stand_the_steps_that_its_recipe_names():
     files = sources.behind("curation")["files"]
     assert {
-        "data_prep/ops/vad.py",
-        "data_prep/ops/duplicates.py",
+        "data_prep/steps/vad.py",
+        "data_prep/steps/duplicates.py",
         "data_prep/recipes/wild.yaml",
     } <= files.keys()
 

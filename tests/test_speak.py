@@ -1,4 +1,4 @@
-"""`Speaker`: the whole chain on tiny random weights, and every mistake a caller can make."""
+"""`TextToSpeech`: the whole chain on tiny random weights, and every mistake a caller can make."""
 
 import shutil
 from dataclasses import replace
@@ -10,7 +10,7 @@ import torch
 
 from omnilib import speak as speaking
 from omnilib.errors import AudioError, CheckpointError, ConfigError, UserError
-from omnilib.speak import Speaker
+from omnilib.speak import TextToSpeech
 from tests.tiny import tone, write_checkpoints
 
 TEXT = "The light of the morning was on the water. The morning was the light."
@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def speaker(folder):
     """A random model runs up to the guard on length, so that one is close here."""
-    speaker = Speaker.load(folder)
+    speaker = TextToSpeech.load(folder)
     speaker.settings = replace(speaker.settings, rows_per_token=2.0)
     return speaker
 
@@ -40,7 +40,7 @@ def with_settings(speaker):
 @pytest.fixture(scope="module")
 def nano():
     """The committed model: what it cannot read is a fact about its training."""
-    return Speaker.load("nano")
+    return TextToSpeech.load("nano")
 
 
 @pytest.fixture
@@ -123,9 +123,13 @@ def test_streaming_reports_the_same_chunks_and_messages_as_a_whole_file(with_set
     request = dict(text=LONG + " ♥ Привет!", voice="bo", seed=3, temperature=temperature)
     whole, stream = speaker.speak(**request), speaker.stream(**request)
     wave = torch.cat(list(stream))
-    facts = lambda chunks: [
-        (c.text, c.rows, c.tokens, c.text_tokens, c.error in ("long", "blank", "truncated")) for c in chunks
-    ]  # noqa: E731
+
+    def facts(chunks):
+        return [
+            (c.text, c.rows, c.tokens, c.text_tokens, c.error in ("long", "blank", "truncated"))
+            for c in chunks
+        ]
+
     assert facts(stream.chunks) == facts(whole.chunks)
     assert len(wave) == len(whole.wave) and stream.complete == whole.complete is False
     about_text = [m for m in whole.messages if "part" not in m and "silen" not in m]
@@ -167,9 +171,9 @@ def test_a_text_cut_by_the_row_limit_is_told_and_not_complete(with_settings, mon
 def test_a_flagged_text_is_decoded_again_and_the_best_trial_is_kept(with_settings, monkeypatch):
     speaker = with_settings(temperature=0.0, retry_step=0.5, rows_per_token=8.0)
     trials, flags = [], iter([["end"], [None], [None]])
-    original = Speaker.decode
+    original = TextToSpeech.decode
     monkeypatch.setattr(
-        Speaker,
+        TextToSpeech,
         "decode",
         lambda self, job, ids, trial=0: trials.append(trial) or original(self, job, ids, trial),
     )
@@ -350,14 +354,14 @@ def test_truncated_weights_are_one_clear_line(copy, module):
     path = copy / module / "model.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="restore"):
-        Speaker.load(copy)
+        TextToSpeech.load(copy)
 
 
 @pytest.mark.parametrize("module", ["tokenizer", "speaker", "flow", "hift", "speechlm"])
 def test_missing_module_is_one_clear_line(copy, module):
     shutil.rmtree(copy / module)
     with pytest.raises(UserError) as error:
-        Speaker.load(copy)
+        TextToSpeech.load(copy)
     assert module in str(error.value) and "\n" not in str(error.value)
 
 
@@ -369,12 +373,12 @@ def test_weights_that_lack_a_tensor_are_refused(copy):
     weights.pop(next(k for k in weights if "tts_adapter" in k))
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match="tts_adapter"):
-        Speaker.load(copy)
+        TextToSpeech.load(copy)
 
 
 def test_unknown_scale_lists_what_there_is():
     with pytest.raises(CheckpointError, match="no checkpoints 'gigantic'"):
-        Speaker.load("gigantic")
+        TextToSpeech.load("gigantic")
 
 
 @pytest.mark.parametrize(
@@ -389,12 +393,12 @@ def test_unknown_scale_lists_what_there_is():
 def test_damaged_voice_list_is_refused(copy, content):
     (copy / "voices" / "voices.json").write_text(content)
     with pytest.raises(CheckpointError, match="git checkout"):
-        Speaker.load(copy)
+        TextToSpeech.load(copy)
 
 
 def test_settings_beside_the_checkpoints_are_used_and_checked(copy):
     (copy / "decode.yaml").write_text("temperature: 0.7\nchunk_max_tokens: 60\n")
-    assert Speaker.load(copy).settings.temperature == 0.7
+    assert TextToSpeech.load(copy).settings.temperature == 0.7
     (copy / "decode.yaml").write_text("temprature: 0.7\n")
     with pytest.raises(UserError, match="temprature"):
-        Speaker.load(copy)
+        TextToSpeech.load(copy)

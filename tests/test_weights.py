@@ -24,7 +24,7 @@ from omnilib import weights
 from omnilib.audio import log_mel_128, save_wave
 from omnilib.errors import CheckpointError, ConfigError, UserError
 from omnilib.mouth.speechlm import SpeechLM, SpeechLMConfig
-from omnilib.speak import Speaker
+from omnilib.speak import TextToSpeech
 from omnilib.text import text_size, train_tokenizer
 from omnilib.train import flow as flow_training
 from omnilib.train import hift as hift_training
@@ -172,7 +172,7 @@ def test_a_published_folder_loads_and_speaks(written):
 
 
 def test_a_speaker_of_a_published_folder_speaks_in_the_voice_of_a_recording(written, tmp_path):
-    speaker = Speaker.from_published(load(written))
+    speaker = TextToSpeech.from_published(load(written))
     save_wave(tmp_path / "voice.wav", torch.as_tensor(tone(2.0, 24_000)), 24_000)
     speaker.settings = replace(speaker.settings, max_rows=40)
     result = speaker.speak("hello there", tmp_path / "voice.wav", "one two three")
@@ -183,7 +183,7 @@ def test_a_speaker_of_a_published_folder_speaks_in_the_voice_of_a_recording(writ
 
 def test_speaker_load_knows_a_published_folder(written):
     with pytest.raises(CheckpointError, match="flow.pt"):  # ours is tiny: the published sizes do not fit
-        Speaker.load(written.folder)
+        TextToSpeech.load(written.folder)
 
 
 @pytest.mark.parametrize("prefix", ["", "generator."])

@@ -4,7 +4,7 @@
 
 Each sentence of the frozen set is spoken by its speaker with each end,
   as typed   decoded from the text in spoken form, once: what the model itself makes of the mark
-  spoken     by `Speaker.speak`: marks that the tokenizer has never seen are replaced, loud ends are decoded again
+  spoken     by `TextToSpeech.speak`: marks that the tokenizer has never seen are replaced, loud ends are decoded again
 and the judge listens. Babble: the transcript goes on after the last word of the text. Loud end: `voice/ending.py`. Both are
 shares of sentences with Wilson's 95 % interval.
 """
@@ -30,7 +30,7 @@ from omnilib.mouth.decode import Request
 from omnilib.paths import REPORTS
 from omnilib.provenance import stamp, write_json
 from omnilib.report import sources
-from omnilib.speak import Speaker
+from omnilib.speak import TextToSpeech
 from omnilib.text import clean_text
 from omnilib.voice.ending import Levels, ends_loud
 
@@ -91,7 +91,7 @@ def texts_of(line: Line) -> dict[str, str]:
 
 
 def measure(
-    speaker: Speaker, lines: Sequence[Line], references: dict[str, Line], judge: Whisper
+    speaker: TextToSpeech, lines: Sequence[Line], references: dict[str, Line], judge: Whisper
 ) -> dict[str, dict]:
     """Figures: {"babble_as_typed_!": ..., "loud_end_spoken_!": ..., ...}. One text is spoken once, however it was typed."""
     kinds = ("babble", "loud_end")
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--chinese", type=int, default=12, help="sentences")
     args = parser.parse_args(argv)
     try:
-        speaker, frozen, judge = Speaker.load(args.scale), Frozen(args.frozen), Whisper()
+        speaker, frozen, judge = TextToSpeech.load(args.scale), Frozen(args.frozen), Whisper()
         lines = choose(frozen, "en", args.english) + choose(frozen, "zh", args.chinese)
         figures = measure(speaker, lines, frozen.references, judge)
     except UserError as error:

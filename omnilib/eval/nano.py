@@ -37,7 +37,7 @@ from omnilib.mouth import decode
 from omnilib.mouth.decode import DecodeSettings, Request, Result
 from omnilib.paths import REPORTS, RUNS
 from omnilib.report.folders import check_writable
-from omnilib.speak import Speaker
+from omnilib.speak import TextToSpeech
 from omnilib.spoken import clean_text
 
 PARTS = ("speed", "voices", "short", "long")
@@ -50,7 +50,7 @@ RETRIES = 5  # of the comparison with retries; the headline figures use none
 SPEED_LINES = 10
 
 
-class Bench:
+class Evaluation:
     """What every part of the evaluation works with.
 
     Args:
@@ -60,7 +60,7 @@ class Bench:
 
     def __init__(
         self,
-        speaker: Speaker,
+        speaker: TextToSpeech,
         frozen: Frozen,
         limit: int | None = None,
         seed: int = 0,
@@ -159,7 +159,7 @@ def normaliser_of(language: str) -> str:
 # ---- speed -----------------------------------------------------------------------------------------------------------
 
 
-def measure_speed(bench: Bench) -> None:
+def measure_speed(bench: Evaluation) -> None:
     """Real-time factor, first sound, streaming = offline; before any judge runs."""
     lines = bench.frozen.of("eval", language="en") or bench.frozen.of("eval")
     chosen = lines[:: max(1, len(lines) // SPEED_LINES)][: bench.limit or SPEED_LINES]
@@ -179,7 +179,7 @@ def measure_speed(bench: Bench) -> None:
 # ---- voices of the recordings ----------------------------------------------------------------------------------------
 
 
-def measure_voices(bench: Bench) -> None:
+def measure_voices(bench: Evaluation) -> None:
     """What the speaker judge makes of the recordings themselves: threshold from held-out speakers, same-speaker pairs."""
     lines = bench.frozen.of("reference", "pair", "eval", "open", "human")
     held_out = [x for x in lines if not x.seen]
@@ -204,7 +204,7 @@ def measure_voices(bench: Bench) -> None:
 # ---- short lines -----------------------------------------------------------------------------------------------------
 
 
-def speak_lines(bench: Bench, lines: Sequence[Line], settings: DecodeSettings) -> list[Result]:
+def speak_lines(bench: Evaluation, lines: Sequence[Line], settings: DecodeSettings) -> list[Result]:
     """Tokens of every line, decoded in batches."""
     return decode.generate(
         bench.speaker.model, bench.speaker.tokenizer, [bench.request(x) for x in lines], settings, batch=BATCH
@@ -226,7 +226,7 @@ def record_of(line: Line, system: str, transcript: str, **more) -> dict:
 
 
 def judge_wave(
-    bench: Bench, line: Line, system: str, wave: torch.Tensor | None, **more
+    bench: Evaluation, line: Line, system: str, wave: torch.Tensor | None, **more
 ) -> Callable[[], dict]:
     """Start judging a made wave; call the result for its record. No wave at all is heard as silence."""
     if wave is None:
@@ -237,7 +237,7 @@ def judge_wave(
     return lambda: record_of(line, system, heard(), similarity=likeness, seconds=round(seconds, 3), **more)
 
 
-def say(bench: Bench, line: Line, result: Result, system: str) -> Callable[[], dict]:
+def say(bench: Evaluation, line: Line, result: Result, system: str) -> Callable[[], dict]:
     """Wave of decoded tokens, on its way to the judges."""
     wave = (
         bench.speaker.codec.decode(result.tokens, bench.reference(line).voice) if len(result.tokens) else None
@@ -255,7 +255,7 @@ def say(bench: Bench, line: Line, result: Result, system: str) -> Callable[[], d
     )
 
 
-def offer_demo(bench: Bench, line: Line, system: str, wave: torch.Tensor) -> None:
+def offer_demo(bench: Evaluation, line: Line, system: str, wave: torch.Tensor) -> None:
     """Keep the first line of one seen and one unseen speaker of each language to listen to."""
     kind = f"{line.language}-{'seen' if line.seen else 'unseen'}"
     known = {name: caption for name, caption, _, _ in bench.demos}
@@ -271,7 +271,7 @@ def offer_demo(bench: Bench, line: Line, system: str, wave: torch.Tensor) -> Non
         )
 
 
-def measure_short(bench: Bench) -> None:
+def measure_short(bench: Evaluation) -> None:
     """The three systems on test sentences; also sentences with unseen words, and prompts read by a person."""
     for language in ("en", "zh"):
         for role, systems in (
@@ -296,7 +296,7 @@ def longest(lines: Sequence[Line]) -> Line:
     return max(lines, key=lambda line: len(line.wave(TOKENIZER_RATE)))
 
 
-def judge_lines(bench: Bench, lines: Sequence[Line], systems: Sequence[str], title: str) -> list[dict]:
+def judge_lines(bench: Evaluation, lines: Sequence[Line], systems: Sequence[str], title: str) -> list[dict]:
     """Records of all systems on the same lines."""
     waiting: list[Callable[[], dict]] = []
     made = [s for s in systems if s != "gt"]
@@ -347,7 +347,7 @@ def corpus_figure(records: Sequence[dict], measure: str) -> dict:
     return corpus([Rates(**r[measure]) for r in records])
 
 
-def figures_of_language(bench: Bench, language: str) -> None:
+def figures_of_language(bench: Evaluation, language: str) -> None:
     """Error rates of every system, role and group of speakers."""
     for measure, name in MEASURES[language].items():
         for role, suffix in (("eval", ""), ("open", "_open"), ("human", "_human")):
@@ -379,7 +379,7 @@ def figures_of_language(bench: Bench, language: str) -> None:
         )
 
 
-def figures_of_voice(bench: Bench) -> None:
+def figures_of_voice(bench: Evaluation) -> None:
     """Similarity of output to the reference, by system and by whether the speaker was heard in training."""
     threshold = bench.metrics.get("sim_threshold", {}).get("value")
     for system, suffix in (("tts", ""), ("codec", "_codec")):
@@ -401,7 +401,7 @@ def figures_of_voice(bench: Bench) -> None:
 # ---- long texts ------------------------------------------------------------------------------------------------------
 
 
-def measure_long(bench: Bench) -> None:
+def measure_long(bench: Evaluation) -> None:
     """Texts of 300-500 words in one go: error, where it falls, voice drift, chunk flags."""
     rows = bench.frozen.long_texts[: bench.limit]
     if not rows:
@@ -452,7 +452,7 @@ def measure_long(bench: Bench) -> None:
     figures_of_long(bench)
 
 
-def figures_of_long(bench: Bench) -> None:
+def figures_of_long(bench: Evaluation) -> None:
     """Headline figures of the long English texts."""
     rows = [r for r in bench.long_records if r["language"] == "en"]
     fields = ("error", "substitutions", "deletions", "insertions", "words")
@@ -490,7 +490,7 @@ def figures_of_long(bench: Bench) -> None:
 
 
 def evaluate(
-    bench: Bench,
+    bench: Evaluation,
     parts: Sequence[str],
     judge: Callable[[], Whisper] = Whisper,
     voices: Callable[[], SpeakerJudge] = SpeakerJudge,
@@ -511,7 +511,9 @@ def evaluate(
     return walls
 
 
-def write(bench: Bench, reports: Path, scale: str, parts: Sequence[str], walls: dict[str, float]) -> None:
+def write(
+    bench: Evaluation, reports: Path, scale: str, parts: Sequence[str], walls: dict[str, float]
+) -> None:
     """Hand over to `results.write`."""
     settings = {
         "decode": asdict(bench.settings),
@@ -561,11 +563,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     reports = args.reports or (RUNS / "reports" if partial else REPORTS)
     try:
-        speaker = Speaker.load(args.scale)
+        speaker = TextToSpeech.load(args.scale)
         check_writable(reports)  # before the minutes of work
         if args.temperature is not None:
             speaker.settings = replace(speaker.settings, temperature=args.temperature)
-        bench = Bench(speaker, Frozen(args.frozen), args.limit, args.seed, args.waves)
+        bench = Evaluation(speaker, Frozen(args.frozen), args.limit, args.seed, args.waves)
         bench.note("params_total", files.parameters_of(speaker.folder.parent))
         bench.note("retrain_hours", files.training_hours(speaker.folder.parent), "h")
         walls = evaluate(bench, args.parts)

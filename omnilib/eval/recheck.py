@@ -13,11 +13,11 @@ from pathlib import Path
 
 from omnilib.eval.frozen import Frozen
 from omnilib.eval.judges import SpeakerJudge, Whisper
-from omnilib.eval.nano import MEASURES, Bench, corpus_figure, judge_wave, speak_lines
+from omnilib.eval.nano import MEASURES, Evaluation, corpus_figure, judge_wave, speak_lines
 from omnilib.eval.recount import Check, read_json, read_jsonl, recount
 from omnilib.eval.wer import line_rates
 from omnilib.paths import REPORTS
-from omnilib.speak import Speaker
+from omnilib.speak import TextToSpeech
 
 HEARD_TOLERANCE = 0.08  # error of a fresh transcript against the committed one, all sampled lines together
 ERROR_TOLERANCE = 0.15  # corpus error of a few re-spoken sentences
@@ -42,7 +42,7 @@ def check_ears(frozen: Frozen, records: list[dict], judge: Whisper, count: int) 
     )
 
 
-def check_speech(bench: Bench, records: list[dict], count: int) -> list[Check]:
+def check_speech(bench: Evaluation, records: list[dict], count: int) -> list[Check]:
     """A few sentences spoken and judged again, against their committed records."""
     known = {r["id"]: r for r in records if r["system"] == "tts" and r["role"] == "eval"}
     checks = []
@@ -76,7 +76,7 @@ def recheck(
     frozen: Frozen | None = None,
     judge: Callable[[], Whisper] = Whisper,
     voices: Callable[[], SpeakerJudge] = SpeakerJudge,
-    speaker: Speaker | None = None,
+    speaker: TextToSpeech | None = None,
 ) -> list[Check]:
     """All checks of a scale's committed evaluation, about three minutes on 2 cores.
 
@@ -92,9 +92,9 @@ def recheck(
         read_jsonl(folder / "eval" / "utterances.jsonl"),
         read_json(folder / "eval" / "metrics.json"),
     )
-    speaker = speaker or Speaker.load(scale)
+    speaker = speaker or TextToSpeech.load(scale)
     arithmetic = recount(reports, scale, speaker.folder.parent)
-    bench = Bench(speaker, frozen or Frozen(), seed=metrics["settings"]["decode"]["seed"])
+    bench = Evaluation(speaker, frozen or Frozen(), seed=metrics["settings"]["decode"]["seed"])
     bench.listen(judge(), voices())
     return [
         *arithmetic,

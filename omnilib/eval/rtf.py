@@ -15,7 +15,7 @@ import torch
 
 from omnilib.eval.wer import bootstrap
 from omnilib.mouth import decode
-from omnilib.speak import Speaker
+from omnilib.speak import TextToSpeech
 
 MODULES = ("mouth", "flow", "hift")
 Sentence = tuple[str, Path, str]  # text, reference recording, its transcript
@@ -28,7 +28,7 @@ def ratio(work: Sequence[float], speech: Sequence[float]) -> dict:
 
 
 def real_time_factor(
-    speaker: Speaker, sentences: Sequence[Sentence], temperature: float | None = None, seed: int = 0
+    speaker: TextToSpeech, sentences: Sequence[Sentence], temperature: float | None = None, seed: int = 0
 ) -> dict[str, dict]:
     """{"rtf_total", "rtf_mouth", "rtf_flow", "rtf_hift"} of sentences spoken one by one."""
     first = sentences[0]
@@ -49,9 +49,9 @@ def real_time_factor(
 
 
 def time_to_first_sound(
-    speaker: Speaker, sentences: Sequence[Sentence], temperature: float | None = None, seed: int = 0
+    speaker: TextToSpeech, sentences: Sequence[Sentence], temperature: float | None = None, seed: int = 0
 ) -> dict:
-    """Seconds from the call to the first samples of `Speaker.stream`."""
+    """Seconds from the call to the first samples of `TextToSpeech.stream`."""
     seconds = []
     for text, voice, said in [sentences[0], *sentences]:
         started = time.perf_counter()
@@ -72,7 +72,7 @@ def time_to_first_sound(
 
 
 def streaming_matches(
-    speaker: Speaker, sentences: Sequence[Sentence], temperature: float | None = None, seed: int = 0
+    speaker: TextToSpeech, sentences: Sequence[Sentence], temperature: float | None = None, seed: int = 0
 ) -> dict[str, dict]:
     """Share of sentences whose streamed tokens equal the offline ones; greatest difference of streamed and chunked waves."""
     equal, gaps = [], []

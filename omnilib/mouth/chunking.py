@@ -119,7 +119,7 @@ class Chunk:
     text_tokens: int = 0
     rows: int = 0  # up to and including the eos row
     tokens: int = 0  # 25 Hz tokens that are heard, counted by the decoder
-    text: str = ""  # what it reads, filled in by `Speaker`
+    text: str = ""  # what it reads, filled in by `TextToSpeech`
     error: str | None = (
         None  # "blank", "long" (a guard stopped it), "truncated" (the row limit did), "end" (see `speak.py`)
     )

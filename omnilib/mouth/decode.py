@@ -49,9 +49,9 @@ class DecodeSettings:
     blank_streams: int | None = None
     eos_streams: int | None = None  # streams that end a chunk; None: all
     reference_quirks: bool = False
-    speak_retries: int = 2  # `retries` of `Speaker.speak`, which also looks at how the speech ends
+    speak_retries: int = 2  # `retries` of `TextToSpeech.speak`, which also looks at how the speech ends
     pass_rows: int | None = (
-        None  # rows of one pass of `Speaker`, at most: the longest speech the model was trained on
+        None  # rows of one pass of `TextToSpeech`, at most: the longest speech the model was trained on
     )
     passes: bool = False  # stop before a chunk that may not fit into max_rows, and leave the rest of the text to another pass
 
@@ -214,7 +214,7 @@ class Decoder:
                 continue
             row = machine.step(ids)
             self.grids[i].append(row)
-            machine.chunks[row.chunk].tokens += len(heard(row, self.layout, self.blank))
+            machine.chunks[row.chunk].tokens += len(row_tokens(row, self.layout, self.blank))
             rows.append((i, row))
             beyond = len(self.grids[i]) - self.settings.max_rows
             if (
@@ -322,12 +322,12 @@ def stream(
     )
     while not decoder.done:
         for _, row in decoder.step():
-            if tokens := heard(row, layout, model.config.speech_blank):
+            if tokens := row_tokens(row, layout, model.config.speech_blank):
                 yield tokens
     return machine
 
 
-def heard(row: Row, layout: Layout, blank: int | None) -> list[int]:
+def row_tokens(row: Row, layout: Layout, blank: int | None) -> list[int]:
     """The tokens of one row that reach the ear."""
     if (
         row.kind not in (Kind.TEXT, Kind.PADDING)

@@ -38,8 +38,8 @@ from transformers.utils import ModelOutput, is_flash_attn_2_available
 
 from omnilib import storage
 from omnilib.errors import CheckpointError, ConfigError
-from omnilib.mouth.blocks import Normed, block
 from omnilib.mouth.chunking import Layout
+from omnilib.mouth.fast_blocks import Normed, block
 
 IGNORE = -100
 CONTROL_ROWS = 3  # text ids that a text backbone does not know: the audio control tokens
@@ -185,7 +185,7 @@ class SpeechLM(Qwen3PreTrainedModel):
 
     config_class = SpeechLMConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-    written_out = True  # False: always the layers' own forward
+    fast_path = True  # False: always the layers' own forward
 
     def __init__(self, config: SpeechLMConfig):
         super().__init__(config)
@@ -317,28 +317,28 @@ class SpeechLM(Qwen3PreTrainedModel):
             else:
                 positions = (mask.long().cumsum(1) - 1).clamp(min=0)  # (B, L)
         embeds = self.embed(rows)  # (B, L, D)
-        if mask is None and self.can_run_written_out:
-            return self.hidden_written_out(embeds, positions)
+        if mask is None and self.can_take_fast_path:
+            return self.hidden_fast_path(embeds, positions)
         lm_hidden = self.model(
             inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
         ).last_hidden_state
         return lm_hidden, self.tts_adapter(lm_hidden, mask, positions)
 
     @property
-    def can_run_written_out(self) -> bool:
+    def can_take_fast_path(self) -> bool:
         """Whether `blocks.block` covers this model here: float32 parameters on a CPU, a plain Qwen3, no recomputation."""
         c, weight = self.config, self.lm_head.weight
         plain = (
             not (c.attention_bias or c.attention_dropout or c.use_sliding_window) and c.hidden_act == "silu"
         )
         return (
-            self.written_out
+            self.fast_path
             and plain
             and weight.dtype == torch.float32
             and not (weight.is_cuda or self.model.gradient_checkpointing)
         )
 
-    def hidden_written_out(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def hidden_fast_path(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """As the rest of `hidden`, through the quick blocks: (B, L, D) -> 2 x (B, L, D)."""
         eps, device = self.config.rms_norm_eps, x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

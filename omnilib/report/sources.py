@@ -36,7 +36,7 @@ SPOKEN = ("text", "tokenizer", "speaker", "flow", "hift", "speechlm", "voices", 
 CHECKPOINT_FILES = ("model.safetensors", "config.yaml", "config.json", "tokenizer.json", "voices.json")
 FROZEN = ("data_prep/frozen",)  # manifest, texts and every recording
 STEPS = tuple(
-    f"data_prep.ops.{p.stem}" for p in sorted((ROOT / "data_prep" / "ops").glob("[a-z]*.py"))
+    f"data_prep.steps.{p.stem}" for p in sorted((ROOT / "data_prep" / "steps").glob("[a-z]*.py"))
 )  # named in recipes, not imported
 PROGRAMS: dict[
     str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]

@@ -234,8 +234,8 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
 
     manifest = find_data(cfg.manifest)
     records = read_manifest(manifest)
-    tokens = load_vectors(find_data(cfg.tokens), "`python -m omnilib.train.tokens --tokenizer ...`")
-    speakers = load_vectors(find_data(cfg.speakers), "`python -m omnilib.train.tokens --speaker ...`")
+    tokens = load_vectors(find_data(cfg.tokens), "`python -m omnilib.train.encode --tokenizer ...`")
+    speakers = load_vectors(find_data(cfg.speakers), "`python -m omnilib.train.encode --speaker ...`")
     split = {s: [r for r in records if r["split"] == s] for s in ("train", "dev")}
     split["train"] = common.repeated(split["train"], cfg.repeat)
     data, dev = (Utterances(split[s], manifest.parent, tokens, speakers, cfg) for s in ("train", "dev"))

@@ -52,7 +52,7 @@ class Config:
 
     manifest: str = "nano/codec.jsonl"  # below the data folder, or a path
     mels: str = (
-        ""  # below the data folder: mels a flow gave for the same recordings (`omnilib.train.tokens --codec`)
+        ""  # below the data folder: mels a flow gave for the same recordings (`omnilib.train.encode --codec`)
     )
     mels_share: float = 0.5  # of the crops that are heard from them instead of the recording's own mel
     init: str = ""  # run folder whose generator and discriminators this one goes on from
@@ -195,7 +195,7 @@ def load_mels(path: Path, window: int) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise DataError(
-            f"no mels {path.name}: write them with `python -m omnilib.train.tokens --codec`, or leave `mels` empty"
+            f"no mels {path.name}: write them with `python -m omnilib.train.encode --codec`, or leave `mels` empty"
         )
     try:
         mels = load_file(path)
@@ -203,7 +203,7 @@ def load_mels(path: Path, window: int) -> dict[str, Tensor]:
             made = int((file.metadata() or {}).get("mel_window", MEL_WINDOW))  # older files do not say
     except (OSError, SafetensorError) as error:
         raise DataError(
-            f"cannot read mels {path.name} ({error}): write them again with `python -m omnilib.train.tokens --codec`"
+            f"cannot read mels {path.name} ({error}): write them again with `python -m omnilib.train.encode --codec`"
         ) from None
     if made != window:
         raise DataError(

@@ -38,8 +38,8 @@ from omnilib.train.common import (
     save_state,
     seed_everything,
 )
+from omnilib.train.encode import encode_speakers
 from omnilib.train.prefetch import prefetch, threads_for
-from omnilib.train.tokens import encode_speakers
 from omnilib.voice.speaker import SpeakerConfig, SpeakerEncoder
 
 

@@ -123,7 +123,7 @@ def read_pairs(config: SpeechLMTraining, split: str) -> list[tuple[dict, Tensor]
     """
     path = DATA / config.tokens
     if not path.is_file():
-        raise DataError(f"no speech tokens {path}: make them with `python -m omnilib.train.tokens`")
+        raise DataError(f"no speech tokens {path}: make them with `python -m omnilib.train.encode`")
     codes = load_file(str(path))
     check_codes(max((int(c.max()) for c in codes.values() if len(c)), default=0), config, path)
     return [

@@ -3,8 +3,8 @@
 import pytest
 
 from data_prep.filters import FILTERS, reason
-from data_prep.ops.filter import FilterStep
 from data_prep.pipeline import RECIPES, load_recipe
+from data_prep.steps.filter import FilterStep
 from omnilib.errors import ConfigError
 
 GOOD = {

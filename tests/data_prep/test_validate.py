@@ -111,7 +111,7 @@ def test_a_piece_beyond_the_end_of_its_file_is_found(manifest, tmp_path):
 
 
 def test_a_label_that_the_voices_contradict_is_found(manifest, tmp_path):
-    from data_prep.ops.voices import pack
+    from data_prep.steps.voices import pack
 
     rng = np.random.default_rng(0)
     voices = {"anna": rng.standard_normal(64), "bert": rng.standard_normal(64)}

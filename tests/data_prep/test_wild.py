@@ -7,8 +7,8 @@ import pytest
 import soundfile
 
 from data_prep import score, wild
-from data_prep.ops.decode import Decode
 from data_prep.pipeline import Audio, check_input
+from data_prep.steps.decode import Decode
 from omnilib.errors import ConfigError, DataError
 from omnilib.eval.wer import line_rates
 

@@ -8,7 +8,7 @@ import torch
 
 from omnilib.eval import ends
 from omnilib.eval.frozen import Line
-from omnilib.speak import Speaker
+from omnilib.speak import TextToSpeech
 from tests.tiny import write_checkpoints
 
 
@@ -23,7 +23,7 @@ class Parrot:
 
 @pytest.fixture(scope="module")
 def speaker(tmp_path_factory):
-    speaker = Speaker.load(write_checkpoints(tmp_path_factory.mktemp("tiny")))
+    speaker = TextToSpeech.load(write_checkpoints(tmp_path_factory.mktemp("tiny")))
     speaker.settings = replace(speaker.settings, rows_per_token=1.0, speak_retries=0)
     return speaker
 
@@ -70,9 +70,9 @@ def test_shares_carry_wilsons_interval():
 
 def test_a_run_writes_every_figure_with_its_count(speaker, lines, tmp_path, monkeypatch):
     spoken = []
-    original = Speaker.speak
+    original = TextToSpeech.speak
     monkeypatch.setattr(
-        Speaker,
+        TextToSpeech,
         "speak",
         lambda self, text, *rest, **more: spoken.append(text) or original(self, text, *rest, **more),
     )

@@ -13,7 +13,7 @@ from omnilib.eval import nano, recheck, results
 from omnilib.eval.frozen import Frozen, Heard
 from omnilib.mouth.decode import DecodeSettings
 from omnilib.paths import ROOT
-from omnilib.speak import Speaker
+from omnilib.speak import TextToSpeech
 from omnilib.train.common import export_model
 from tests.tiny import tone, write_checkpoints
 
@@ -105,8 +105,8 @@ def run(frozen_folder, checkpoints, tmp_path_factory):
     reports = tmp_path_factory.mktemp("reports")
     (reports / "tiny").mkdir()
     (reports / "tiny" / "summary.json").write_text('{"curation_bad_kept": {"value": 0.01}}')
-    speaker = Speaker.load(checkpoints)
-    bench = nano.Bench(speaker, Frozen(frozen_folder), seed=3)
+    speaker = TextToSpeech.load(checkpoints)
+    bench = nano.Evaluation(speaker, Frozen(frozen_folder), seed=3)
     bench.note("params_total", results.parameters_of(checkpoints))
     bench.note("retrain_hours", results.training_hours(checkpoints), "h")
     walls = nano.evaluate(bench, nano.PARTS, Parrot, Ear)
@@ -199,7 +199,7 @@ def test_recordings_are_listened_to_once(run, frozen_folder):
 
 def test_recheck_finds_the_committed_figures_true(run, frozen_folder, checkpoints):
     checks = recheck.recheck(
-        "tiny", run[0], 2, 6, Frozen(frozen_folder), Parrot, Ear, Speaker.load(checkpoints)
+        "tiny", run[0], 2, 6, Frozen(frozen_folder), Parrot, Ear, TextToSpeech.load(checkpoints)
     )
     names = {c.name for c in checks}
     checks = [
@@ -219,7 +219,7 @@ class Stranger(Parrot):
 
 def test_recheck_finds_a_judge_that_hears_otherwise(run, frozen_folder, checkpoints):
     checks = recheck.recheck(
-        "tiny", run[0], 2, 6, Frozen(frozen_folder), Stranger, Ear, Speaker.load(checkpoints)
+        "tiny", run[0], 2, 6, Frozen(frozen_folder), Stranger, Ear, TextToSpeech.load(checkpoints)
     )
     assert [c.name for c in checks if not c.ok][1].startswith("judge re-heard 6 recordings")
 
@@ -232,7 +232,7 @@ def test_recheck_finds_an_edited_figure(run, frozen_folder, checkpoints):
     path.write_text(json.dumps(summary))
     try:
         checks = recheck.recheck(
-            "tiny", run[0], 2, 6, Frozen(frozen_folder), Parrot, Ear, Speaker.load(checkpoints)
+            "tiny", run[0], 2, 6, Frozen(frozen_folder), Parrot, Ear, TextToSpeech.load(checkpoints)
         )
     finally:
         path.write_text(before)
@@ -293,7 +293,7 @@ def test_only_a_whole_evaluation_with_the_plain_settings_goes_to_the_reports(
     def stop(reports):
         raise UserError(f"would write {reports.relative_to(ROOT).as_posix()}")
 
-    monkeypatch.setattr(nano.Speaker, "load", lambda scale: SimpleNamespace(settings=DecodeSettings()))
+    monkeypatch.setattr(nano.TextToSpeech, "load", lambda scale: SimpleNamespace(settings=DecodeSettings()))
     monkeypatch.setattr(nano, "REPORTS", ROOT / "reports")
     monkeypatch.setattr(nano, "check_writable", stop)
     assert nano.main(flags) == 2

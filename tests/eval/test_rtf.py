@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 
 from omnilib.eval.rtf import MODULES, ratio, real_time_factor, streaming_matches, time_to_first_sound
-from omnilib.speak import Speaker
+from omnilib.speak import TextToSpeech
 from tests.tiny import write_checkpoints
 
 SENTENCES = ["The light of the morning.", "The water was on the morning light."]
@@ -54,7 +54,7 @@ def test_ratio_is_total_work_over_total_speech():
 def chain(tmp_path_factory):
     folder = write_checkpoints(tmp_path_factory.mktemp("tiny"))
     (folder / "decode.yaml").write_text("max_rows: 24\n")
-    return Speaker.load(folder), [
+    return TextToSpeech.load(folder), [
         (text, folder / "voices" / "ann.wav", "the light of the morning") for text in SENTENCES
     ]
 

@@ -127,10 +127,10 @@ def test_a_row_never_sees_later_rows(tiny):
 @pytest.mark.parametrize("length", [12, 700])
 def test_written_out_blocks_are_the_layers_of_transformers(tiny, length):
     model = tiny(2)
-    assert model.can_run_written_out
+    assert model.can_take_fast_path
     rows, _, labels = random_batch(model, [length, length])
     gradients = []
-    for model.written_out in (True, False):
+    for model.fast_path in (True, False):
         model.zero_grad()
         out = model(rows, None, labels, return_logits=True)
         out.loss.backward()
@@ -148,7 +148,7 @@ def test_written_out_blocks_learn_as_well_in_bf16(tiny):
     rows, mask, labels = random_batch(model, [40, 40])
     exact = model(rows, mask, labels).loss.item()
     losses = []
-    for model.written_out in (True, False):
+    for model.fast_path in (True, False):
         with torch.autocast("cpu", torch.bfloat16):
             losses.append(model(rows, mask, labels).loss.item())
     assert abs(losses[0] - exact) < 1.5 * abs(losses[1] - exact) + 0.02 * exact
@@ -161,7 +161,7 @@ def test_recomputed_activations_give_the_same_loss_and_gradients(tiny):
     for recompute in (False, True):
         if recompute:
             model.gradient_checkpointing_enable()
-            assert not model.can_run_written_out
+            assert not model.can_take_fast_path
         model.zero_grad()
         loss = model(rows, mask, labels).loss
         loss.backward()

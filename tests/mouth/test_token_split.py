@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omnilib.mouth.chunking import ChunkMachine, ChunkRules, Layout
-from omnilib.mouth.decode import heard, split_tokens, vocoder_blocks
+from omnilib.mouth.decode import row_tokens, split_tokens, vocoder_blocks
 
 LAYOUT = Layout(text_size=10, speech_size=7, streams=2, pre_pad=2, text_pad=6, text_eos=5)
 
@@ -80,6 +80,6 @@ def test_row_by_row_and_all_at_once_hear_the_same(text, sampled, limit, blank):
     machine, rows, streamed = ChunkMachine(LAYOUT, rules, ["w", "."].__getitem__, text), [], []
     while not machine.done and len(rows) < limit:
         rows.append(machine.step(sampled[len(rows) % len(sampled)]))
-        streamed += heard(rows[-1], LAYOUT, blank)
+        streamed += row_tokens(rows[-1], LAYOUT, blank)
     grid = torch.tensor([(r.text, *r.speech) for r in rows])
     assert split_tokens(grid, LAYOUT, blank).tolist() == streamed

@@ -237,7 +237,7 @@ def dev_utterances(cfg: script.Config, corpus) -> script.Utterances:
 
 
 def test_missing_tokens_are_one_clear_line(corpus, tmp_path):
-    with pytest.raises(DataError, match="cannot read .*none.safetensors.*omnilib.train.tokens --tokenizer"):
+    with pytest.raises(DataError, match="cannot read .*none.safetensors.*omnilib.train.encode --tokenizer"):
         script.train(settings(corpus, "tokens=none.safetensors"), tmp_path)
     save_file({"other": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(DataError, match="none of .* records has tokens"):

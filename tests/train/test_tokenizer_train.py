@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from omnilib.data import read_manifest
 from omnilib.errors import CheckpointError, DataError, UserError
+from omnilib.train import encode as encoding
 from omnilib.train import tokenizer as training
-from omnilib.train import tokens
 from omnilib.train.prefetch import prefetch
 from omnilib.voice.phonemes import (
     PhonemeHead,
@@ -79,8 +79,8 @@ def test_phonemes_are_learnt_through_the_codes(trained):
 
 def test_intelligibility_of_codes_tells_right_from_wrong(corpus, trained):
     out, _ = trained
-    records = [r for r in tokens.read_manifest(corpus) if r["split"] == "test"]
-    codes = tokens.encode_codes(SpeechTokenizer.load(out), records, corpus.parent)
+    records = [r for r in encoding.read_manifest(corpus) if r["split"] == "test"]
+    codes = encoding.encode_codes(SpeechTokenizer.load(out), records, corpus.parent)
     head = PhonemeHead.load(out)
     said = [r["phonemes"] for r in records]
     right = intelligibility(head, [codes[r["id"]] for r in records], said)
@@ -220,13 +220,13 @@ def test_edit_distance_counts_the_three_kinds_of_error():
 
 def test_export_is_batched_exact_and_goes_on_after_a_kill(corpus, trained, tmp_path, monkeypatch):
     out, _ = trained
-    monkeypatch.setattr(tokens, "PART_SECONDS", 8.0)
-    monkeypatch.setitem(tokens.BATCH_SECONDS, "cpu", 5.0)
-    records = tokens.read_manifest(corpus)
+    monkeypatch.setattr(encoding, "PART_SECONDS", 8.0)
+    monkeypatch.setitem(encoding.BATCH_SECONDS, "cpu", 5.0)
+    records = encoding.read_manifest(corpus)
     target = tmp_path / "codes.safetensors"
-    parts, done = tokens.cut_parts(records), []
+    parts, done = encoding.cut_parts(records), []
     assert len(parts) > 3
-    encode = tokens.encode_codes
+    encode = encoding.encode_codes
 
     def killed_at_third(model, some, root):
         done.append(len(some))
@@ -234,30 +234,30 @@ def test_export_is_batched_exact_and_goes_on_after_a_kill(corpus, trained, tmp_p
             raise KeyboardInterrupt
         return encode(model, some, root)
 
-    monkeypatch.setattr(tokens, "encode_codes", killed_at_third)
+    monkeypatch.setattr(encoding, "encode_codes", killed_at_third)
     with pytest.raises(KeyboardInterrupt):
-        tokens.export(records, corpus.parent, "codes", out, target, 1)
+        encoding.export(records, corpus.parent, "codes", out, target, 1)
     assert not target.exists()
-    tokens.export(records, corpus.parent, "codes", out, target, 1)
+    encoding.export(records, corpus.parent, "codes", out, target, 1)
     assert sum(done[3:]) == len(records) - sum(done[:2]), "finished parts were encoded again"
     codes = load_file(target)
     assert set(codes) == {r["id"] for r in records} and not list(tmp_path.glob("*.parts-*"))
     model = SpeechTokenizer.load(out)
     for record in records[:5]:
-        wave, _ = tokens.load_batch([(record, 0.0, record["duration"])], corpus.parent)
-        alone, _ = model.encode(tokens.log_mel_128(wave))
+        wave, _ = encoding.load_batch([(record, 0.0, record["duration"])], corpus.parent)
+        alone, _ = model.encode(encoding.log_mel_128(wave))
         assert torch.equal(codes[record["id"]].long(), alone[0])
         assert codes[record["id"]].dtype == torch.int16
         assert abs(len(alone[0]) - 25 * record["duration"]) < 1
     calls = len(done)
-    tokens.export(records, corpus.parent, "codes", out, target, 1)
+    encoding.export(records, corpus.parent, "codes", out, target, 1)
     assert len(done) == calls, "an existing file of the same records and model was made again"
 
 
 def test_export_in_two_processes_through_the_command_line(corpus, trained, tmp_path):
     out, _ = trained
     target = tmp_path / "codes.safetensors"
-    tokens.main(
+    encoding.main(
         [
             "--manifest",
             str(corpus),
@@ -287,28 +287,28 @@ def test_export_in_two_processes_through_the_command_line(corpus, trained, tmp_p
         "--processes",
         "1",
     ]
-    tokens.main([*command, "--every", "4"])
+    encoding.main([*command, "--every", "4"])
     assert load_file(part).keys() == {
         r["id"] for r in [r for r in read_manifest(corpus) if r["split"] == "dev"][::4]
     }
     with pytest.raises(UserError, match="--every"):
-        tokens.main([*command, "--every", "0"])
+        encoding.main([*command, "--every", "0"])
 
 
 def test_the_voice_shown_to_the_flow_is_the_recording_before_of_the_same_speaker():
     records = [{"id": i, "speaker": s} for i, s in enumerate("abab")] + [{"id": 4, "speaker": "c"}]
-    assert [r["id"] for r in tokens.prompts_of(records)] == [2, 3, 0, 1, 4]
+    assert [r["id"] for r in encoding.prompts_of(records)] == [2, 3, 0, 1, 4]
 
 
 def test_long_recordings_are_cut_into_blocks_of_30_seconds():
-    assert tokens.blocks_of({"duration": 65.0}) == [(0.0, 30.0), (30.0, 30.0), (60.0, 5.0)]
-    assert tokens.blocks_of({"duration": 30.0}) == [(0.0, 30.0)]
-    assert tokens.blocks_of({"duration": 1.2}) == [(0.0, 1.2)]
+    assert encoding.blocks_of({"duration": 65.0}) == [(0.0, 30.0), (30.0, 30.0), (60.0, 5.0)]
+    assert encoding.blocks_of({"duration": 30.0}) == [(0.0, 30.0)]
+    assert encoding.blocks_of({"duration": 1.2}) == [(0.0, 1.2)]
 
 
 def test_missing_things_are_said_in_one_line(corpus, tmp_path):
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        tokens.main(
+        encoding.main(
             [
                 "--manifest",
                 str(corpus),
@@ -321,7 +321,7 @@ def test_missing_things_are_said_in_one_line(corpus, tmp_path):
             ]
         )
     with pytest.raises(DataError, match="no records"):
-        tokens.main(
+        encoding.main(
             [
                 "--manifest",
                 str(corpus),
@@ -341,7 +341,7 @@ def test_a_device_that_is_not_here_is_said_in_one_line(corpus, trained, tmp_path
     out, _ = trained
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match="no CUDA device"):
-        tokens.main(
+        encoding.main(
             [
                 "--manifest",
                 str(corpus),

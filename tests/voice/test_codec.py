@@ -10,7 +10,7 @@ from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, mel_80, resample
 from omnilib.data import load_segment
 from omnilib.errors import AudioError, CheckpointError, ConfigError
 from omnilib.train.common import export_model
-from omnilib.train.tokens import FlowMels
+from omnilib.train.encode import FlowMels
 from omnilib.voice.codec import Codec, CodecSettings, CrossFadeStream, Voice
 from omnilib.voice.flow import EncoderConfig, EstimatorConfig, Flow, FlowConfig
 from omnilib.voice.hift import HiFT

@@ -346,7 +346,7 @@ def test_a_share_of_the_crops_is_made_from_the_given_mels_in_step_with_the_recor
         tmp_path / "run",
     )
     assert "fine_mel" in (tmp_path / "run" / "log.jsonl").read_text()
-    with pytest.raises(DataError, match="omnilib.train.tokens --codec"):
+    with pytest.raises(DataError, match="omnilib.train.encode --codec"):
         training.Crops(settings(corpus, "mels=nowhere.safetensors"), records, corpus.parent)
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from omnilib.audio import fbank_80
 from omnilib.errors import CheckpointError, ConfigError, DataError
+from omnilib.train import encode as encoding
 from omnilib.train import speaker as training
-from omnilib.train import tokens
 from omnilib.voice.speaker import SpeakerConfig, SpeakerEncoder
 from tests import tones
 
@@ -102,7 +102,7 @@ def test_trained_encoder_tells_unseen_voices_apart_and_exports_their_vectors(cor
     assert seen[40] < 0.5 * seen[1]
     assert metrics["all_eer"] < 0.25 and metrics["unseen_same_mean"] > metrics["unseen_other_mean"]
     target = tmp_path / "vectors.safetensors"
-    tokens.main(
+    encoding.main(
         [
             "--manifest",
             str(corpus),
@@ -119,8 +119,8 @@ def test_trained_encoder_tells_unseen_voices_apart_and_exports_their_vectors(cor
     vectors = load_file(target)
     assert len(vectors) == 24 and all(v.shape == (24,) and v.dtype == torch.float32 for v in vectors.values())
     model = SpeakerEncoder.load(tmp_path)
-    record = next(r for r in tokens.read_manifest(corpus) if r["id"] == "new1-test-0")
-    wave, _ = tokens.load_batch([(record, 0.0, record["duration"])], corpus.parent)
+    record = next(r for r in encoding.read_manifest(corpus) if r["id"] == "new1-test-0")
+    wave, _ = encoding.load_batch([(record, 0.0, record["duration"])], corpus.parent)
     with torch.no_grad():
         torch.testing.assert_close(vectors["new1-test-0"], model(fbank_80(wave))[0], atol=1e-3, rtol=1e-3)
 

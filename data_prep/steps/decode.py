@@ -19,8 +19,8 @@ from typing import ClassVar
 import numpy as np
 import soxr
 
-from data_prep.ops.levels import frame_levels
 from data_prep.pipeline import Audio, Step, dropped, register
+from data_prep.steps.levels import frame_levels
 from omnilib import recording
 from omnilib.errors import MissingTool
 
@@ -137,7 +137,7 @@ class Decode(Step):
     """Any format -> 24 kHz mono FLAC."""
 
     name: ClassVar[str] = "decode"
-    modules: ClassVar[tuple[str, ...]] = ("data_prep.ops.levels", "omnilib.recording")
+    modules: ClassVar[tuple[str, ...]] = ("data_prep.steps.levels", "omnilib.recording")
     rate: int = 24_000
     piece_seconds: float = 600.0
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from data_prep import plan as planner
-from data_prep.plan import (
+from data_prep import cost as planner
+from data_prep.cost import (
     ASSUMPTIONS,
     COSTLY,
     Cluster,

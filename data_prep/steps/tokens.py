@@ -1,4 +1,4 @@
-"""What the models train on: speech tokens and the speaker vector of every record (see omnilib/train/tokens.py).
+"""What the models train on: speech tokens and the speaker vector of every record (see omnilib/train/encode.py).
 
 Adds `tokens` (25 a second, a list of integers) and `speaker_vector` (192 numbers). `tokenizer` and `speaker` are checkpoint folders.
 
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from data_prep.pipeline import Audio, Step, register
 from omnilib.audio import TOKENIZER_RATE, fbank_80, log_mel_128
-from omnilib.train.tokens import SPEAKER_SECONDS, blocks_of, similar
+from omnilib.train.encode import SPEAKER_SECONDS, blocks_of, similar
 from omnilib.voice.speaker import SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer
 
@@ -38,7 +38,7 @@ class Tokens(Step):
     """Speech tokens and speaker vectors."""
 
     name: ClassVar[str] = "tokens"
-    modules: ClassVar[tuple[str, ...]] = ("omnilib.train.tokens",)
+    modules: ClassVar[tuple[str, ...]] = ("omnilib.train.encode",)
     tokenizer: str = "checkpoints/nano/tokenizer"
     speaker: str = "checkpoints/nano/speaker"
 

@@ -7,12 +7,12 @@ import pytest
 import soundfile
 from frozen_audio import RATE, Shelf, reasons, run, spoken, wave_of
 
-from data_prep.ops import duplicates
-from data_prep.ops.duplicates import Duplicates, Fingerprint, best_match, masks
-from data_prep.ops.longform import LongForm
-from data_prep.ops.speed import Speed
-from data_prep.ops.split import Split, letters, voice_of
-from data_prep.ops.voices import Speakers, Turns, Voiceprint, cluster, pack, unpack
+from data_prep.steps import duplicates
+from data_prep.steps.duplicates import Duplicates, Fingerprint, best_match, masks
+from data_prep.steps.longform import LongForm
+from data_prep.steps.speed import Speed
+from data_prep.steps.split import Split, letters, voice_of
+from data_prep.steps.voices import Speakers, Turns, Voiceprint, cluster, pack, unpack
 
 
 @pytest.fixture
@@ -258,9 +258,9 @@ def test_a_natural_pause_of_the_recording_is_kept(shelf):
 def test_tokens_are_those_of_the_training_code(shelf):
     import torch
 
-    from data_prep.ops.tokens import Tokens
+    from data_prep.steps.tokens import Tokens
     from omnilib.audio import log_mel_128
-    from omnilib.train.tokens import blocks_of
+    from omnilib.train.encode import blocks_of
     from omnilib.voice.speaker import SpeakerEncoder
     from omnilib.voice.tokenizer import SpeechTokenizer
 

@@ -1,7 +1,7 @@
 """What a corpus of so many hours takes: storage, core-hours, GPU-hours, nodes, days and money per step, with a range.
 
-    python -m data_prep.plan --hours 400000
-    python -m data_prep.plan --hours 400000 --days 14 --gpu-price 3.1 --assume keep_wild=0.3,0.4,0.5 --json plan.json
+    python -m data_prep.cost --hours 400000
+    python -m data_prep.cost --hours 400000 --days 14 --gpu-price 3.1 --assume keep_wild=0.3,0.4,0.5 --json plan.json
 
 Rates come from the benchmark of this repository (`reports/nano/curation/bench.json`, written by `omnilib.bench.curation`:
 `{"steps": {name: {"audio_hours_per_core_hour": x, "audio_hours_per_gpu_hour": y}}}`, either key may be absent). Steps without a

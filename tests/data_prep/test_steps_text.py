@@ -4,8 +4,8 @@ import pytest
 from frozen_audio import Shelf, reasons, run, spoken, wave_of
 
 from data_prep.filters import transcript
-from data_prep.ops.asr import RATE, Language, Transcribe, window_frames
-from data_prep.ops.text import Text
+from data_prep.steps.asr import RATE, Language, Transcribe, window_frames
+from data_prep.steps.text import Text
 
 
 def record(text, language=None, **fields) -> dict:

@@ -1,8 +1,8 @@
 """Turn every recording of a manifest into speech codes, a speaker vector or the flow's mel: one safetensors file, record id -> tensor.
 
-    python -m omnilib.train.tokens --manifest data/nano/manifest.jsonl --tokenizer checkpoints/nano/tokenizer --out data/nano/tokens.safetensors
-    python -m omnilib.train.tokens --manifest data/nano/manifest.jsonl --speaker checkpoints/nano/speaker --out data/nano/speakers.safetensors
-    python -m omnilib.train.tokens --manifest data/nano/codec.jsonl --codec checkpoints/nano --out data/nano/mels.safetensors
+    python -m omnilib.train.encode --manifest data/nano/manifest.jsonl --tokenizer checkpoints/nano/tokenizer --out data/nano/tokens.safetensors
+    python -m omnilib.train.encode --manifest data/nano/manifest.jsonl --speaker checkpoints/nano/speaker --out data/nano/speakers.safetensors
+    python -m omnilib.train.encode --manifest data/nano/codec.jsonl --codec checkpoints/nano --out data/nano/mels.safetensors
 
 Codes are int16 (T,), 25 a second, long recordings in 30 s blocks as the reference does; vectors are float32 (192,); mels are
 float16 (80, F), 50 frames a second in step with the recording: its own codes spoken in its own voice, whose prompt is the

@@ -7,12 +7,12 @@ import soundfile
 import soxr
 from frozen_audio import RATE, Shelf, reasons, run, spoken, wave_of
 
-from data_prep.ops.decode import Decode, pieces
-from data_prep.ops.levels import Loudness, crest, lowest_snr, snr
-from data_prep.ops.quality import RATE as MOS_RATE
-from data_prep.ops.quality import WINDOW, Quality, windows_of
-from data_prep.ops.segment import Segment
-from data_prep.ops.vad import Vad
+from data_prep.steps.decode import Decode, pieces
+from data_prep.steps.levels import Loudness, crest, lowest_snr, snr
+from data_prep.steps.quality import RATE as MOS_RATE
+from data_prep.steps.quality import WINDOW, Quality, windows_of
+from data_prep.steps.segment import Segment
+from data_prep.steps.vad import Vad
 
 
 @pytest.fixture

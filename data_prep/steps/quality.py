@@ -13,9 +13,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from data_prep.ops.levels import crest, lowest_snr, snr
-from data_prep.ops.sessions import model_file, open_session
 from data_prep.pipeline import Audio, Step, register
+from data_prep.steps.levels import crest, lowest_snr, snr
+from data_prep.steps.sessions import model_file, open_session
 
 RATE, WINDOW = 16_000, 144_160
 BATCH = 2  # more is no faster on one core and takes memory: 983 MB at 8
@@ -52,7 +52,7 @@ class Quality(Step):
     """Opinion scores, noise and clipping of each record."""
 
     name: ClassVar[str] = "quality"
-    modules: ClassVar[tuple[str, ...]] = ("data_prep.ops.levels",)
+    modules: ClassVar[tuple[str, ...]] = ("data_prep.steps.levels",)
     windows: int = 2
     overall: bool = False
 
