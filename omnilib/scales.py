@@ -211,7 +211,7 @@ def hift(folder: Path) -> None:
     from omnilib.train import hift as script
 
     script.train(
-        configs.load(script.Config, "hift_smoke", [f"manifest={folder}/corpus/manifest.jsonl"]),
+        configs.load(script.Config, "smoke/hift", [f"manifest={folder}/corpus/manifest.jsonl"]),
         folder / "hift",
     )
 
@@ -256,7 +256,7 @@ def grid(folder: Path) -> None:
 
     arguments = [
         "--config",
-        "speechlm_stage2_smoke",
+        "smoke/speechlm_stage2",
         "--out",
         str(folder / "stage2_grid"),
         "--work",
@@ -277,19 +277,19 @@ VOICED = ("tokens={}/tokens/tokens.safetensors", "speakers={}/speakers/speakers.
 # part -> (what it needs, how it is made), for smoke
 RECIPES: dict[str, tuple[tuple[str, ...], Callable[[Path], None]]] = {
     "corpus": ((), smoke_corpus),
-    "text": (("corpus",), run("text", "text_nano", "text", *TINY)),
-    "backbone": (("text",), run("backbone", "backbone_nano", "backbone", *NARROW, *SHORT)),
-    "tokenizer": (("corpus",), run("tokenizer", "tokenizer_smoke", "tokenizer")),
-    "speaker": (("corpus",), run("speaker", "speaker_smoke", "speaker", "encoder.dim=192")),
+    "text": (("corpus",), run("text", "nano/text", "text", *TINY)),
+    "backbone": (("text",), run("backbone", "nano/backbone", "backbone", *NARROW, *SHORT)),
+    "tokenizer": (("corpus",), run("tokenizer", "smoke/tokenizer", "tokenizer")),
+    "speaker": (("corpus",), run("speaker", "smoke/speaker", "speaker", "encoder.dim=192")),
     "tokens": (("tokenizer",), encode("codes", "tokenizer", "tokens")),
     "speakers": (("speaker",), encode("speakers", "speaker", "speakers")),
-    "flow": (("tokens", "speakers"), run("flow", "flow_smoke", "flow", "model.vocab=27", *VOICED)),
+    "flow": (("tokens", "speakers"), run("flow", "smoke/flow", "flow", "model.vocab=27", *VOICED)),
     "hift": (("corpus",), hift),
     "speechlm_stage1": (
         ("backbone", "tokens"),
-        run("speechlm", "speechlm_stage1_smoke", "speechlm_stage1", *SPOKEN[1:], "init={}/backbone"),
+        run("speechlm", "smoke/speechlm_stage1", "speechlm_stage1", *SPOKEN[1:], "init={}/backbone"),
     ),
-    "speechlm": (("speechlm_stage1",), run("speechlm", "speechlm_stage2_smoke", "speechlm", *SPOKEN[1:])),
+    "speechlm": (("speechlm_stage1",), run("speechlm", "smoke/speechlm_stage2", "speechlm", *SPOKEN[1:])),
     "voices": ((), voices),
     "stage2_grid": (("speechlm_stage1",), grid),
 }

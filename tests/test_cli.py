@@ -391,7 +391,7 @@ def test_a_committed_voice_is_not_written_over(checkpoints, tmp_path, capsys):
         ["data", "score", "--wild", "{tmp}", "--curated", "{tmp}"],
         ["data", "curate", "--recipe", "no-such", "--manifest", "m", "--out", "{tmp}/c", "--workers", "x"],
         ["train", "hift"],
-        ["train", "hift", "--config", "hift_smoke", "--out", "{tmp}/h", "--bogus"],
+        ["train", "hift", "--config", "smoke/hift", "--out", "{tmp}/h", "--bogus"],
         ["fetch", "x", "--bogus"],
     ],
     ids=" ".join,
@@ -425,7 +425,7 @@ def test_training_scripts_are_the_stages_and_a_wrong_one_is_named(capsys):
 
 
 def test_train_passes_its_flags_on_and_reports_a_wrong_config_key(tmp_path, capsys):
-    assert omni("train", "hift", "--config", "hift_smoke", "--out", tmp_path, "--set", "stepz=3") == 2
+    assert omni("train", "hift", "--config", "smoke/hift", "--out", tmp_path, "--set", "stepz=3") == 2
     assert "stepz" in capsys.readouterr().err
 
 

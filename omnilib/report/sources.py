@@ -50,7 +50,7 @@ PROGRAMS: dict[
     ),
     "curation_gain": (
         ("omnilib.eval.curation_gain",),
-        ("omnilib/configs/speechlm_grid_nano.yaml",),
+        ("omnilib/configs/ablations/stage2_grid.yaml",),
         ("text", "tokenizer"),
     ),
     "ends": (("omnilib.eval.ends",), (), SPOKEN),
@@ -61,7 +61,7 @@ PROGRAMS: dict[
     ),
     "stage2_grid": (
         ("omnilib.eval.stage2_grid",),
-        ("omnilib/configs/speechlm_grid_nano.yaml",),
+        ("omnilib/configs/ablations/stage2_grid.yaml",),
         ("text", "tokenizer"),
     ),
 }

@@ -66,7 +66,7 @@ def settings(corpus, *overrides: str) -> script.Config:
         f"tokens={corpus}/tokens.safetensors",
         f"speakers={corpus}/speakers.safetensors",
     ]
-    return configs.load(script.Config, "flow_smoke", [*files, "model.vocab=6", *overrides])
+    return configs.load(script.Config, "smoke/flow", [*files, "model.vocab=6", *overrides])
 
 
 def utterances(cfg: script.Config, corpus) -> script.Utterances:
@@ -83,15 +83,15 @@ def losses(out) -> dict[int, float]:
 
 
 SIZES = {
-    "flow_smoke": (1e4, 3e5),
+    "smoke/flow": (1e4, 3e5),
     "flow_nano_start": (2e6, 6e6),
     "flow_nano_encoder": (4e6, 7e6),
     "flow_nano_joint": (4e6, 7e6),
     "flow_nano_before": (4e6, 7e6),
     "flow_nano_lines": (4e6, 7e6),
     "flow_nano_speeds": (4e6, 7e6),
-    "flow_nano": (4e6, 7e6),
-    "flow_paper": (112549360, 112549360),
+    "nano/flow": (4e6, 7e6),
+    "paper/flow": (112549360, 112549360),
 }
 
 
@@ -200,7 +200,7 @@ def test_the_encoder_learns_alone_then_both_from_the_weights_of_earlier_runs(cor
 
 def test_a_wider_encoder_starts_as_the_narrow_one_it_came_from(tmp_path):
     narrow, wide = (
-        configs.load(script.Config, "flow_smoke", [f"model.encoder.linear_units={n}"]).model for n in (32, 48)
+        configs.load(script.Config, "smoke/flow", [f"model.encoder.linear_units={n}"]).model for n in (32, 48)
     )
     old, new = Flow(narrow).eval(), Flow(wide).eval()
     state = tmp_path / "state" / "model.safetensors"
@@ -220,7 +220,7 @@ def test_a_wider_encoder_starts_as_the_narrow_one_it_came_from(tmp_path):
 
 
 def test_a_run_can_start_from_what_another_one_exported(tmp_path):
-    config = configs.load(script.Config, "flow_smoke").model
+    config = configs.load(script.Config, "smoke/flow").model
     old, new = Flow(config), torch.nn.ModuleDict({"generator": Flow(config)})
     common.export_model(tmp_path, old, config, {}, form="int8")
     common.start_from(new, tmp_path, exported="generator.")

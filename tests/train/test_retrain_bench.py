@@ -39,7 +39,7 @@ def test_a_trial_measures_the_stage_and_leaves_nothing_behind(tmp_path, monkeypa
     monkeypatch.setattr(retrain, "STEPS", 20)
     monkeypatch.setattr(retrain.tempfile, "tempdir", str(tmp_path / "runs"))
     (tmp_path / "runs").mkdir()
-    got = retrain.trial("omnilib.train.hift", "hift_smoke", {"manifest": manifest, "eval_crops": 2})
+    got = retrain.trial("omnilib.train.hift", "smoke/hift", {"manifest": manifest, "eval_crops": 2})
     assert 0 < got["step"] < 5 and got["evaluation"] > 0 and got["start"] > got["step"]
     assert not any((tmp_path / "runs").iterdir())
 
@@ -67,8 +67,8 @@ def test_inputs_that_are_not_here_are_replaced_by_those_that_are(tmp_path, monke
 
 
 def test_a_stage_that_does_not_run_says_why(tmp_path):
-    with pytest.raises(DataError, match="hift_smoke does not run: .*nowhere"):
-        retrain.trial("omnilib.train.hift", "hift_smoke", {"manifest": tmp_path / "nowhere.jsonl"})
+    with pytest.raises(DataError, match="smoke/hift does not run: .*nowhere"):
+        retrain.trial("omnilib.train.hift", "smoke/hift", {"manifest": tmp_path / "nowhere.jsonl"})
 
 
 def test_recorded_times_stay_beside_the_predicted_ones(tmp_path, monkeypatch):
@@ -103,8 +103,8 @@ def test_stages_of_a_lane_are_timed_beside_the_other_lane_with_its_threads(tmp_p
     monkeypatch.setattr(retrain, "REPORT", tmp_path / "retrain.json")
     times = {"tokens": 50.0, "mels": 100.0, "speechlm": 9.0}
     result = retrain.measure(["tokenizer", "hift_start", "hift_whole"], times)
-    assert heard[0] == ("tokenizer_nano", None), "what comes before the lanes has all cores"
-    beside = [threads for config, threads in heard if config == "speechlm_stage2_nano"]
+    assert heard[0] == ("nano/tokenizer", None), "what comes before the lanes has all cores"
+    beside = [threads for config, threads in heard if config == "nano/speechlm_stage2"]
     assert beside and set(beside) == {plan.threads()} and ("hift_nano_start", plan.threads()) in heard
     rows = result["stages"]
     assert rows["mels"]["seconds"] == 200.0 and rows["tokens"]["seconds"] == 50.0, (

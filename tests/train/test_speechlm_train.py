@@ -83,7 +83,7 @@ def exact_state(out: Path) -> dict[str, torch.Tensor]:
 
 
 def test_stage_1_changes_only_adapter_and_new_rows(corpus, stage1):
-    config = configs.load(training.SpeechLMTraining, "speechlm_stage1_smoke", corpus.overrides())
+    config = configs.load(training.Config, "smoke/speechlm_stage1", corpus.overrides())
     training.seed_everything(config.seed)
     before = training.build(config, load_tokenizer(corpus.text))
     after, old_rows = exact_state(stage1), before.config.tokenizer_text_size - 3
@@ -103,13 +103,13 @@ def test_stage_1_changes_only_adapter_and_new_rows(corpus, stage1):
 def test_stage_2_changes_everything_and_the_adapter_learns_five_times_as_fast(corpus, stage1, stage2):
     before, after = SpeechLM.load(stage1).state_dict(), exact_state(stage2)
     assert all(not torch.equal(after[name], before[name]) for name in after)
-    config = configs.load(training.SpeechLMTraining, "speechlm_stage2_smoke", corpus.overrides(stage1))
+    config = configs.load(training.Config, "smoke/speechlm_stage2", corpus.overrides(stage1))
     model = training.build(config, load_tokenizer(corpus.text))
     groups = [g for o in training.optimizers_of(model, config).values() for g in o.param_groups]
     adapter = {id(p) for p in model.tts_adapter.parameters()}
     assert {id(p) for g in groups for p in g["params"]} == {id(p) for p in model.parameters()}
     assert all(g["scale"] == (5.0 if id(p) in adapter else 1.0) for g in groups for p in g["params"])
-    assert config.adapter_lr == 5.0  # paper
+    assert config.adapter_lr_scale == 5.0  # paper
 
 
 def test_a_share_of_the_weights_from_before_is_kept_in_what_is_exported(corpus, stage1, tmp_path):
@@ -137,7 +137,7 @@ def test_a_share_of_the_weights_from_before_is_kept_in_what_is_exported(corpus, 
 
 
 def test_killed_run_resumes_with_the_same_losses(corpus, tmp_path):
-    flags = ["--config", "speechlm_stage1_smoke", "--set", *corpus.overrides()]
+    flags = ["--config", "smoke/speechlm_stage1", "--set", *corpus.overrides()]
     training.main([*flags, "--out", str(tmp_path / "whole")])
     script = Path(__file__).parent / "killed.py"
     killed = subprocess.run(
@@ -195,14 +195,14 @@ def test_state_of_another_model_is_refused(corpus, tmp_path):
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("speechlm_stage*.yaml")))
 def test_every_config_loads(name):
-    config = configs.load(training.SpeechLMTraining, name)
+    config = configs.load(training.Config, name)
     assert f"stage{config.stage}" in name
     assert len(config.seconds) == len(config.shares) + 1 and len(config.languages) == len(
         config.language_shares
     )
     if name.endswith("paper"):
         assert (config.codes, config.streams, config.chunk_min, config.chunk_max) == (6561, 4, 50, 100)
-        assert config.adapter_lr == {1: 1.0, 2: 5.0}[config.stage]
+        assert config.adapter_lr_scale == {1: 1.0, 2: 5.0}[config.stage]
 
 
 def test_weight_change_is_relative_and_by_group():
@@ -239,9 +239,7 @@ def shards(corpus, tmp_path_factory) -> Path:
 
 
 def conversations(corpus: tiny.Corpus, *overrides: str) -> training.Conversations:
-    config = configs.load(
-        training.SpeechLMTraining, "speechlm_stage1_smoke", [*corpus.overrides(), *overrides]
-    )
+    config = configs.load(training.Config, "smoke/speechlm_stage1", [*corpus.overrides(), *overrides])
     tokenizer = load_tokenizer(corpus.text)
     return training.Conversations(
         config, tokenizer, layout_of(training.build(config, tokenizer).config, tokenizer)

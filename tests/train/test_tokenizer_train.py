@@ -51,7 +51,7 @@ def corpus(tmp_path_factory) -> Path:
 
 def train(manifest: Path, out: Path, *overrides: str) -> dict[str, float]:
     return training.main(
-        ["--config", "tokenizer_smoke", "--out", str(out), "--set", f"manifest={manifest}", *overrides]
+        ["--config", "smoke/tokenizer", "--out", str(out), "--set", f"manifest={manifest}", *overrides]
     )
 
 
@@ -97,7 +97,7 @@ def test_killed_run_resumes_with_the_same_losses(corpus, tmp_path):
         "-m",
         "omnilib.train.tokenizer",
         "--config",
-        "tokenizer_smoke",
+        "smoke/tokenizer",
         "--out",
         str(tmp_path / "killed"),
         "--set",

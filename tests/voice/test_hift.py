@@ -265,7 +265,7 @@ def corpus(tmp_path) -> Path:
 
 
 def settings(corpus: Path, *more: str) -> training.Config:
-    return configs.load(training.Config, "hift_smoke", [f"manifest={corpus}", *more])
+    return configs.load(training.Config, "smoke/hift", [f"manifest={corpus}", *more])
 
 
 def test_spectral_losses_fall_on_the_corpus(corpus, tmp_path):
@@ -403,13 +403,13 @@ def test_every_committed_config_is_valid():
     assert sizes["paper"].model == HiFTConfig()
     assert all(cfg.model.hop == 480 for cfg in sizes.values())
     with pytest.raises(ConfigError):
-        configs.load(training.Config, "hift_nano", ["model.base_chanels=3"])
+        configs.load(training.Config, "nano/hift", ["model.base_chanels=3"])
 
 
 @pytest.mark.gpu
 def test_a_training_step_gives_the_same_losses_and_gradients_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    cfg = configs.load(training.Config, "hift_smoke").model
+    cfg = configs.load(training.Config, "smoke/hift").model
     model = HiFT(cfg)
     wave = 0.1 * torch.randn(2, 15_360, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(2, 15_360, cfg.nb_harmonics + 1, generator=torch.Generator().manual_seed(1))
