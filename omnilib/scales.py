@@ -129,8 +129,8 @@ def fingerprint() -> str:
     digest = hashlib.sha256()
     files = [
         *(ROOT / "omnilib").rglob("*.py"),
-        *CONFIGS.glob("*_smoke.yaml"),
-        *CONFIGS.glob("*_nano.yaml"),
+        *CONFIGS.glob("smoke/*.yaml"),
+        *CONFIGS.glob("nano/*.yaml"),
         FROZEN / "manifest.jsonl",
     ]
     for path in sorted(files):

@@ -38,7 +38,13 @@ def test_every_stage_runs_once_after_what_it_needs_and_no_lane_needs_the_other()
 
 
 def test_lanes_count_once_in_the_wall_time():
-    seconds = {"corpus": 10.0, "hift": 30.0, "speechlm_stage2": 20.0, "evaluate": 5.0, "not in the graph": 1.0}
+    seconds = {
+        "corpus": 10.0,
+        "hift": 30.0,
+        "speechlm_stage2": 20.0,
+        "evaluate": 5.0,
+        "not in the graph": 1.0,
+    }
     assert retrain.wall_seconds(seconds) == 10 + 30 + 5 + 1
     assert retrain.wall_seconds({}) == 0
 

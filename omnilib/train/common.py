@@ -93,6 +93,10 @@ class Schedule:
     def __init__(self, config, make: Callable[[object], object] = lambda config: None):
         self.phases, self.make, self.made, self.lock = [], make, {}, threading.Lock()
         first = 0
+        if config.phases and config.steps != type(config)().steps:
+            raise ConfigError(
+                "give `steps` or `phases`, not both: phases have steps of their own (--set phases=[] for one phase)"
+            )
         for number, given in enumerate(config.phases or [{"name": "all", "steps": config.steps}]):
             given = dict(given)
             name, steps = given.pop("name", ""), given.pop("steps", 0)
