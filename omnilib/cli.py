@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omnilib import options
-from omnilib.errors import UserError
+from omnilib.errors import CheckpointError, UserError
 from omnilib.output import STANDARD_OUTPUT, WaveOutput, check_output, shown
 from omnilib.paths import CHECKPOINTS, REPORTS, ROOT, RUNS, need_workspace
 
@@ -274,6 +274,10 @@ def reproduce(args: argparse.Namespace) -> int:
     started, failures = time.time(), []
     notebooks = report.list_notebooks(args.only)
     report.check_scale(args.scale)
+    notebooks, left_out = report.with_parts(notebooks, args.scale)
+    if not notebooks:
+        raise CheckpointError(left_out[0])
+    print(*left_out, sep="\n", end="\n" * bool(left_out), flush=True)
     given = [*args.parameter, *([f"seed={args.seed}"] if args.seed is not None else [])]
     if given:
         return variants(notebooks, args.scale, combinations(given, notebooks))

@@ -26,8 +26,10 @@ from omnilib.report.notebooks import (
     check_scale,
     first_words,
     list_notebooks,
+    parts_needed,
     run_notebook,
     run_notebooks,
+    with_parts,
 )
 from omnilib.report.ranges import range_of_items, range_of_share, told
 from omnilib.report.run import AUDIO_RATE, VERDICTS, Run, encode_mp3, holds, paper_row, start
@@ -55,6 +57,7 @@ __all__ = [
     "number",
     "page",
     "paper_row",
+    "parts_needed",
     "range_of_items",
     "range_of_share",
     "render",
@@ -65,4 +68,5 @@ __all__ = [
     "summary_rows",
     "told",
     "update_markers",
+    "with_parts",
 ]

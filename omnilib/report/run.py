@@ -58,6 +58,7 @@ class Run:
     figures: list[dict] = field(default_factory=list)
     sounds: list[dict] = field(default_factory=list)
     paper: list[dict] = field(default_factory=list)
+    claims: list[dict] = field(default_factory=list)
     started: float = field(default_factory=time.time)
 
     def write(self) -> None:
@@ -151,8 +152,16 @@ class Run:
         setattr(self, kind, [*items, {"file": f"{folder}/{file}", "caption": caption, **more}])
         self.write()
 
-    def paper_table(self, rows: list[dict]) -> None:
-        """Draw "what the paper says vs what we measured".
+    def claim(
+        self, claim: str, ref: str, paper: str, verdict: str, metric: str | None = None, **more: str
+    ) -> None:
+        """Add a row to the table that `paper_table()` draws; fields as there."""
+        self.claims.append(
+            {"claim": claim, "ref": ref, "paper": paper, "verdict": verdict, "metric": metric, **more}
+        )
+
+    def paper_table(self, rows: list[dict] | None = None) -> None:
+        """Draw "what the paper says vs what we measured": the rows given, or those added with `claim`.
 
         Each row: claim, ref (table or section), paper (their value), metric (a recorded name, or None), verdict, and
         optionally rule (when the verdict is `trend holds`: "at most 8 points above recordings"), judge (judge and decoding),
@@ -160,7 +169,7 @@ class Run:
         itself: without a recorded metric the row reads `not attempted`.
         """
         recorded = read_metrics(self.folder)["metrics"]
-        self.paper = [paper_row(row, recorded, self.scale) for row in rows]
+        self.paper = [paper_row(row, recorded, self.scale) for row in rows or self.claims]
         self.write()
         head = (
             "claim (paper ref)",
