@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from omnilib.brain.mllm import MEDIA, Brain
+from omnilib.brain.positions import scaled
 from omnilib.errors import ConfigError
 
 
@@ -106,7 +107,9 @@ def stream(model: Brain, batch: dict, settings: AnswerSettings = GREEDY) -> Iter
         **media,
     )
     cache = DynamicCache(config=model.config)
-    logits = prefill(model, embeds, mask, positions, cache, settings.prefill)
+    rotary = model.frequencies_for(positions, settings.max_new_tokens)
+    with scaled(model, rotary):
+        logits = prefill(model, embeds, mask, positions, cache, settings.prefill)
     place = mask.sum(1) + deltas  # (B,) of the id to come
     stops = torch.tensor(ends(model, settings), device=logits.device)
     pad = model.config.pad_token_id
@@ -124,13 +127,14 @@ def stream(model: Brain, batch: dict, settings: AnswerSettings = GREEDY) -> Iter
         if bool(ended.all()) or step + 1 == settings.max_new_tokens:
             return
         mask = torch.cat((mask, mask.new_ones(len(mask), 1)), 1)
-        hidden = model.model(
-            inputs_embeds=model.model.embed_tokens(ids[:, None]),
-            attention_mask=mask,
-            position_ids=place[None, :, None].expand(3, -1, -1),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        with scaled(model, rotary):
+            hidden = model.model(
+                inputs_embeds=model.model.embed_tokens(ids[:, None]),
+                attention_mask=mask,
+                position_ids=place[None, :, None].expand(3, -1, -1),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
         logits, place = model.lm_head(hidden[:, -1]).float(), place + 1
 
 
