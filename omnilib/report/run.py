@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omnilib.errors import UserError
-from omnilib.paths import NOTEBOOKS, ROOT, RUNS
+from omnilib.paths import NOTEBOOKS, REPORTS, ROOT, RUNS
 from omnilib.provenance import commit_of, peak_memory_gb, stamp, write_json, write_stamp
 from omnilib.report.headlines import load_summary, read_metrics, split_timings
 from omnilib.report.html import data_uri, html_table, show
@@ -115,6 +115,16 @@ class Run:
             if entry and entry.get("value") is not None:
                 ci95 = entry["ci95"] if isinstance(entry.get("ci95"), list) else None
                 found[name] = self.metric(name, entry["value"], entry["n"] or 0, ci95, source=entry["source"])
+        return found
+
+    def from_report(self, name: str, *names: str) -> dict[str, float]:
+        """Take figures that a program measured (reports/<scale>/<name>/metrics.json); absent ones are left out."""
+        entries, found = read_metrics(REPORTS / self.scale / name)["metrics"], {}
+        for key in names:
+            if (entry := entries.get(key)) and entry.get("value") is not None:
+                source = f"reports/{self.scale}/{name}/metrics.json"
+                more = {"ci95": entry.get("ci95"), "unit": entry.get("unit") or "", "source": source}
+                found[key] = self.metric(key, entry["value"], entry.get("n") or 0, **more)
         return found
 
     def figure(self, figure: Any, name: str, caption: str = "", timing: bool = False) -> None:

@@ -1,0 +1,74 @@
+"""What a brain makes of a recording: its surprise at the right words, with parts of its hearing taken away.
+
+    pairs = [(wave, text), ...]                            # (T,) at 16 kHz, and what is said
+    loss = mean_loss(brain, processor, pairs)              # both encoders
+    deaf = mean_loss(brain, processor, pairs, silence("auxiliary"))
+
+The loss is teacher-forced: the right words are given one by one, and each next one is asked for. It moves long
+before answers become right, so it shows early whether a training hears at all.
+
+Shapes: W windows, N main frames, D1, D2 widths of the encoders.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from omnilib.brain.inputs import BrainProcessor
+from omnilib.brain.mllm import Brain
+from omnilib.errors import ConfigError
+
+RATE = 16_000
+ASK = "Write down what is said."  # as in training, see data_prep/brain.py
+Change = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def both(main: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames as they are."""
+    return main, aux
+
+
+def silence(encoder: str) -> Change:
+    """A change that sets the frames of one encoder to zero.
+
+    Args:
+        encoder: "main", "auxiliary" or "both".
+
+    Raises:
+        ConfigError: no such encoder.
+    """
+    if encoder not in ("main", "auxiliary", "both"):
+        raise ConfigError(f"no encoder '{encoder}': use main, auxiliary or both")
+    return lambda main, aux: (main * (encoder == "auxiliary"), aux * (encoder == "main"))
+
+
+def transcription(processor: BrainProcessor, wave: Tensor, text: str) -> dict[str, Tensor]:
+    """A batch that asks for the words of a recording, with labels on `text`."""
+    heard = {"type": "audio", "audio": (wave, RATE)}
+    turns = [{"role": "user", "content": [heard, ASK]}, {"role": "assistant", "content": text}]
+    return dict(processor.chat(turns, answer=False, labels=True))
+
+
+@torch.no_grad()
+def text_loss(
+    brain: Brain, processor: BrainProcessor, wave: Tensor, text: str, change: Change = both
+) -> float:
+    """Mean teacher-forced loss of the words of a recording, its frames changed by `change` first."""
+    batch = transcription(processor, wave, text)
+    windows, positions = batch.pop("input_features"), batch["feature_positions"]
+    main, aux = change(*brain.model.encode_speech(windows, positions))  # (W, N, D1), (W, 2 N, D2)
+    return float(brain(**batch, speech_features=brain.model.fuse(main, aux, positions)).loss)
+
+
+def losses(
+    brain: Brain, processor: BrainProcessor, pairs: Sequence[tuple[Tensor, str]], change: Change = both
+) -> list[float]:
+    """The loss of each (wave, text)."""
+    return [text_loss(brain, processor, wave, text, change) for wave, text in pairs]
+
+
+def swapped(pairs: Sequence[tuple[Tensor, str]]) -> list[tuple[Tensor, str]]:
+    """Every text with the recording of its neighbour: what a model that does not listen cannot notice."""
+    waves = [wave for wave, _ in pairs]
+    return [(wave, text) for wave, (_, text) in zip(waves[1:] + waves[:1], pairs, strict=True)]
