@@ -11,16 +11,21 @@ Shapes: W windows, N main frames, D1, D2 widths of the encoders.
 """
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+import numpy as np
+import soundfile
 import torch
 from torch import Tensor
 
 from omnilib.brain.inputs import BrainProcessor
 from omnilib.brain.mllm import Brain
+from omnilib.data import write_manifest
 from omnilib.errors import ConfigError
 
 RATE = 16_000
 ASK = "Write down what is said."  # as in training, see data_prep/brain.py
+TONES = {"l": 200, "h": 1500}  # letter -> Hz of the smallest corpus that needs ears
 Change = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -72,3 +77,30 @@ def swapped(pairs: Sequence[tuple[Tensor, str]]) -> list[tuple[Tensor, str]]:
     """Every text with the recording of its neighbour: what a model that does not listen cannot notice."""
     waves = [wave for wave, _ in pairs]
     return [(wave, text) for wave, (_, text) in zip(waves[1:] + waves[:1], pairs, strict=True)]
+
+
+def tone(letter: str, seconds: float) -> Tensor:
+    """The tone that stands for a letter: (T,)."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    return torch.from_numpy((0.3 * np.sin(2 * np.pi * TONES[letter] * time)).astype(np.float32))
+
+
+def tone_corpus(folder: Path) -> Path:
+    """Write eight recordings whose answer is a letter: low or high. Returns the manifest.
+
+    Who does not hear can learn to answer with one of two letters, and never which: a loss below that level
+    is proof of listening.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for letter in TONES:
+        for split, lengths in (("train", (0.6, 0.9, 1.2)), ("dev", (0.8,))):
+            for seconds in lengths:
+                name = f"{letter}-{seconds:g}"
+                soundfile.write(folder / f"{name}.wav", tone(letter, seconds).numpy(), RATE)
+                asked = {"role": "user", "text": f"<speech>\n{ASK}"}
+                turns = [asked, {"role": "assistant", "text": letter}]
+                row = {"id": name, "split": split, "task": "transcribe", "turns": turns}
+                rows.append(row | {"audio": [f"{name}.wav"]})
+    write_manifest(folder / "tones.jsonl", rows)
+    return folder / "tones.jsonl"

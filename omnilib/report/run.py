@@ -117,6 +117,15 @@ class Run:
                 found[name] = self.metric(name, entry["value"], entry["n"] or 0, ci95, source=entry["source"])
         return found
 
+    def passes(self, name: str, value: float, line: float, below: bool = True) -> bool:
+        """Is it learning? Print and record whether a figure is beyond its pass line; returns it."""
+        ok = value < line if below else value > line
+        sign = "below" if below else "above"
+        told = "PASS" if ok else "NOT YET"
+        print(f"{told}  {name.replace('_', ' ')}: {value:.4g}, the line is {sign} {line:.4g}")
+        self.set(pass_lines={**self.settings.get("pass_lines", {}), name: told})
+        return ok
+
     def from_report(self, name: str, *names: str) -> dict[str, float]:
         """Take figures that a program measured (reports/<scale>/<name>/metrics.json); absent ones are left out."""
         entries, found = read_metrics(REPORTS / self.scale / name)["metrics"], {}
