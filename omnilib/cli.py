@@ -103,7 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
         "text", nargs="?", default="", help="the question, or - to read it; none if it is spoken in --audio"
     )
     for name, what in (("audio", "a recording"), ("image", "a picture"), ("video", "a video")):
-        ask.add_argument(f"--{name}", action="append", default=[], metavar="FILE", help=f"{what} (repeatable)")
+        ask.add_argument(
+            f"--{name}", action="append", default=[], metavar="FILE", help=f"{what} (repeatable)"
+        )
     ask.add_argument(
         *("--scale", "--checkpoint"), default="nano", metavar="NAME|FOLDER", dest="scale",
         help="checkpoints/NAME/brain, or a folder: ours, or a published MGM-Omni",

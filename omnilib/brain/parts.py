@@ -94,10 +94,14 @@ def with_markers(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
         raise CheckpointError(f"the vocabulary has no {min(missing)}: this is not SmolLM2's tokenizer")
     vocabulary = state["model"]["vocab"]
     state["model"]["vocab"] = {own.get(name, name): number for name, number in vocabulary.items()}
-    known = [entry | {"content": own.get(entry["content"], entry["content"])} for entry in state["added_tokens"]]
+    known = [
+        entry | {"content": own.get(entry["content"], entry["content"])} for entry in state["added_tokens"]
+    ]
     markers = {entry["content"] for entry in known}
     flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    fresh = [{"id": vocabulary[old], "content": new} | flags for old, new in own.items() if new not in markers]
+    fresh = [
+        {"id": vocabulary[old], "content": new} | flags for old, new in own.items() if new not in markers
+    ]
     state["added_tokens"] = sorted(known + fresh, key=lambda entry: entry["id"])
     named = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
     return PreTrainedTokenizerFast(
