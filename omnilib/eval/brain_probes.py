@@ -10,6 +10,7 @@ before answers become right, so it shows early whether a training hears at all.
 Shapes: W windows, N main frames, D1, D2 widths of the encoders.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ import soundfile
 import torch
 from torch import Tensor
 
+from omnilib.brain.decode import AnswerSettings, stream
+from omnilib.brain.encoders import mel_windows
 from omnilib.brain.inputs import BrainProcessor
 from omnilib.brain.mllm import Brain
 from omnilib.data import write_manifest
@@ -104,3 +107,39 @@ def tone_corpus(folder: Path) -> Path:
                 rows.append(row | {"audio": [f"{name}.wav"]})
     write_manifest(folder / "tones.jsonl", rows)
     return folder / "tones.jsonl"
+
+
+def hidden_tone(letter: str, seconds: float, depth: float, seed: int = 0) -> Tensor:
+    """The tone of a letter, 0.6 s long, somewhere in quiet noise: (T,).
+
+    Args:
+        seconds: of the whole recording, at least 0.6.
+        depth: where the tone lies, 0 at the beginning, 1 at the end.
+    """
+    needle, count = tone(letter, 0.6), round(seconds * RATE)
+    noise = np.random.default_rng(seed).standard_normal(count).astype(np.float32)
+    wave, start = torch.from_numpy(0.01 * noise), round(depth * (count - len(needle)))
+    wave[start : start + len(needle)] += needle
+    return wave
+
+
+@torch.no_grad()
+def cost(brain: Brain, processor: BrainProcessor, seconds: float, new: int = 8) -> dict[str, float]:
+    """Processor seconds of each step from a recording of noise to an answer of `new` words, and its positions."""
+    wave, config = 0.01 * torch.randn(round(seconds * RATE)), brain.config
+    clock = [time.process_time()]
+    windows = mel_windows(wave, config.window_samples, config.mel_bins)
+    clock.append(time.process_time())
+    heard = brain.model.hear(windows, torch.tensor(processor.speech_positions(len(wave))))
+    clock.append(time.process_time())
+    batch = dict(processor.chat([{"role": "user", "content": [{"type": "audio", "audio": (wave, RATE)}]}]))
+    for name in ("input_features", "feature_positions"):
+        batch.pop(name)
+    skipped = time.process_time() - clock[-1]  # the same spectra once more
+    settings = AnswerSettings(max_new_tokens=new, eos=())
+    for number, _ in enumerate(stream(brain, batch | {"speech_features": heard}, settings)):
+        if number in (0, new - 1):
+            clock.append(time.process_time() - skipped)
+    names = ("spectrum", "encoders", "prompt", "answer")
+    steps = {name: max(b - a, 1e-6) for name, a, b in zip(names, clock, clock[1:], strict=False)}
+    return {"seconds": seconds, "positions": batch["input_ids"].shape[1], **steps}
