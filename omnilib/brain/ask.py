@@ -131,6 +131,24 @@ class Brain:
         """As `ask`, words as they come."""
         return self.conversation().stream(text, audio, images, videos, **settings)
 
+    def ask_many(self, turns: Sequence[dict], **settings) -> list[str]:
+        """Answers to several single questions at once, padded to the longest: quicker, the same words.
+
+        Args:
+            turns: of `turn`; of similar length, or the short ones pay for the long ones.
+
+        Raises:
+            As `ask`.
+        """
+        batch = self.processor.chat([[asked] for asked in turns]).to(self.model.device)
+        chosen, rows = replace(self.settings, **settings), [[] for _ in turns]
+        stops = set(ends(self.model, chosen))
+        for step in stream(self.model, batch, chosen):
+            for ids, row in zip(step.tolist(), rows, strict=True):
+                if not row or row[-1] not in stops:
+                    row.append(ids)
+        return [self.processor.decode(row).strip() for row in rows]
+
     def conversation(self, system: str | None = None) -> "Conversation":
         """Several questions, each with all that was said, heard and shown before."""
         return Conversation(self, system)
