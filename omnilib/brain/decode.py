@@ -65,6 +65,15 @@ def ends(model: Brain, settings: AnswerSettings) -> list[int]:
     return eos if isinstance(eos, list) else [] if eos is None else [eos]
 
 
+def chosen_id(
+    logits: Tensor, settings: AnswerSettings, warpers: LogitsProcessorList, generator: torch.Generator
+) -> Tensor:
+    """The likeliest id, or one drawn: (B, V) -> (B,)."""
+    if settings.temperature == 0:
+        return logits.argmax(-1)
+    return torch.multinomial(warpers(None, logits.float()).softmax(-1), 1, generator=generator)[:, 0]
+
+
 @torch.no_grad()
 def prefill(
     model: Brain,
@@ -117,10 +126,7 @@ def stream(model: Brain, batch: dict, settings: AnswerSettings = GREEDY) -> Iter
     warpers, generator = settings.warpers(), torch.Generator(device=logits.device).manual_seed(settings.seed)
     ended = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     for step in range(settings.max_new_tokens):
-        if settings.temperature == 0:
-            ids = logits.argmax(-1)  # (B,)
-        else:
-            ids = torch.multinomial(warpers(None, logits).softmax(-1), 1, generator=generator)[:, 0]
+        ids = chosen_id(logits, settings, warpers, generator)
         ids = ids.masked_fill(ended, pad)
         ended = ended | torch.isin(ids, stops)
         yield ids

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from omnilib import cli
 from omnilib.brain import limits, parts
 from omnilib.brain.ask import Brain, turn
+from omnilib.brain.decode import AnswerSettings
 from omnilib.brain.trained import Base, build_base
 from omnilib.errors import CheckpointError, LimitError, MediaError
 
@@ -260,3 +261,11 @@ def test_a_cut_answer_is_not_complete(folder):
     brain = Brain.load(folder)
     brain.model.generation_config.eos_token_id = -1
     assert not brain.ask("hi", max_new_tokens=2).complete
+
+
+def test_many_asked_together_get_the_answers_they_get_alone(folder, media):
+    brain = Brain.load(folder, weights="")
+    turns = [turn("What?", audio=[media / "a.wav"]), turn("hi"), turn("Which?", images=[media / "p.png"])]
+    together = brain.ask_many(turns, max_new_tokens=8)
+    alone = [brain.conversation()._stream(asked, AnswerSettings(max_new_tokens=8)) for asked in turns]
+    assert together == ["".join(words).strip() for words in alone]
