@@ -391,3 +391,13 @@ def laws(
     axis.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
     axis.legend(frameon=False)
     return figure
+
+
+def pictures(stills: Sequence, most: int = 8) -> Figure:
+    """Pictures, or frames of a video, beside each other; of many frames some, evenly chosen."""
+    chosen = [stills[round(i)] for i in np.linspace(0, len(stills) - 1, min(most, len(stills)))]
+    figure, axes = new(min(8.4, 2.2 * len(chosen)), 2.2, columns=len(chosen))
+    for axis, still in zip(axes, chosen, strict=True):
+        axis.imshow(np.asarray(still))
+        axis.axis("off")
+    return figure

@@ -9,7 +9,7 @@ from typing import Any
 
 from omnilib.errors import UserError
 from omnilib.paths import NOTEBOOKS, REPORTS, ROOT, RUNS
-from omnilib.provenance import commit_of, peak_memory_gb, stamp, write_json, write_stamp
+from omnilib.provenance import commit_of, peak_memory_gb, read_json, stamp, write_json, write_stamp
 from omnilib.report.headlines import load_summary, read_metrics, split_timings
 from omnilib.report.html import data_uri, html_table, show
 from omnilib.report.index import measured, rule_of
@@ -126,12 +126,12 @@ class Run:
         self.set(pass_lines={**self.settings.get("pass_lines", {}), name: told})
         return ok
 
-    def from_report(self, name: str, *names: str) -> dict[str, float]:
-        """Take figures that a program measured (reports/<scale>/<name>/metrics.json); absent ones are left out."""
-        entries, found = read_metrics(REPORTS / self.scale / name)["metrics"], {}
+    def from_report(self, file: str, *names: str) -> dict[str, float]:
+        """Take figures that a program measured (reports/<scale>/<file>); absent ones are left out."""
+        entries, found = read_json(REPORTS / self.scale / file).get("metrics", {}), {}
         for key in names:
             if (entry := entries.get(key)) and entry.get("value") is not None:
-                source = f"reports/{self.scale}/{name}/metrics.json"
+                source = f"reports/{self.scale}/{file}"
                 more = {"ci95": entry.get("ci95"), "unit": entry.get("unit") or "", "source": source}
                 found[key] = self.metric(key, entry["value"], entry.get("n") or 0, **more)
         return found

@@ -43,6 +43,11 @@ PROGRAMS: dict[
 ] = {  # result -> programs, data, checkpoints
     "eval": (("omnilib.eval.nano",), FROZEN, SPOKEN),
     "eval_all": (("omnilib.eval.nano", "omnilib.eval.all_lines"), (), SPOKEN),
+    "brain": (
+        ("omnilib.eval.brain",),
+        ("data_prep/frozen_brain", *FROZEN),
+        ("encoders", "brain"),
+    ),
     "curation": (
         ("data_prep.wild", "data_prep.curate", "data_prep.score", *STEPS),
         ("data_prep/recipes/wild.yaml",),
