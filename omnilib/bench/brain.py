@@ -59,7 +59,7 @@ def loaded(scale: str, weights: str) -> tuple[Brain, str]:
 
 def plain_ids(brain: Brain, batch: dict, count: int) -> list[int]:
     """Transformers' own `generate`."""
-    made = brain.model.generate(**batch, max_new_tokens=count, do_sample=False, eos_token_id=-1)
+    made = brain.model.generate(**batch, max_new_tokens=count, do_sample=False, min_new_tokens=count)
     return made[0].tolist()
 
 

@@ -31,6 +31,8 @@ from omnilib.brain.positions import scaled
 from omnilib.errors import ConfigError
 
 WEIGHTS = "float32", "bfloat16", "int8"
+FEW = 8  # rows up to which the int8 product is quicker than one in bfloat16
+CANDIDATES = 8  # tokens whose logits are computed exactly
 
 
 class Linear:
@@ -51,6 +53,8 @@ class Linear:
     def __call__(self, x: Tensor) -> Tensor:
         if self.scale is None:
             return F.linear(x, self.weight, self.bias)
+        if len(x) > FEW:
+            return F.linear(x, self.weight.to(self.dtype) * self.scale[:, None], self.bias)
         y = torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
         return y if self.bias is None else y + self.bias
 
@@ -93,7 +97,7 @@ class FastDecoder:
         self.heads, self.groups = config.num_attention_heads, config.num_key_value_heads
         self.layers = [self.layer_of(layer) for layer in model.model.layers]
         self.dtype = self.layers[0].qkv.dtype
-        self.norm = model.model.norm.weight.detach().to(self.dtype)
+        self.norm = model.model.norm.weight.detach().float()
         self.head = Linear([model.lm_head], weights)
 
     def layer_of(self, layer: nn.Module) -> Layer:
@@ -101,9 +105,7 @@ class FastDecoder:
         qkv = Linear([attention.q_proj, attention.k_proj, attention.v_proj], self.weights)
         out, down = Linear([attention.o_proj], self.weights), Linear([mlp.down_proj], self.weights)
         gates = Linear([mlp.gate_proj, mlp.up_proj], self.weights)
-        norms = [
-            n.weight.detach().to(qkv.dtype) for n in (layer.input_layernorm, layer.post_attention_layernorm)
-        ]
+        norms = [n.weight.detach().float() for n in (layer.input_layernorm, layer.post_attention_layernorm)]
         return Layer(norms[0], qkv, out, norms[1], gates, down)
 
     def room(self, positions: int) -> list[tuple[Tensor, Tensor]]:
@@ -122,18 +124,31 @@ class FastDecoder:
         behind = None
         if length > 1:  # each position sees itself and what is before it
             behind = torch.arange(end) <= torch.arange(start, end)[:, None]  # (L, N)
-        x = x.to(self.dtype)
+        x = x.float()  # what the layers add to stays exact
         for layer, (keys, values) in zip(self.layers, cache, strict=True):
-            made = layer.qkv(F.rms_norm(x, x.shape[-1:], layer.before, self.eps)).view(length, -1, self.width)
+            made = layer.qkv(self.normed(x, layer.before)).view(length, -1, self.width)
             first, second = made[:, : self.heads + self.groups].chunk(2, -1)
             turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)  # (L, A + K, H)
             keys[:, start:end] = turned[:, self.heads :].transpose(0, 1)
             values[:, start:end] = made[:, self.heads + self.groups :].transpose(0, 1)
             y = self.attend(turned[:, : self.heads], keys[:, :end], values[:, :end], behind)
             x = x + layer.out(y)
-            gate, up = layer.gates(F.rms_norm(x, x.shape[-1:], layer.between, self.eps)).chunk(2, -1)
+            gate, up = layer.gates(self.normed(x, layer.between)).chunk(2, -1)
             x = x + layer.down(F.silu(gate) * up)
         return F.rms_norm(x, x.shape[-1:], self.norm, self.eps)
+
+    def normed(self, x: Tensor, weight: Tensor) -> Tensor:
+        """RMS norm, ready for a product."""
+        return F.rms_norm(x, x.shape[-1:], weight, self.eps).to(self.dtype)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Of one position (1, D): (1, V), those of the likeliest few tokens exact, so that rounding decides nothing
+        between them."""
+        logits = self.head(hidden.to(self.dtype)).float()
+        if self.dtype != torch.float32:
+            best = logits.topk(min(CANDIDATES, logits.shape[-1])).indices[0]
+            logits[0, best] = F.linear(hidden, self.model.lm_head.weight[best])[0]
+        return logits
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, behind: Tensor | None) -> Tensor:
         """q (L, A, H), keys and values (K, N, H) -> (L, D)."""
@@ -171,7 +186,7 @@ class FastDecoder:
             with scaled(model, rotary):
                 hidden = self.forward(embeds[0, start:end], positions[:, 0, start:end], cache, start)
         for step in range(settings.max_new_tokens):
-            ids = chosen_id(self.head(hidden[-1:]), settings, warpers, generator)
+            ids = chosen_id(self.logits(hidden[-1:]), settings, warpers, generator)
             yield ids
             if int(ids) in stops or step + 1 == settings.max_new_tokens:
                 return
