@@ -85,8 +85,9 @@ def checkpoints(scale: str, *parts: str) -> Path:
     if scale == "nano":
         missing = [p for p in parts if not (CHECKPOINTS / scale / p).is_dir()]
         if missing:
+            how = TRAINED_BY.get(missing[0], "run `make retrain`")
             raise CheckpointError(
-                f"checkpoints/nano/{missing[0]} is missing: restore it with `git checkout` or run `make retrain`"
+                f"checkpoints/nano/{missing[0]} is missing: restore it with `git checkout` or {how}"
             )
         return CHECKPOINTS / scale
     if scale != "smoke":
@@ -267,11 +268,20 @@ def grid(folder: Path) -> None:
     )
 
 
+def brain_samples(folder: Path) -> None:
+    """A few samples of every task of the brain, questions spoken by flite where it is installed."""
+    from data_prep import brain
+
+    brain.build(folder / "brain_samples", 4, engine="flite", corpus=folder / "corpus" / "manifest.jsonl")
+
+
 TINY = ("manifest={}/corpus/text.jsonl", "size=3000", "alphabet=1500")
 NARROW = ("text={}/text", "width=32", "layers=2", "heads=2", "kv_heads=2", "head_dim=16", "mlp=64")
 SHORT = ("steps=8", "batch=4", "context=32", "warmup=2", "log_every=1", "eval_every=8")
 SPOKEN = ("manifest={}/corpus/manifest.jsonl", "init={}/speechlm_stage1", "text={}/text", "tokens={}/tokens/tokens.safetensors", "rows=400",
           "chunk_min=20", "chunk_max=80", "languages=[en,zh]", "language_shares=[0.8,0.2]", "seconds=[1.0,3.0,6.0]")  # fmt: skip
+EYES = ("manifest={}/brain_samples.jsonl", "vision=[2,16,2,24]")
+LONGER = ("steps=40", "log_every=2", "eval_every=10", "eval_batches=2")  # enough to see a loss fall
 VOICED = ("tokens={}/tokens/tokens.safetensors", "speakers={}/speakers/speakers.safetensors")
 
 # part -> (what it needs, how it is made), for smoke
@@ -292,5 +302,17 @@ RECIPES: dict[str, tuple[tuple[str, ...], Callable[[Path], None]]] = {
     "speechlm": (("speechlm_stage1",), run("speechlm", "smoke/speechlm_stage2", "speechlm", *SPOKEN[1:])),
     "voices": ((), voices),
     "stage2_grid": (("speechlm_stage1",), grid),
+    "brain_samples": (("corpus",), brain_samples),
+    "encoders": (("corpus",), run("encoders", "smoke/encoders", "encoders", *LONGER)),
+    "brain_stage1": (("brain_samples",), run("brain", "smoke/brain_stage1", "brain_stage1", *EYES, *LONGER)),
+    "brain": (
+        ("brain_stage1",),
+        run("brain", "smoke/brain_stage2", "brain", *EYES, *LONGER, "init={}/brain_stage1"),
+    ),
+}
+TRAINED_BY = {  # parts that `make retrain` does not train
+    "encoders": "run `omni train encoders --config nano/encoders --out checkpoints/nano/encoders`",
+    "brain_stage1": "run `omni train brain --config nano/brain_stage1 --out checkpoints/nano/brain_stage1`",
+    "brain": "run `omni train brain --config nano/brain_stage2 --out checkpoints/nano/brain`",
 }
 SPEAKER = ("speechlm", "tokenizer", "speaker", "flow", "hift", "voices")  # what `speak.TextToSpeech` needs

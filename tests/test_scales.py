@@ -103,3 +103,18 @@ def test_voices_are_those_of_the_reference_recordings(tmp_path):
     entries = json.loads((tmp_path / "voices" / "voices.json").read_text())
     assert set(entries) == {r["speaker"] for r in scales.recordings("reference")}
     assert all((tmp_path / "voices" / e["file"]).is_file() for e in entries.values())
+
+
+def test_a_missing_part_of_the_brain_names_its_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(scales, "CHECKPOINTS", tmp_path)
+    for part, stage in {"encoders": "encoders", "brain_stage1": "brain", "brain": "brain"}.items():
+        with pytest.raises(CheckpointError, match=f"{part} is missing.*omni train {stage} --config"):
+            scales.checkpoints("nano", part)
+
+
+@pytest.mark.parametrize("part", scales.TRAINED_BY)
+def test_commands_that_train_a_missing_part_exist(part):
+    words = scales.TRAINED_BY[part].split("`")[1].split()
+    stage, config = words[2], words[words.index("--config") + 1]
+    assert (scales.ROOT / "omnilib" / "train" / f"{stage}.py").is_file()
+    assert (scales.CONFIGS / f"{config}.yaml").is_file() and words[-1] == f"checkpoints/nano/{part}"
