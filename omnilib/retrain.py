@@ -20,7 +20,7 @@ from omnilib.paths import ROOT
 
 LANES = {
     "codec": ("hift", "speakers"),
-    "mouth": ("speechlm_stage2",),
+    "mouth": ("speechlm",),
 }  # last stages; what they alone need goes with them
 
 
