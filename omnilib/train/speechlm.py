@@ -1,7 +1,7 @@
 """Train the mouth (paper section 3.2): stage 1 teaches adapter and speech rows beside a frozen LLM, stage 2 teaches all.
 
     python -m omnilib.train.speechlm --config nano/speechlm_stage1 --out checkpoints/nano/speechlm_stage1
-    python -m omnilib.train.speechlm --config nano/speechlm_stage2 --out checkpoints/nano/speechlm
+    python -m omnilib.train.speechlm --config nano/speechlm --out checkpoints/nano/speechlm
     accelerate launch --config_file omnilib/configs/deepspeed/zero2.yaml -m omnilib.train.speechlm --config paper/speechlm_stage1 --out runs/stage1
 
 A sample is a conversation: a reference recording of some speaker, then one to many sentences in that speaker's voice, laid

@@ -103,7 +103,7 @@ def test_stage_1_changes_only_adapter_and_new_rows(corpus, stage1):
 def test_stage_2_changes_everything_and_the_adapter_learns_five_times_as_fast(corpus, stage1, stage2):
     before, after = SpeechLM.load(stage1).state_dict(), exact_state(stage2)
     assert all(not torch.equal(after[name], before[name]) for name in after)
-    config = configs.load(training.Config, "smoke/speechlm_stage2", corpus.overrides(stage1))
+    config = configs.load(training.Config, "smoke/speechlm", corpus.overrides(stage1))
     model = training.build(config, load_tokenizer(corpus.text))
     groups = [g for o in training.optimizers_of(model, config).values() for g in o.param_groups]
     adapter = {id(p) for p in model.tts_adapter.parameters()}
