@@ -314,7 +314,9 @@ def chunk_sentences(
     if split:
         parts = [split(i) for i in ids]
         offsets = [
-            place for (a, b), some in zip(offsets, parts, strict=True) for place in [(a, a)] * (len(some) - 1) + [(a, b)]
+            place
+            for (a, b), some in zip(offsets, parts, strict=True)
+            for place in [(a, a)] * (len(some) - 1) + [(a, b)]
         ]  # a chunk that ends within a piece ends before it
         ids = [i for some in parts for i in some]
     piece = pieces(tokenizer)

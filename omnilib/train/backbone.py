@@ -84,7 +84,9 @@ def read_text(manifest, tokenizer, split: str, config: Config) -> torch.Tensor:
     if config.pronunciations and split == "train":
         lines = pronunciations(text for texts in groups.values() for text in texts)
         order = rng.permutation(len(lines))
-        passages += ["\n".join(lines[i] for i in order[first : first + 8]) for first in range(0, len(order), 8)]
+        passages += [
+            "\n".join(lines[i] for i in order[first : first + 8]) for first in range(0, len(order), 8)
+        ]
     end = tokenizer.convert_tokens_to_ids(IM_END)
     splitter = Splitter(tokenizer, config.bpe_dropout if split == "train" else 0.0, rng)
     ids = []

@@ -304,7 +304,9 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(str(path))
     except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot read {path} ({error}): make it with `python -m omnilib.train.encode`") from None
+        raise DataError(
+            f"cannot read {path} ({error}): make it with `python -m omnilib.train.encode`"
+        ) from None
 
 
 def made_by(path: Path) -> str:
@@ -317,7 +319,9 @@ def made_by(path: Path) -> str:
         with safe_open(str(path), "pt") as file:
             return (file.metadata() or {}).get("model_sha256", "")
     except (OSError, SafetensorError) as error:
-        raise DataError(f"cannot read {path} ({error}): make it with `python -m omnilib.train.encode`") from None
+        raise DataError(
+            f"cannot read {path} ({error}): make it with `python -m omnilib.train.encode`"
+        ) from None
 
 
 def check_tokenizer(path: Path, folder: Path) -> None:

@@ -47,7 +47,9 @@ class Config:
     speakers: str = "nano/speakers.safetensors"  # record id -> float (192,) speaker vector
     tokenizer: str = ""  # folder of the tokenizer whose codes these are; others are refused
     steps: int = 0  # in all; 0: as many as the phases have
-    phases: list[dict[str, Any]] = field(default_factory=list)  # stretches of the run with settings of their own, see `common.Schedule`
+    phases: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # stretches of the run with settings of their own, see `common.Schedule`
     encoder_only: bool = False  # the encoder learns alone, by the regression loss: about half the time a step
     batch_seconds: float = 60.0
     max_seconds: float = 16.0  # longer recordings are left out

@@ -63,7 +63,9 @@ class Config:
     crop_seconds: float = 0.64
     batch_seconds: float = 5.12
     steps: int = 0  # in all; 0: as many as the phases have
-    phases: list[dict[str, Any]] = field(default_factory=list)  # stretches of the run with settings of their own, see `common.Schedule`
+    phases: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # stretches of the run with settings of their own, see `common.Schedule`
     adversarial: bool = False  # discriminators learn too and judge
     teacher_f0: bool = False  # the source hears the measured pitch instead of the predicted one
     lr: float = 1e-3

@@ -53,7 +53,6 @@ from omnilib.train.common import (
     seed_everything,
 )
 from omnilib.train.prefetch import prefetch
-from omnilib.train.spelling import Splitter
 from omnilib.voice.phonemes import PhonemeHead, intelligibility
 
 DRAWS = 200  # of a sample, before the corpus is blamed
@@ -98,7 +97,9 @@ class Config:
     bpe_dropout: float = 0.0  # chance that a piece of the text to speak is taken apart, see `train.spelling`
     # optimiser
     steps: int = 0  # in all; 0: as many as the phases have
-    phases: list[dict[str, Any]] = field(default_factory=list)  # stretches of the run with settings of their own, see `common.Schedule`
+    phases: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # stretches of the run with settings of their own, see `common.Schedule`
     lr: float = 1e-3
     adapter_lr_scale: float = 1.0  # the adapter's rate as a multiple of lr (paper: 5 in stage 2)
     optimizer: str = "adamw"  # adamw | muon (matrices by Muon, the rest by AdamW)

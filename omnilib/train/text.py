@@ -22,7 +22,9 @@ class Config:
     size: int = 4096  # text ids in all, control tokens included
     alphabet: int = 2500  # single characters; rarer ones are spelt in bytes
     longest: int = 0  # letters of a piece at most, its space included; 0: whole words are allowed
-    pronunciations: bool = False  # learn from the lines of the pronunciation task too, so that it has its signs
+    pronunciations: bool = (
+        False  # learn from the lines of the pronunciation task too, so that it has its signs
+    )
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:

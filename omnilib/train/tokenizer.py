@@ -68,7 +68,9 @@ class Config:
     manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
     seed: int = 0
     steps: int = 0  # in all; 0: as many as the phases have
-    phases: list[dict[str, Any]] = field(default_factory=list)  # stretches of the run with settings of their own, see `common.Schedule`
+    phases: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # stretches of the run with settings of their own, see `common.Schedule`
     batch_seconds: float = 120.0
     max_seconds: float = 16.0  # longer recordings are left out
     lr: float = 1.5e-3
