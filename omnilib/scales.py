@@ -257,7 +257,7 @@ def grid(folder: Path) -> None:
 
     arguments = [
         "--config",
-        "smoke/speechlm_stage2",
+        "smoke/speechlm",
         "--out",
         str(folder / "stage2_grid"),
         "--work",
@@ -299,7 +299,7 @@ RECIPES: dict[str, tuple[tuple[str, ...], Callable[[Path], None]]] = {
         ("backbone", "tokens"),
         run("speechlm", "smoke/speechlm_stage1", "speechlm_stage1", *SPOKEN[1:], "init={}/backbone"),
     ),
-    "speechlm": (("speechlm_stage1",), run("speechlm", "smoke/speechlm_stage2", "speechlm", *SPOKEN[1:])),
+    "speechlm": (("speechlm_stage1",), run("speechlm", "smoke/speechlm", "speechlm", *SPOKEN[1:])),
     "voices": ((), voices),
     "stage2_grid": (("speechlm_stage1",), grid),
     "brain_samples": (("corpus",), brain_samples),

@@ -15,7 +15,7 @@ Shapes: R rows, k streams.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, lru_cache
 from pathlib import Path
 
@@ -100,7 +100,9 @@ def text_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.convert_tokens_to_ids(AUDIO_TOKENS[-1]) + 1
 
 
-def train_tokenizer(texts: Iterable[str], size: int = 4096, alphabet: int = 2500) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], size: int = 4096, alphabet: int = 2500, longest: int | None = None
+) -> PreTrainedTokenizerFast:
     """Learn the nano BPE: any text encodes (byte fallback), case is folded, every word begins with its space.
 
     For a small speech model a token should sound the same wherever it stands: "The", " the" and "the" are one id, digits
@@ -110,6 +112,7 @@ def train_tokenizer(texts: Iterable[str], size: int = 4096, alphabet: int = 2500
     Args:
         texts: the training text, already in spoken form.
         size: text ids in all, control tokens included.
+        longest: letters of a piece at most, its space included; unbounded by default.
     """
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=False))
     tokenizer.normalizer = normalizers.Sequence(
@@ -128,6 +131,7 @@ def train_tokenizer(texts: Iterable[str], size: int = 4096, alphabet: int = 2500
         vocab_size=size - len(AUDIO_TOKENS),
         special_tokens=special,
         limit_alphabet=alphabet,
+        max_token_length=longest,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
@@ -288,9 +292,15 @@ def join_sentences(texts: Sequence[str]) -> tuple[str, list[int]]:
 
 
 def chunk_sentences(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], rules: ChunkRules
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    rules: ChunkRules,
+    split: Callable[[int], list[int]] | None = None,
 ) -> tuple[list[int], list[tuple[int, int]], list[int]]:
     """Where the chunk machine will split the joined sentences.
+
+    Args:
+        split: id -> ids that spell the same, see `train.spelling`.
 
     Returns:
         token ids; (start, end) of the ids each chunk feeds; for each chunk how many sentences are complete at its end.
@@ -301,6 +311,14 @@ def chunk_sentences(
     joined, ends = join_sentences(texts)
     encoded = plain(tokenizer).encode(joined, add_special_tokens=False)
     ids, offsets = encoded.ids, encoded.offsets
+    if split:
+        parts = [split(i) for i in ids]
+        offsets = [
+            place
+            for (a, b), some in zip(offsets, parts, strict=True)
+            for place in [(a, a)] * (len(some) - 1) + [(a, b)]
+        ]  # a chunk that ends within a piece ends before it
+        ids = [i for some in parts for i in some]
     piece = pieces(tokenizer)
     spans = split_text(ids, piece, rules)
     done = []
@@ -326,6 +344,7 @@ def training_rows(
     voice_tokens: Tensor,
     sentences: Sequence[tuple[str, Tensor]],
     rules: ChunkRules | None = None,
+    split: Callable[[int], list[int]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One training sample: rows and labels, both (R, 1 + k), laid out as the decoding loop would have produced them.
 
@@ -335,6 +354,7 @@ def training_rows(
     Args:
         sentences: (text, its 25 Hz tokens) in order; a chunk may only end where a sentence ends.
         rules: where chunks end (the decoder must use the same); the published numbers by default.
+        split: id -> ids that spell the same, for the text to be spoken (`train.spelling`).
 
     Returns:
         rows without vocabulary offset; labels in the same numbering, -100 ignored: speech labels on all assistant rows
@@ -344,7 +364,9 @@ def training_rows(
         DataError: a chunk would end inside a sentence, or a token is out of range.
     """
     prompt = prompt_rows(tokenizer, layout, voice_text, voice_tokens, truncate=True)
-    ids, spans, done = chunk_sentences(tokenizer, [text for text, _ in sentences], rules or ChunkRules())
+    ids, spans, done = chunk_sentences(
+        tokenizer, [text for text, _ in sentences], rules or ChunkRules(), split
+    )
     rows, labels = [prompt], [torch.full_like(prompt, IGNORE)]
     first = 0
     for number, ((start, end), last) in enumerate(zip(spans, done, strict=True)):

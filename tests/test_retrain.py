@@ -37,6 +37,24 @@ def test_every_stage_runs_once_after_what_it_needs_and_no_lane_needs_the_other()
         done.append(name)
 
 
+def test_every_stage_names_all_code_it_runs():
+    text = (retrain.ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    assert retrain.with_code(text) == text, "imports have changed: python -m omnilib.retrain --code"
+    flow = retrain.graph()["flow"]["deps"]
+    assert {"omnilib/voice/flow.py", "omnilib/train/common.py", "omnilib/configs/nano/flow.yaml"} <= set(flow)
+    assert not {"omnilib/train/hift.py", "omnilib/configs/nano/hift.yaml"} & set(flow)
+    stale = text.replace("      - omnilib/voice/flow.py\n", "")
+    assert stale != text and retrain.with_code(stale) == text
+
+
+def test_a_stage_its_config_and_its_output_have_one_name():
+    for name, stage in retrain.graph().items():
+        words = stage["cmd"].split()
+        if words[2].startswith("omnilib.train.") and "--config" in words:
+            assert words[words.index("--config") + 1] == f"nano/{name}"
+            assert words[words.index("--out") + 1] == f"checkpoints/nano/{name}"
+
+
 def test_lanes_count_once_in_the_wall_time():
     seconds = {
         "corpus": 10.0,
