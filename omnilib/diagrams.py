@@ -296,7 +296,7 @@ def brain() -> Drawing:
 def brain_stages() -> Drawing:
     """Chapter 09: what learns in each stage."""
     d = Drawing("Encoders frozen throughout; stage 1 trains the projector; stage 2 also LoRA and eyes", 330)
-    for x, words in ((122, "stage 1"), (272, "stage 2")):
+    for x, words in ((140, "stage 1"), (281, "stage 2")):
         d.text(x + 66, 24, words)
     rows = [
         ("audio encoders", "frozen", "frozen"),
@@ -308,10 +308,10 @@ def brain_stages() -> Drawing:
     for number, (name, *kinds) in enumerate(rows):
         y = 42 + 46 * number
         d.text(14, y + 18, name, "", "start")
-        for x, kind in zip((124, 274), kinds, strict=True):
-            d.box(x, y, 132, inside.get((name, kind), kind), kind, 36)
-    d.text(190, 242, "transcription", "soft")
-    d.text(340, 242, "all tasks together", "soft")
+        for x, kind in zip((144, 285), kinds, strict=True):
+            d.box(x, y, 124, inside.get((name, kind), kind), kind, 36)
+    d.text(206, 242, "transcription", "soft")
+    d.text(347, 242, "all tasks together", "soft")
     legend(d, 272)
     return d
 

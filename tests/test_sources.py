@@ -124,7 +124,7 @@ def test_a_damaged_note_is_one_line(result, tmp_path):
 
 
 def test_behind_a_chapter_of_the_brain_stand_the_parts_it_declares():
-    assert sources.needs_of(sources.ROOT / "notebooks" / "08_the_brain.ipynb") == ("brain",)
+    assert sources.needs_of(sources.ROOT / "notebooks" / "08_the_brain.ipynb") == ("encoders", "brain")
     assert sources.needs_of(sources.ROOT / "notebooks" / "04_the_mouth.ipynb") == ()
     files = sources.behind("08_the_brain")["files"]
     assert "omnilib/brain/fusion.py" in files and "notebooks/08_the_brain.ipynb" in files

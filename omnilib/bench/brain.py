@@ -144,7 +144,8 @@ def measure_length(brain: Brain, seconds: float) -> dict:
     asked = [{"role": "user", "content": [{"type": "audio", "audio": wave}, "What is said?"]}]
     batch = dict(brain.processor.chat(asked))
     marks.append(time.perf_counter())
-    heard = brain.model.model.hear(batch.pop("input_features"), batch.pop("feature_positions"))
+    with brain.decoder.towers():
+        heard = brain.model.model.hear(batch.pop("input_features"), batch.pop("feature_positions"))
     marks.append(time.perf_counter())
     steps = brain.steps(batch | {"speech_features": heard}, AnswerSettings(max_new_tokens=ANSWER, eos=()))
     next(steps)

@@ -26,6 +26,7 @@ from omnilib.brain.config import AUX_PER_MAIN, MEL_FRAMES_PER_MAIN, MEL_HOP
 from omnilib.errors import AudioError
 
 MEL_BATCH = 8  # windows whose spectra are in memory at a time
+SILENT = -1.5  # of Whisper's log-mel; where something is loud, 8 decades (2.0) below that instead
 EDGE = 2 * MEL_FRAMES_PER_MAIN  # mel frames beyond the last one that the convolutions look at, and some
 
 
@@ -56,9 +57,14 @@ def mel_windows(wave: Tensor, window: int, bins: int, quirks: bool = False) -> T
     if wave.numel() == 0 and not quirks:
         raise AudioError("audio of 0 samples: give a recording with sound")
     count = len(wave) // window + 1 if quirks else math.ceil(len(wave) / window)
+    rest = len(wave) - (count - 1) * window  # of the last window
     windows = pad(wave, (0, count * window - len(wave))).view(count, window)
     # levels are relative to each window's own maximum; a few at a time, as complex spectra are large
-    return torch.cat([log_mel(some, bins) for some in windows.split(MEL_BATCH)])
+    whole = [log_mel(some, bins) for some in windows[:-1].split(MEL_BATCH)] if count > 1 else []
+    heard = min(window, (rest // MEL_HOP + 4) * MEL_HOP)  # the frames behind are silent, all alike
+    last = log_mel(windows[-1:, :heard], bins)
+    silence = max(SILENT, float(last.max()) - 2.0)
+    return torch.cat([*whole, pad(last, (0, (window - heard) // MEL_HOP), value=silence)])
 
 
 def encode(tower: nn.Module, mel: Tensor, frames: int, valid: Tensor | None) -> Tensor:

@@ -161,18 +161,23 @@ class FastDecoder:
         q = q.view(self.groups, -1, self.width) * self.width**-0.5  # (K, G, H)
         return torch.bmm(torch.bmm(q, keys.mT).float().softmax(-1).to(q.dtype), values).view(1, -1)
 
+    def towers(self) -> torch.autocast:
+        """How sound and pictures are encoded: products in bfloat16 too, as in training, unless weights are float32."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype != torch.float32)
+
     @torch.no_grad()
     def stream(self, batch: dict, settings: AnswerSettings = GREEDY) -> Iterator[Tensor]:
         """As `decode.stream`, for a batch of one row: each (1,)."""
         model = self.model
         media = {k: v for k, v in batch.items() if k in MEDIA}
-        embeds, mask, positions, deltas = model.prepare(
-            batch["input_ids"],
-            batch.get("attention_mask"),
-            batch.get("position_ids"),
-            settings.max_new_tokens,
-            **media,
-        )
+        with self.towers():
+            embeds, mask, positions, deltas = model.prepare(
+                batch["input_ids"],
+                batch.get("attention_mask"),
+                batch.get("position_ids"),
+                settings.max_new_tokens,
+                **media,
+            )
         if len(embeds) != 1 or not bool(mask.all()):
             raise ConfigError(
                 "the fast decoder answers one prompt without padding: use `decode.stream` for batches"

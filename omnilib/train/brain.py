@@ -472,10 +472,18 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 def fill(cache: FeatureCache, samples: dict[str, Samples]) -> None:
     """Encode every recording once, before the first step."""
+    clips = {}
     for part in samples.values():
         for sample in part.samples:
             for clip in prompt_of(sample, part.root).audio:
-                cache.get("audio", clip)
+                path = cache.path("audio", clip)
+                if not path.is_file():
+                    clips[path] = clip
+    began = time.time()
+    for number, clip in enumerate(clips.values(), 1):
+        cache.get("audio", clip)
+        if number % 1000 == 0 or number == len(clips):
+            print(f"{number} of {len(clips)} recordings encoded, {time.time() - began:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

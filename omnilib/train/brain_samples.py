@@ -35,6 +35,7 @@ from omnilib.brain.mllm import Brain
 from omnilib.brain.prompts import MARKERS, Prompt, conversation
 from omnilib.data import load_segment, sha256
 from omnilib.errors import DataError, UserError
+from omnilib.train.common import autocast
 from omnilib.train.lengths import LengthBatches
 
 MEDIA = {"<image>": "images", "<video>": "video", "<speech>": "audio"}
@@ -237,7 +238,8 @@ class FeatureCache:
             positions.split(config.speech_batch),
             strict=True,
         ):
-            a, b = self.brain.model.encode_speech(some.to(device), count.to(device))
+            with autocast(device, True):  # kept in half precision anyway
+                a, b = self.brain.model.encode_speech(some.to(device), count.to(device))
             main, aux = main + list(a if a is not None else ()), aux + list(b if b is not None else ())
         made = {"main": main, "aux": aux}
         return {k: pad_sequence(v, batch_first=True) for k, v in made.items() if v} | {"positions": positions}

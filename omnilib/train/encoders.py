@@ -62,6 +62,7 @@ class EncoderTraining:
     base: str = "nano"  # nano: Whisper base of its packages; smoke: random, small
     manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
     languages: list[str] = field(default_factory=lambda: ["zh", "en"])
+    parts: list[str] = field(default_factory=list)  # of the corpus, for example synthetic; empty: all
     top_layers: int = 2  # that learn
     seed: int = 0
     batch_seconds: float = 60.0  # of sound
@@ -197,6 +198,7 @@ class Utterances:
         for record in read_manifest(path):
             fits = 0 < record["duration"] * 16000 <= self.window and record["split"] == split
             fits = fits and record["language"] in config.languages
+            fits = fits and (not config.parts or record.get("part") in config.parts)
             if fits and (letters := spelt(record["text"], record["language"])):
                 self.letters[record["id"]] = letters
                 records.append(record)

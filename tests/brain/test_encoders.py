@@ -56,7 +56,7 @@ def test_spectra_of_a_bounded_number_of_windows_are_in_memory(sound, monkeypatch
     monkeypatch.setattr(encoders, "log_mel", spy)
     wave = sound(41.0)
     together = mel_windows(wave, 32_000, 16)
-    assert sizes == [8, 8, 5]
+    assert sizes == [8, 8, 4, 1]  # the last is shorter
     torch.testing.assert_close(together[20:], mel_windows(wave[640_000:], 32_000, 16))
 
 
@@ -169,3 +169,16 @@ def test_one_encoder_brains_work_and_a_missing_encoder_is_told(tiny, sound):
         model.config.mm_speech_projector_type = "dual_mlp"
         with pytest.raises(ValueError, match="needs an audio encoder that this brain lacks"):
             model.model.hear(mel, torch.tensor([5]))
+
+
+@pytest.mark.parametrize("seconds", [0.03, 0.6, 1.97, 2.0, 2.01, 5.3])
+def test_the_silence_behind_a_short_recording_is_filled_in_not_computed(sound, seconds):
+    wave, window = sound(seconds), 32_000
+    count = -(-len(wave) // window)
+    padded = torch.nn.functional.pad(wave, (0, count * window - len(wave))).view(count, window)
+    torch.testing.assert_close(mel_windows(wave, window, 16), log_mel(padded, 16), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        mel_windows(wave * 1e-6, window, 16), log_mel(padded * 1e-6, 16), rtol=0, atol=1e-6
+    )
+    silent = torch.zeros_like(wave)
+    torch.testing.assert_close(mel_windows(silent, window, 16), log_mel(padded * 0, 16), rtol=0, atol=1e-6)
