@@ -148,7 +148,7 @@ class Brain:
         return self.conversation().stream(text, audio, images, videos, **settings)
 
     def ask_many(self, turns: Sequence[dict], **settings) -> list[str]:
-        """Answers to several single questions at once, padded to the longest: quicker, the same words.
+        """Answers to several single questions at once, padded to the longest, by plain decoding in full precision.
 
         Args:
             turns: of `turn`; of similar length, or the short ones pay for the long ones.
@@ -159,7 +159,7 @@ class Brain:
         batch = self.processor.chat([[asked] for asked in turns]).to(self.model.device)
         chosen, rows = replace(self.settings, **settings), [[] for _ in turns]
         stops = set(ends(self.model, chosen))
-        for step in self.steps(batch, chosen):
+        for step in stream(self.model, batch, chosen):
             for ids, row in zip(step.tolist(), rows, strict=True):
                 if not row or row[-1] not in stops:
                     row.append(ids)

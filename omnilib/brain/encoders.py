@@ -10,7 +10,9 @@ window of a batch is masked. So a clip of one second costs one second, alone or 
 Shapes: W windows, F mel frames (100 a second), N main frames (F / 4), D1, D2 widths.
 """
 
+import itertools
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +69,8 @@ def mel_windows(wave: Tensor, window: int, bins: int, quirks: bool = False) -> T
     return torch.cat([*whole, pad(last, (0, (window - heard) // MEL_HOP), value=silence)])
 
 
-def encode(tower: nn.Module, mel: Tensor, frames: int, valid: Tensor | None) -> Tensor:
-    """A Whisper-like encoder without its final norm.
+def front(tower: nn.Module, mel: Tensor, frames: int, valid: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What a Whisper-like encoder does before its layers.
 
     Args:
         tower: Qwen2AudioEncoder or WhisperEncoder.
@@ -77,7 +79,7 @@ def encode(tower: nn.Module, mel: Tensor, frames: int, valid: Tensor | None) -> 
         valid: (W,) frames that are heard, None: all.
 
     Returns:
-        (W, frames, D).
+        (W, frames, D), and the mask of its layers.
     """
     x = gelu(tower.conv1(mel.to(tower.conv1.weight)))  # (W, D, F)
     x = gelu(tower.conv2(x)).mT[:, :frames]  # (W, frames, D)
@@ -87,9 +89,26 @@ def encode(tower: nn.Module, mel: Tensor, frames: int, valid: Tensor | None) -> 
     if valid is not None:
         mask = torch.arange(frames, device=x.device) < valid[:, None]  # (W, frames)
         mask = create_bidirectional_mask(config=tower.config, inputs_embeds=x, attention_mask=mask)
-    for layer in tower.layers:
+    return x, mask
+
+
+def through(layers: Iterable[nn.Module], x: Tensor, mask: Tensor | None) -> Tensor:
+    """Some layers, one after the other: (W, frames, D) -> the same."""
+    for layer in layers:
         x = layer(x, mask)
     return x
+
+
+def common_layers(main: nn.Module | None, aux: nn.Module | None) -> int:
+    """How many layers both encoders begin with, weight for weight; 0 if they differ before the first."""
+    if main is None or aux is None:
+        return 0
+    same = lambda a, b: a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)  # noqa: E731
+    for part in ("conv1", "conv2", "embed_positions"):
+        if not same(getattr(main, part).state_dict(), getattr(aux, part).state_dict()):
+            return 0
+    pairs = zip(main.layers, aux.layers)
+    return sum(1 for _ in itertools.takewhile(lambda p: same(p[0].state_dict(), p[1].state_dict()), pairs))
 
 
 class SpeechTower(nn.Module):
@@ -99,6 +118,16 @@ class SpeechTower(nn.Module):
         super().__init__()
         self.speech_tower = Qwen2AudioEncoder(main) if main else None
         self.speech_tower_aux = WhisperEncoder(aux) if aux else None
+        self.shared = 0  # first layers that are computed once for both, see `share`
+
+    def share(self) -> int:
+        """Compute the layers that both frozen encoders begin with only once; how many they are.
+
+        The nano brain's auxiliary encoder is Whisper base with two layers trained further: four of six are shared.
+        Call it again after weights have changed.
+        """
+        self.shared = common_layers(self.speech_tower, self.speech_tower_aux)
+        return self.shared
 
     def forward(self, mel: Tensor, frames: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
         """Encode some windows together.
@@ -115,12 +144,20 @@ class SpeechTower(nn.Module):
         count = whole if frames is None else int(frames.max())
         mel = mel[..., : count * MEL_FRAMES_PER_MAIN + EDGE]
         valid = None if frames is None or bool((frames == count).all()) else frames * AUX_PER_MAIN
-        main = aux = None
-        if self.speech_tower is not None:
-            main = encode(self.speech_tower, mel, count * AUX_PER_MAIN, valid)  # (W, 2 N, D1)
+        start, mask, first = None, None, self.shared
+        if first:  # both begin alike: once is enough
+            start, mask = front(self.speech_tower, mel, count * AUX_PER_MAIN, valid)
+            start = through(self.speech_tower.layers[:first], start, mask)
+        outputs = []
+        for tower in (self.speech_tower, self.speech_tower_aux):
+            if tower is None:
+                outputs.append(None)
+                continue
+            x, own = (start, mask) if first else front(tower, mel, count * AUX_PER_MAIN, valid)
+            outputs.append(through(tower.layers[first:], x, own))  # (W, 2 N, D)
+        main, aux = outputs
+        if main is not None:
             main = self.speech_tower.layer_norm(self.speech_tower.avg_pooler(main.mT).mT)  # (W, N, D1)
-        if self.speech_tower_aux is not None:
-            aux = self.speech_tower_aux.layer_norm(
-                encode(self.speech_tower_aux, mel, count * AUX_PER_MAIN, valid),
-            )
+        if aux is not None:
+            aux = self.speech_tower_aux.layer_norm(aux)
         return main, aux

@@ -136,6 +136,8 @@ def build_base(spec: Base) -> tuple[Brain, BrainProcessor]:
             tokenizer = processor.tokenizer
     if spec.aux:
         load_aux(brain, ROOT / spec.aux)
+    if brain.model.speech_tower is not None and not brain.config.unfreeze_mm_speech_tower:
+        brain.model.speech_tower.share()
     return brain.eval(), BrainProcessor(tokenizer, brain.config, max_pixels=spec.max_pixels)
 
 

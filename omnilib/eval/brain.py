@@ -198,6 +198,26 @@ def rescored(rows: Iterable[dict]) -> list[dict]:
     return [row | score_of(row) for row in rows]
 
 
+def recounted(folder: Path) -> tuple[dict[str, dict], dict[str, dict]]:
+    """Committed figures of reports/<scale>/brain, and the same from its records; needles too where they were measured.
+
+    Raises:
+        DataError: a file is missing or damaged.
+    """
+    from omnilib.eval import needle
+
+    try:
+        committed = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
+        rows = [json.loads(r) for r in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()]
+        anew = figures(rescored(rows))
+        if (folder / "needle.json").is_file():
+            committed |= json.loads((folder / "needle.json").read_text(encoding="utf-8"))["metrics"]
+            anew |= needle.figures(needle.read_kept(folder / "needle.jsonl"))["metrics"]
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"cannot recount {folder.name} ({error}): restore it with `git checkout`") from None
+    return committed, anew
+
+
 # ---- asking ------------------------------------------------------------------------------------------------
 
 

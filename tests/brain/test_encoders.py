@@ -3,6 +3,8 @@ forward."""
 
 import pytest
 import torch
+from transformers import WhisperConfig
+from transformers.models.qwen2_audio.configuration_qwen2_audio import Qwen2AudioEncoderConfig
 
 from omnilib.audio import log_mel
 from omnilib.brain import encoders
@@ -182,3 +184,31 @@ def test_the_silence_behind_a_short_recording_is_filled_in_not_computed(sound, s
     )
     silent = torch.zeros_like(wave)
     torch.testing.assert_close(mel_windows(silent, window, 16), log_mel(padded * 0, 16), rtol=0, atol=1e-6)
+
+
+def test_layers_that_both_encoders_begin_with_are_computed_once():
+    sizes = dict(num_mel_bins=16, max_source_positions=100, encoder_layers=3, encoder_attention_heads=2)
+    sizes |= dict(d_model=16, encoder_ffn_dim=24)
+    torch.manual_seed(0)
+    tower = SpeechTower(Qwen2AudioEncoderConfig(**sizes), WhisperConfig(**sizes)).eval()
+    assert tower.share() == 0  # nothing alike
+    tower.speech_tower_aux.load_state_dict(tower.speech_tower.state_dict())
+    with torch.no_grad():
+        tower.speech_tower_aux.layers[2].fc1.weight.add_(0.1)  # the last layer was trained further
+        mel, frames = torch.randn(3, 16, 200), torch.tensor([50, 20, 5])
+        apart = tower(mel, frames)
+        assert tower.share() == 2
+        calls = []
+        for layer in (*tower.speech_tower.layers, *tower.speech_tower_aux.layers):
+            layer.register_forward_hook(lambda *_: calls.append(1))
+        together = tower(mel, frames)
+    assert len(calls) == 4  # two shared, one of each
+    for a, b in zip(apart, together, strict=True):
+        torch.testing.assert_close(a, b)
+    assert not torch.equal(together[0], together[1][:, ::2])
+
+
+def test_one_encoder_alone_shares_nothing():
+    assert (
+        SpeechTower(None, WhisperConfig(d_model=16, encoder_layers=1, encoder_attention_heads=2)).share() == 0
+    )

@@ -142,6 +142,8 @@ def test_the_command_writes_the_same_answers_at_every_run(folder, samples, tmp_p
         assert evaluation.main([*common, "--reports", str(tmp_path / name)]) == 0
     a, b = (tmp_path / name / "nano" / "brain" / "items.jsonl" for name in "ab")
     assert a.read_bytes() == b.read_bytes() and len(a.read_text().splitlines()) == 15
+    committed, anew = evaluation.recounted(a.parent)
+    assert committed == anew
     summary = json.loads((tmp_path / "a" / "nano" / "summary.json").read_text())
     assert {"brain_sqa", "brain_sqa_typed", "brain_see_emoji_blind"} <= set(summary)
     assert "brain_sqa" in capsys.readouterr().out
@@ -181,3 +183,8 @@ def test_frozen_samples_that_are_too_large_leave_the_old_ones(samples, tmp_path,
     with pytest.raises(DataError, match="lower --each"):
         brain_frozen.freeze(samples, tmp_path / "frozen", each=5)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_damaged_records_are_one_line(tmp_path):
+    with pytest.raises(DataError, match="restore it with"):
+        evaluation.recounted(tmp_path)

@@ -368,3 +368,24 @@ def test_weights_of_another_size_are_refused(stage1, tmp_path):
     save_file(wrong, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="does not fit this brain"):
         trained.load_trained(tmp_path)
+
+
+def test_the_quick_layers_train_as_the_models_own(manifest, tmp_path):
+    for name in ("true", "false"):
+        run(manifest, tmp_path / name, 1, f"fast={name}", "bf16=false")
+    own, quick = losses(tmp_path / "false"), losses(tmp_path / "true")
+    assert quick == pytest.approx(own, rel=1e-3) and own[0] != own[-1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "device", "sharded"),
+    [
+        (["fast=false"], "cpu", False),
+        (["checkpointing=true"], "cpu", False),
+        ([], "cpu", True),
+        ([], "cuda", False),
+    ],
+)
+def test_the_quick_layers_stay_away_where_they_do_not_apply(manifest, overrides, device, sharded):
+    config = config_of(manifest, 1, *overrides)
+    assert training.fast_language(None, config, torch.device(device), sharded) is None
