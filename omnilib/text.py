@@ -240,15 +240,6 @@ def splice_voice(
     return torch.cat([text_rows(layout, ids[:at]), voice, text_rows(layout, ids[at + 1 :])])
 
 
-def split_prompt(layout: Layout, rows: Tensor) -> tuple[Tensor, list[int]]:
-    """Cut a whole conversation after its last audio_start: (prompt rows, ids of the text to speak).
-
-    The turn's own end, `<|im_end|>` and a newline, is not text to speak.
-    """
-    cut = int((rows[:, 0] == layout.audio_start).nonzero()[-1]) + 1
-    return rows[:cut], rows[cut:-2, 0].tolist()
-
-
 @lru_cache(maxsize=64)
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, language: str) -> tuple[int, ...]:
     """The conversation up to where speech begins, `SPEECH` standing for the reference recording."""

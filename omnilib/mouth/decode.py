@@ -152,7 +152,7 @@ def choose(logits: Tensor, settings: DecodeSettings, temperature: float, noise: 
 
 
 class Decoder:
-    """A batch of texts decoding in lockstep; `step` moves each by one row.
+    """A batch of texts decoding in lockstep; `step` moves each by one row (paper section 3.2).
 
     Args:
         model: in eval mode.
@@ -265,7 +265,7 @@ def generate(
     settings: DecodeSettings | None = None,
     batch: int = 16,
 ) -> list[Result]:
-    """Speak every request; results stand in the order of the requests.
+    """Speak every request; results stand in the order of the requests (paper section 3.2).
 
     Args:
         batch: sequences decoded together; neighbours in length share a batch.
@@ -328,7 +328,7 @@ def stream(
 
 
 def row_tokens(row: Row, layout: Layout, blank: int | None) -> list[int]:
-    """The tokens of one row that reach the ear."""
+    """The tokens of one row that reach the ear (paper section 3.2)."""
     if (
         row.kind not in (Kind.TEXT, Kind.PADDING)
         or row.index < layout.pre_pad
@@ -370,8 +370,3 @@ def split_tokens(rows: Tensor, layout: Layout, blank: int | None = None, quirks:
     tokens = speech.flatten()
     stray = tokens >= layout.speech_eos
     return tokens[~stray] if blank is None else tokens.masked_fill(stray, blank)
-
-
-def vocoder_blocks(tokens: Tensor, size: int = 6000) -> list[Tensor]:
-    """Pieces the vocoder takes one after the other, 4 minutes each, as the reference cuts them."""
-    return list(tokens.split(size)) if len(tokens) else []

@@ -52,7 +52,10 @@ def seed_everything(seed: int) -> None:
 
 
 def lr_at(step: int, total: int, peak: float, warmup: int, floor: float = 0.05) -> float:
-    """Linear warm-up to `peak`, then cosine down to `floor * peak` at `total`."""
+    """Linear warm-up to `peak`, then cosine down to `floor * peak` at `total`.
+
+    Source: SGDR, arXiv 1608.03983, eq. 5.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -272,7 +275,7 @@ def grown(old: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model."""
+    """average <- decay * average + (1 - decay) * model (arXiv 1803.05407)."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 

@@ -7,7 +7,7 @@
 A sample is a conversation: a reference recording of some speaker, then one to many sentences in that speaker's voice, laid
 out as the decoding loop would have produced them (`text.training_rows`). Sentences are drawn and joined anew at every step,
 so no two batches are alike although the corpus is small; samples of a batch are of similar length and the batch shrinks as
-they grow (paper section 3.3). The paper gives no optimiser, rates or steps: ours are in the configs.
+they grow (paper section 3.2). The paper gives no optimiser, rates or steps: ours are in the configs.
 
 Shapes: B batch, L rows, k streams.
 """
@@ -55,7 +55,7 @@ DRAWS = 200  # of a sample, before the corpus is blamed
 
 @dataclass
 class SpeechLMTraining:
-    """One experiment. Sizes of the backbone come from `init`; the adapter's are here."""
+    """One experiment. Sizes of the backbone come from `init`; the adapter's are here (paper section 3.2)."""
 
     stage: int = 1
     init: str = "checkpoints/nano/backbone"  # stage 1: a text backbone; stage 2: the result of stage 1
@@ -162,7 +162,7 @@ class ShardWindows:
 
 
 class Conversations:
-    """Training samples; a batch is a function of (seed, step) alone."""
+    """Training samples; a batch is a function of (seed, step) alone (paper section 3.2)."""
 
     def __init__(self, config: SpeechLMTraining, tokenizer, layout, split: str = "train"):
         self.config, self.tokenizer, self.layout = config, tokenizer, layout
@@ -290,6 +290,8 @@ def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
     """Stage 1: a text backbone plus fresh adapter and speech rows. Stage 2: the result of stage 1, or of another stage 2.
 
     The codes that mean silence are counted anew: an earlier run may have learnt the codes of another tokenizer.
+
+    Source: paper section 3.2.
     """
     folder = ROOT / config.init
     if not (folder / "config.json").is_file():

@@ -15,7 +15,7 @@ from omnilib.train.common import atomic_folder, parse_args
 
 @dataclass
 class TextTraining:
-    """`size`: text ids in all, control tokens included."""
+    """`size`: text ids in all, control tokens included (byte-pair encoding, arXiv 1508.07909)."""
 
     manifest: str = "nano/manifest.jsonl"
     size: int = 4096
