@@ -460,8 +460,12 @@ class Published:
 
     mouth: SpeechLM
     tokenizer: object  # of transformers
-    layout: Layout
     codec: Codec
+
+    @property
+    def layout(self) -> Layout:
+        """The row layout of mouth and tokenizer."""
+        return layout_of(self.mouth.config, self.tokenizer)
 
 
 def load(
@@ -481,7 +485,7 @@ def load(
     tokenizer = load_tokenizer(folder)
     codec = load_voice(Path(folder) / "cosyvoice2", flow, hift).to(device)
     mouth = SpeechLM.load(folder, dtype, device)
-    return Published(mouth, tokenizer, layout_of(mouth.config, tokenizer), codec)
+    return Published(mouth, tokenizer, codec)
 
 
 # ---------------------------------------------------------------- download

@@ -310,19 +310,18 @@ def stream(
     settings = settings or DecodeSettings()
     layout, rules = layout_of(model.config, tokenizer), settings.rules(model.config.speech_blank_codes)
     prompt, make = prepare(model, tokenizer, request, layout, rules, settings)
-    machine = make()
-    decoder = Decoder(
-        model,
-        layout,
-        [prompt],
-        [machine],
-        settings,
-        settings.temperature + trial * settings.retry_step,
-        seed=trial,
-    )
+    return (yield from run(model, prompt, make(), settings, trial))
+
+
+def run(
+    model: SpeechLM, prompt: Tensor, machine: ChunkMachine, settings: DecodeSettings, trial: int = 0
+) -> Generator[list[int], None, ChunkMachine]:
+    """`stream` of what is prepared already: prompt rows (R, 1 + k) and a fresh chunk machine, which is returned."""
+    temperature = settings.temperature + trial * settings.retry_step
+    decoder = Decoder(model, machine.layout, [prompt], [machine], settings, temperature, seed=trial)
     while not decoder.done:
         for _, row in decoder.step():
-            if tokens := row_tokens(row, layout, model.config.speech_blank):
+            if tokens := row_tokens(row, machine.layout, model.config.speech_blank):
                 yield tokens
     return machine
 
