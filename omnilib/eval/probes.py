@@ -13,7 +13,7 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from omnilib import scales
+from omnilib import frozen
 from omnilib.audio import TOKENIZER_RATE, fbank_80, log_mel_128
 from omnilib.mouth.chunking import ChunkRules, Layout
 from omnilib.mouth.decode import DecodeSettings, Request, Result, generate
@@ -30,7 +30,7 @@ CODE_SECONDS = 0.04
 
 def codes_of(tokenizer: SpeechTokenizer, record: dict, skip_ms: float = 0.0) -> Tensor:
     """Codes (N,) of a frozen recording, its first `skip_ms` milliseconds cut off."""
-    wave = scales.wave_of(record, TOKENIZER_RATE)[round(skip_ms * TOKENIZER_RATE / 1000) :]
+    wave = frozen.wave_of(record, TOKENIZER_RATE)[round(skip_ms * TOKENIZER_RATE / 1000) :]
     return tokenizer.encode(log_mel_128(wave)[None])[0][0].clone()
 
 
@@ -86,7 +86,7 @@ def code_histogram(codes: Tensor, size: int) -> np.ndarray:
 @torch.no_grad()
 def speaker_vector(encoder: SpeakerEncoder, record: dict) -> np.ndarray:
     """Speaker vector (E,) of a frozen recording."""
-    return encoder(fbank_80(scales.wave_of(record, TOKENIZER_RATE))[None])[0].numpy()
+    return encoder(fbank_80(frozen.wave_of(record, TOKENIZER_RATE))[None])[0].numpy()
 
 
 # ------------------------------------------------------------------------------------------------ the mouth
@@ -94,7 +94,7 @@ def speaker_vector(encoder: SpeakerEncoder, record: dict) -> np.ndarray:
 
 def references() -> dict[str, dict]:
     """speaker -> its frozen reference recording."""
-    return {r["speaker"]: r for r in scales.recordings("reference")}
+    return {r["speaker"]: r for r in frozen.recordings("reference")}
 
 
 def samples(

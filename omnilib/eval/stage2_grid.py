@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from omnilib import config as configs
-from omnilib import scales
+from omnilib import frozen
 from omnilib.errors import ConfigError
 from omnilib.eval.probes import phoneme_errors, speak_records
 from omnilib.mouth.decode import DecodeSettings
@@ -49,7 +49,7 @@ SPOKEN_LINES = 24
 
 def spoken_error(model: SpeechLM, tokenizer, config: SpeechLMTraining, parts: Path) -> float:
     """Phoneme error of frozen English test sentences decoded from text, in the voice of their own speaker."""
-    records = scales.recordings("eval", "en")[::3][:SPOKEN_LINES]
+    records = frozen.recordings("eval", "en")[::3][:SPOKEN_LINES]
     settings = DecodeSettings(
         seed=config.seed, chunk_min_tokens=config.chunk_min, chunk_max_tokens=config.chunk_max
     )
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     warmup = max(1, args.steps // 10)
     fixed = [*args.overrides, f"steps={args.steps}", f"warmup={warmup}"]
     for seed in range(args.seeds):
-        for name, (frozen, rate) in VARIANTS.items():
+        for name, (backbone_frozen, rate) in VARIANTS.items():
             config = configs.load(
                 SpeechLMTraining, args.config, [*fixed, f"seed={seed}", f"adapter_lr={rate}", "stage=2"]
             )
@@ -154,7 +154,12 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
                 parts = (ROOT / config.text).parent
                 write_json(
                     kept,
-                    {"variant": name, "seed": seed, "steps": args.steps, **train_run(config, frozen, parts)},
+                    {
+                        "variant": name,
+                        "seed": seed,
+                        "steps": args.steps,
+                        **train_run(config, backbone_frozen, parts),
+                    },
                 )
             runs.append(json.loads(kept.read_text(encoding="utf-8")))
     summary = summarise(runs)

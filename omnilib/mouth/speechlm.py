@@ -414,7 +414,7 @@ class SpeechLM(Qwen3PreTrainedModel):
 
         The rows of old text ids get no gradient; give embedding and head no weight decay, which would still move them.
 
-        Source: paper section 3.2.
+        Source: paper section 3.3.
         """
         self.model.requires_grad_(False)
         old = self.config.tokenizer_text_size - CONTROL_ROWS

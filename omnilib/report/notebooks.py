@@ -60,9 +60,9 @@ def check_scale(scale: str) -> None:
         UserError: no chapter runs at it, or its checkpoints are missing.
     """
     if scale != "smoke":  # smoke trains what it needs
-        from omnilib import scales
+        from omnilib import checkpoints
 
-        scales.checkpoints(scale, "tokenizer", "flow", "hift", "speechlm")
+        checkpoints.folder(scale, "tokenizer", "flow", "hift", "speechlm")
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:

@@ -29,7 +29,7 @@ from omnilib.paths import REPORTS, ROOT
 PRESENTATION = ("omnilib.report", "omnilib.plots", "omnilib.provenance", "omnilib.environment", "omnilib.cli", "omnilib.errors",
                 "omnilib.paths", "omnilib.eval.results", "omnilib.output", "omnilib.diagrams")  # fmt: skip
 LAZY = (
-    "omnilib.scales",
+    "omnilib.smoke",
     "omnilib.weights",
 )  # their functions import what a nano result does not use: smoke training, the brain
 SPOKEN = ("text", "tokenizer", "speaker", "flow", "hift", "speechlm", "voices", "decode.yaml", "codec.yaml")

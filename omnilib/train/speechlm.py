@@ -55,7 +55,7 @@ DRAWS = 200  # of a sample, before the corpus is blamed
 
 @dataclass
 class SpeechLMTraining:
-    """One experiment. Sizes of the backbone come from `init`; the adapter's are here (paper section 3.2)."""
+    """One experiment. Sizes of the backbone come from `init`; the adapter's are here (paper section 3.3)."""
 
     stage: int = 1
     init: str = "checkpoints/nano/backbone"  # stage 1: a text backbone; stage 2: the result of stage 1
@@ -291,7 +291,7 @@ def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
 
     The codes that mean silence are counted anew: an earlier run may have learnt the codes of another tokenizer.
 
-    Source: paper section 3.2.
+    Source: paper section 3.3.
     """
     folder = ROOT / config.init
     if not (folder / "config.json").is_file():

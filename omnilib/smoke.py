@@ -1,12 +1,8 @@
-"""One dial for size: where the recordings and the trained parts of a scale are.
+"""Tiny parts on demand: every training script runs a few steps on the frozen recordings. Seconds each; numbers mean nothing.
 
-    smoke   every training script runs a few steps on the frozen recordings: seconds, kept in runs/smoke, numbers mean nothing
-    nano    checkpoints/nano, trained in hours on 2 CPU cores and committed
+    folder = smoke.folder("tokenizer", "flow")             # runs/smoke/<fingerprint>, trained at the first call
 
-Both have the same folders, so a chapter reads the same at either scale:
-
-    folder = scales.checkpoints(scale, "tokenizer")        # trains it first at smoke
-    codes, _ = SpeechTokenizer.load(folder / "tokenizer").encode(mel)
+The folder's name changes with the code and the recordings, so a stale model is never read.
 """
 
 import contextlib
@@ -21,107 +17,26 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor
-from transformers.utils import logging
 
-from omnilib.audio import VOICE_RATE, load_wave
+from omnilib import frozen
+from omnilib.audio import VOICE_RATE
 from omnilib.data import read_manifest, write_manifest
-from omnilib.errors import CheckpointError, ConfigError, DataError
-from omnilib.paths import CHECKPOINTS, CONFIGS, REPORTS, ROOT, RUNS
+from omnilib.paths import CONFIGS, ROOT, RUNS
 
-FROZEN = ROOT / "data_prep" / "frozen"
 SMOKE = RUNS / "smoke"
 KEPT = 3  # smoke folders of earlier code that stay
-DEV_LINES = 2  # of each speaker's training lines, at smoke
-
-# ------------------------------------------------------------------------------------------------ recordings
+DEV_LINES = 2  # of each speaker's training lines
 
 
-def recordings(role: str | None = None, language: str | None = None) -> list[dict]:
-    """Records of the frozen subset, by role: reference, eval, open, pair, train, human.
-
-    Raises:
-        DataError: none fits.
-    """
-    records = [
-        r
-        for r in read_manifest(FROZEN / "manifest.jsonl")
-        if role in (None, r["role"]) and language in (None, r["language"])
-    ]
-    if not records:
-        raise DataError(
-            f"the frozen subset has no '{role}' recording in '{language}': restore data_prep/frozen with `git checkout`"
-        )
-    return records
-
-
-def wave_of(record: dict, rate: int) -> Tensor:
-    """Sound of a frozen record at `rate`: (T,)."""
-    return load_wave(FROZEN / record["path"], rate)
-
-
-def long_texts() -> list[dict]:
-    """The texts of 300-500 words for long-form speech, each with the speaker who is to read it."""
-    path = FROZEN / "longform.jsonl"
-    if not path.is_file():
-        raise DataError("no data_prep/frozen/longform.jsonl: restore it with `git checkout`")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-# ------------------------------------------------------------------------------------------------ checkpoints
-
-
-def checkpoints(scale: str, *parts: str) -> Path:
-    """Folder that holds `parts` of a scale; at smoke, parts not there yet are trained first (seconds).
-
-    Raises:
-        ConfigError: no such scale or part.
-        CheckpointError: a committed part is missing.
-    """
-    logging.disable_progress_bar()  # a bar for each loaded file only fills a report's pages
-    unknown = [p for p in parts if p not in RECIPES]
-    if unknown:
-        raise ConfigError(f"no part '{unknown[0]}': choose from {', '.join(RECIPES)}")
-    if scale == "nano":
-        missing = [p for p in parts if not (CHECKPOINTS / scale / p).is_dir()]
-        if missing:
-            raise CheckpointError(
-                f"checkpoints/nano/{missing[0]} is missing: restore it with `git checkout` or run `make retrain`"
-            )
-        return CHECKPOINTS / scale
-    if scale != "smoke":
-        raise ConfigError(
-            f"scale '{scale}': a chapter runs at smoke or nano; paper scale needs the published weights (see weights.py)"
-        )
-    folder = SMOKE / fingerprint()
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        train_missing(folder, parts)
+def folder(*parts: str) -> Path:
+    """The smoke folder, with these parts trained."""
+    home = SMOKE / fingerprint()
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / ".lock"):
+        train_missing(home, parts)
     for stale in sorted(SMOKE.glob("*/"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
         shutil.rmtree(stale, ignore_errors=True)
-    return folder
-
-
-def training_log(scale: str, part: str) -> list[dict]:
-    """What a training script logged, one dict a line."""
-    path = checkpoints(scale, part) / part / "log.jsonl"
-    if not path.is_file():
-        raise CheckpointError(f"no {part}/log.jsonl at {scale}: train it with `make retrain`")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def meta(scale: str, part: str) -> dict:
-    """meta.json of a trained part: resolved config, steps, wall time, final metrics."""
-    return json.loads((checkpoints(scale, part) / part / "meta.json").read_text(encoding="utf-8"))
-
-
-def report_of(scale: str, name: str) -> dict | None:
-    """metrics.json of a report that a script wrote; at smoke the script runs now; None when nobody ran it at nano."""
-    path = (checkpoints(scale, name) / name if scale == "smoke" else REPORTS / scale / name) / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-# ------------------------------------------------------------------------------------------------ smoke
+    return home
 
 
 def fingerprint() -> str:
@@ -131,7 +46,7 @@ def fingerprint() -> str:
         *(ROOT / "omnilib").rglob("*.py"),
         *CONFIGS.glob("*_smoke.yaml"),
         *CONFIGS.glob("*_nano.yaml"),
-        FROZEN / "manifest.jsonl",
+        frozen.FOLDER / "manifest.jsonl",
     ]
     for path in sorted(files):
         digest.update(path.read_bytes())
@@ -171,10 +86,10 @@ def quiet(path: Path) -> Iterator[None]:
 def smoke_corpus(folder: Path) -> None:
     """The frozen training lines as WAV shards: most to train on, some as dev; other speakers' recordings as test."""
     records, seen = [], {}
-    for record in [*recordings("train"), *recordings("pair")]:
+    for record in [*frozen.recordings("train"), *frozen.recordings("pair")]:
         number = seen[record["speaker"]] = seen.get(record["speaker"], 0) + 1
         split = "test" if record["role"] == "pair" else "dev" if number <= DEV_LINES else "train"
-        samples = (wave_of(record, VOICE_RATE).clamp(-1, 1) * 32767).short().numpy()
+        samples = (frozen.wave_of(record, VOICE_RATE).clamp(-1, 1) * 32767).short().numpy()
         path = f"{record['id']}.wav"
         with wavefile.open(str(folder / "corpus" / path), "wb") as file:
             file.setparams((1, 2, VOICE_RATE, 0, "NONE", ""))
@@ -189,7 +104,7 @@ def smoke_corpus(folder: Path) -> None:
         records.append(record | place)
     write_manifest(folder / "corpus" / "manifest.jsonl", records)
     # the text tokenizer reads every frozen text: whole words keep transcripts shorter than their recordings
-    write_manifest(folder / "corpus" / "text.jsonl", [r | {"split": "train"} for r in recordings()])
+    write_manifest(folder / "corpus" / "text.jsonl", [r | {"split": "train"} for r in frozen.recordings()])
 
 
 def run(module: str, config: str, part: str, *overrides: str) -> Callable[[Path], None]:
@@ -238,9 +153,9 @@ def encode(kind: str, part: str, name: str) -> Callable[[Path], None]:
 def voices(folder: Path) -> None:
     """Reference recordings and decoding settings, as `speak.TextToSpeech` reads them; short, because a smoke model never stops."""
     entries = {}
-    for record in recordings("reference"):
+    for record in frozen.recordings("reference"):
         name = Path(record["path"]).name
-        shutil.copy(FROZEN / record["path"], folder / "voices" / name)
+        shutil.copy(frozen.FOLDER / record["path"], folder / "voices" / name)
         entries[record["speaker"]] = {"file": name, "text": record["text"], "language": record["language"]}
     (folder / "voices" / "voices.json").write_text(
         json.dumps(entries, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
@@ -293,4 +208,3 @@ RECIPES: dict[str, tuple[tuple[str, ...], Callable[[Path], None]]] = {
     "voices": ((), voices),
     "stage2_grid": (("speechlm_stage1",), grid),
 }
-SPEAKER = ("speechlm", "tokenizer", "speaker", "flow", "hift", "voices")  # what `speak.TextToSpeech` needs
