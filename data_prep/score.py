@@ -88,7 +88,7 @@ AIMS = {  # headline figure: what it is, our aim in words and as a number, how i
         "audio-hours per hour without a recogniser",
         ">= 100",
         100.0,
-        "2 cores, omnilib.bench.curation",
+        "2 cores, data_prep.bench.curation",
     ),
 }
 HALF = 0.5

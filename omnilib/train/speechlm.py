@@ -141,7 +141,7 @@ class ShardWindows:
     """
 
     def __init__(self, config: SpeechLMTraining, split: str):
-        from data_prep.shards import Shards
+        from omnilib.shards import Shards
 
         self.config, self.shards = config, Shards(DATA / config.shards, split, seed=config.seed)
         self.per_pass = -(-len(self.shards.shards) // config.window)
