@@ -33,16 +33,9 @@ import soundfile
 from tqdm import tqdm
 
 from data_prep.corpora import MAX_BAD, BadRows
-from data_prep.pipeline import (
-    Audio,
-    BadRow,
-    digest,
-    file_digest,
-    file_name,
-    rows,
-    temporary,
-    write_json,
-)
+from data_prep.pipeline.audio import Audio
+from data_prep.pipeline.files import digest, file_digest, file_name, temporary, write_json
+from data_prep.pipeline.manifest import BadRow, rows
 from omnilib import options
 from omnilib.errors import AudioError, ConfigError, DataError, UserError
 from omnilib.eval.results import add_to_summary

@@ -38,7 +38,7 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from data_prep.pipeline import dump
+from data_prep.pipeline.files import dump
 from data_prep.steps.levels import frame_levels
 from omnilib.data import read_manifest
 from omnilib.errors import ConfigError, DataError, UserError

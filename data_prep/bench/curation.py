@@ -29,7 +29,8 @@ import soundfile
 from tqdm import tqdm
 
 from data_prep import frozen
-from data_prep.pipeline import STEPS, Audio, advance, load_recipe
+from data_prep.pipeline import STEPS, Audio, load_recipe
+from data_prep.pipeline.parts import advance
 from data_prep.shards import write_shards
 from omnilib.data import read_manifest, write_manifest
 from omnilib.errors import UserError
