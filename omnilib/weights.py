@@ -30,8 +30,9 @@ from torch import Tensor, nn
 
 from omnilib.errors import CheckpointError, ConfigError, MissingTool, UserError
 from omnilib.mouth.chunking import Layout
+from omnilib.mouth.rows import layout_of
 from omnilib.mouth.speechlm import SpeechLM, SpeechLMConfig
-from omnilib.text import layout_of, load_tokenizer
+from omnilib.text import load_tokenizer
 from omnilib.voice.codec import Codec, CodecSettings
 from omnilib.voice.flow import Flow, FlowConfig
 from omnilib.voice.hift import HiFT, HiFTConfig, published_keys

@@ -12,23 +12,18 @@ from transformers import PreTrainedTokenizerFast
 from omnilib.errors import CheckpointError, DataError, UserError
 from omnilib.mouth.chunking import ChunkMachine, ChunkRules, Kind, Layout
 from omnilib.mouth.decode import split_tokens
+from omnilib.mouth.rows import SPEECH, chunk_sentences, prompt_ids, prompt_rows, splice_voice, training_rows
 from omnilib.text import (
     AUDIO_TOKENS,
     FRAME,
-    SPEECH,
-    chunk_sentences,
     encode,
     encode_frame,
     join_sentences,
     load_tokenizer,
     pieces,
-    prompt_ids,
-    prompt_rows,
     save_tokenizer,
-    splice_voice,
     text_size,
     train_tokenizer,
-    training_rows,
 )
 
 LINES = [

@@ -17,8 +17,8 @@ from omnilib import frozen
 from omnilib.audio import TOKENIZER_RATE, fbank_80, log_mel_128
 from omnilib.mouth.chunking import ChunkRules, Layout
 from omnilib.mouth.decode import DecodeSettings, Request, Result, generate
+from omnilib.mouth.rows import training_rows
 from omnilib.mouth.speechlm import IGNORE, SpeechLM
-from omnilib.text import training_rows
 from omnilib.voice.phonemes import PhonemeHead, intelligibility
 from omnilib.voice.speaker import SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer

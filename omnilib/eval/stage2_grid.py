@@ -25,11 +25,12 @@ from omnilib import frozen
 from omnilib.errors import ConfigError
 from omnilib.eval.probes import phoneme_errors, speak_records
 from omnilib.mouth.decode import DecodeSettings
+from omnilib.mouth.rows import layout_of
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.paths import REPORTS, ROOT, RUNS
 from omnilib.provenance import stamp, write_json
 from omnilib.report import sources
-from omnilib.text import layout_of, load_tokenizer
+from omnilib.text import load_tokenizer
 from omnilib.train.common import autocast, check_finite, count_parameters, lr_at, seed_everything
 from omnilib.train.speechlm import Conversations, SpeechLMTraining, build, evaluate, optimizers_of
 from omnilib.voice.phonemes import PhonemeHead

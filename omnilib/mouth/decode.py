@@ -21,9 +21,10 @@ from torch import Tensor
 
 from omnilib.errors import ConfigError, UserError
 from omnilib.mouth.chunking import Chunk, ChunkMachine, ChunkRules, Kind, Layout, Row, split_text
+from omnilib.mouth.rows import layout_of, prompt_rows
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.mouth.step import Stepper
-from omnilib.text import clean_text, encode, layout_of, pieces, prompt_rows
+from omnilib.text import clean_text, encode, pieces
 
 NOISE_ROWS = 128  # uniform numbers drawn at a time
 SEEDS = (-(2**63), 2**64 - 1000)  # what torch.Generator takes, less room for the number of a trial

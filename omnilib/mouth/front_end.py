@@ -21,8 +21,9 @@ from omnilib.mouth.chunking import ChunkMachine, ChunkRules, split_text
 from omnilib.mouth.decode import DecodeSettings
 from omnilib.mouth.passes import check_length, expected_seconds
 from omnilib.mouth.readable import Reader, Reading
+from omnilib.mouth.rows import layout_of, prompt_rows
 from omnilib.spoken import tidy
-from omnilib.text import clean_text, detect_language, encode, layout_of, pieces, prompt_rows
+from omnilib.text import clean_text, detect_language, encode, pieces
 
 NOTHING = "there is nothing to speak in this text: give some words in English or Chinese"
 

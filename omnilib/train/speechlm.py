@@ -5,7 +5,7 @@
     accelerate launch --config_file omnilib/configs/deepspeed/zero2.yaml -m omnilib.train.speechlm --config speechlm_stage1_paper --out runs/stage1
 
 A sample is a conversation: a reference recording of some speaker, then one to many sentences in that speaker's voice, laid
-out as the decoding loop would have produced them (`text.training_rows`). Sentences are drawn and joined anew at every step,
+out as the decoding loop would have produced them (`rows.training_rows`). Sentences are drawn and joined anew at every step,
 so no two batches are alike although the corpus is small; samples of a batch are of similar length and the batch shrinks as
 they grow (paper section 3.2). The paper gives no optimiser, rates or steps: ours are in the configs.
 
@@ -29,9 +29,10 @@ from omnilib.data import read_manifest, sha256, step_rng
 from omnilib.errors import CheckpointError, ConfigError, DataError
 from omnilib.mouth.chunking import ChunkRules
 from omnilib.mouth.decode import DecodeSettings, Request, generate
+from omnilib.mouth.rows import layout_of, training_rows
 from omnilib.mouth.speechlm import CONTROL_ROWS, IGNORE, SpeechLM, SpeechLMConfig
 from omnilib.paths import DATA, ROOT
-from omnilib.text import layout_of, load_tokenizer, text_size, training_rows
+from omnilib.text import load_tokenizer, text_size
 from omnilib.train import zero
 from omnilib.train.common import (
     JsonlLog,

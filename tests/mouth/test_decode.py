@@ -9,9 +9,10 @@ from omnilib import config as configs
 from omnilib.errors import CheckpointError, ConfigError, UserError
 from omnilib.mouth.chunking import ChunkMachine, ChunkRules, Kind, Layout
 from omnilib.mouth.decode import Decoder, DecodeSettings, Request, choose, generate, split_tokens, stream
+from omnilib.mouth.rows import layout_of, prompt_rows, splice_voice
 from omnilib.mouth.speechlm import SpeechLM, SpeechLMConfig
 from omnilib.mouth.step import Stepper
-from omnilib.text import encode, layout_of, prompt_rows, splice_voice
+from omnilib.text import encode
 
 SETTINGS = DecodeSettings(temperature=0.0, rows_per_token=2.0, chunk_min_tokens=6, chunk_max_tokens=12)
 TEXTS = [
