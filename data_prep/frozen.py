@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from data_prep import texts
 from data_prep.engines import RATE
-from data_prep.nano import SPEAKERS, key_of
+from data_prep.nano import key_of
+from data_prep.speakers import SPEAKERS
 from omnilib.audio import TOKENIZER_RATE, resample
 from omnilib.data import load_segment, read_manifest, write_manifest
 from omnilib.errors import DataError, MissingTool, UserError

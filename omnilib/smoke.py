@@ -7,17 +7,20 @@ The folder's name changes with the code and the recordings, so a stale model is 
 
 import contextlib
 import hashlib
+import importlib
 import json
 import random
 import shutil
 import wave as wavefile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 from filelock import FileLock
 
+from omnilib import config as configs
 from omnilib import frozen
 from omnilib.audio import VOICE_RATE
 from omnilib.data import read_manifest, write_manifest
@@ -107,13 +110,16 @@ def smoke_corpus(folder: Path) -> None:
     write_manifest(folder / "corpus" / "text.jsonl", [r | {"split": "train"} for r in frozen.recordings()])
 
 
+def program(name: str) -> ModuleType:
+    """A program as if it was started on the command line: imported by name, so that this module depends on none of them."""
+    return importlib.import_module(name)
+
+
 def run(module: str, config: str, part: str, *overrides: str) -> Callable[[Path], None]:
     """A recipe: one training script with one config; `{}` in an override is the smoke folder."""
 
     def recipe(folder: Path) -> None:
-        import importlib
-
-        script = importlib.import_module(f"omnilib.train.{module}")
+        script = program(f"omnilib.train.{module}")
         chosen = [o.replace("{}", str(folder)) for o in ("manifest={}/corpus/manifest.jsonl", *overrides)]
         script.main(["--config", config, "--out", str(folder / part), "--set", *chosen])
 
@@ -122,9 +128,7 @@ def run(module: str, config: str, part: str, *overrides: str) -> Callable[[Path]
 
 def hift(folder: Path) -> None:
     """The vocoder script has no command line inside; its loop is called with the config."""
-    from omnilib import config as configs
-    from omnilib.train import hift as script
-
+    script = program("omnilib.train.hift")
     script.train(
         configs.load(script.Config, "hift_smoke", [f"manifest={folder}/corpus/manifest.jsonl"]),
         folder / "hift",
@@ -135,10 +139,8 @@ def encode(kind: str, part: str, name: str) -> Callable[[Path], None]:
     """A recipe: codes or speaker vectors of the whole smoke corpus."""
 
     def recipe(folder: Path) -> None:
-        from omnilib.train.encode import export
-
         records = read_manifest(folder / "corpus" / "manifest.jsonl")
-        export(
+        program("omnilib.train.encode").export(
             records,
             folder / "corpus",
             kind,
@@ -167,18 +169,11 @@ def voices(folder: Path) -> None:
 
 def grid(folder: Path) -> None:
     """The stage-2 ablation, a few steps a run."""
-    from omnilib.eval import stage2_grid
-
-    arguments = [
-        "--config",
-        "speechlm_stage2_smoke",
-        "--out",
-        str(folder / "stage2_grid"),
-        "--work",
-        str(folder / "stage2_grid" / "runs"),
-    ]
-    stage2_grid.main(
-        [*arguments, "--steps", "4", "--seeds", "1", "--set", *(o.replace("{}", str(folder)) for o in SPOKEN)]
+    out = folder / "stage2_grid"
+    arguments = ["--config", "speechlm_stage2_smoke", "--out", str(out), "--work", str(out / "runs")]
+    overrides = [o.replace("{}", str(folder)) for o in SPOKEN]
+    program("omnilib.eval.stage2_grid").main(
+        [*arguments, "--steps", "4", "--seeds", "1", "--set", *overrides]
     )
 
 

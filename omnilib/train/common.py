@@ -13,14 +13,12 @@ import json
 import math
 import os
 import pickle
-import random
 import shutil
 import time
 from dataclasses import asdict, is_dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -29,6 +27,7 @@ from torch import nn
 from omnilib import config as configs
 from omnilib import storage
 from omnilib.errors import CheckpointError, UserError
+from omnilib.seed import seed_everything as seed_everything  # scripts import it from here
 from omnilib.storage import load_weights, unique_tensors
 from omnilib.text import save_tokenizer
 
@@ -42,13 +41,6 @@ def parse_args(doc: str, argv: list[str] | None = None) -> argparse.Namespace:
         "--out", required=True, type=Path, help="run folder; an unfinished run in it is continued"
     )
     return parser.parse_args(argv)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - libraries still draw from the old generator
-    torch.manual_seed(seed)
 
 
 def lr_at(step: int, total: int, peak: float, warmup: int, floor: float = 0.05) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep import engines, frozen, nano, texts
+from data_prep.speakers import Speaker
 from omnilib.data import load_segment, read_manifest
 from omnilib.errors import DataError, MissingTool
 
@@ -65,9 +66,7 @@ def tiny(monkeypatch):
     )
     monkeypatch.setattr(nano.texts, "lexicon", lambda lines, language: set(WORDS))
     monkeypatch.setitem(engines.ENGINES, "buzz", Buzz)
-    monkeypatch.setattr(
-        nano, "SPEAKERS", [nano.Speaker("buzz", "a", 1.0, 60), nano.Speaker("buzz", "a", 1.22, 0)]
-    )
+    monkeypatch.setattr(nano, "SPEAKERS", [Speaker("buzz", "a", 1.0, 60), Speaker("buzz", "a", 1.22, 0)])
     monkeypatch.setattr(nano, "TEST_LINES_PER_SPEAKER", {"train": 4, "test": 6})
     monkeypatch.setattr(nano, "TEST_PERCENT", 20)
     monkeypatch.setattr(nano, "DEV_PERCENT", 10)
@@ -141,7 +140,7 @@ def test_copies_are_training_lines_at_the_other_speeds_of_their_voice(
     tiny, no_open_lines, monkeypatch, tmp_path
 ):
     speakers = [("a", 1.0, 20), ("a", 0.85, 10), ("a", 1.22, 0), ("b", 1.0, 10)]
-    monkeypatch.setattr(nano, "SPEAKERS", [nano.Speaker("buzz", *s) for s in speakers])
+    monkeypatch.setattr(nano, "SPEAKERS", [Speaker("buzz", *s) for s in speakers])
     nano.build(tmp_path, workers=1)
     lines = {r["id"]: r for r in read_manifest(tmp_path / "manifest.jsonl")}
     copies = [r for r in read_manifest(tmp_path / "copies.jsonl") if r["id"] not in lines]
@@ -177,7 +176,7 @@ def test_speeds_are_training_lines_at_speeds_away_from_the_kept_voices(
     tiny, no_open_lines, monkeypatch, tmp_path
 ):
     speakers = [("a", 1.0, 40), ("a", 0.85, 20), ("a", 1.22, 0), ("joe", 1.0, 20)]
-    monkeypatch.setattr(nano, "SPEAKERS", [nano.Speaker("buzz", *s) for s in speakers])
+    monkeypatch.setattr(nano, "SPEAKERS", [Speaker("buzz", *s) for s in speakers])
     nano.build(tmp_path, workers=1)
     lines = {r["id"]: r for r in read_manifest(tmp_path / "manifest.jsonl")}
     records = {r["id"]: r for r in read_manifest(tmp_path / "speeds.jsonl")}

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 
 from data_prep import engines, nano, synthetic
+from data_prep.speakers import Speaker
 from data_prep.synthetic import Command, Engines, Http, Rewriter, answers, build, finished, sample
 from omnilib.data import read_manifest
 from omnilib.errors import ConfigError, DataError, MissingTool
@@ -44,9 +45,9 @@ def hum(monkeypatch):
     """Two training voices and one that only the test split may hear."""
     monkeypatch.setitem(engines.ENGINES, "hum", Hum)
     people = [
-        nano.Speaker("hum", "ann", 1.0, 10),
-        nano.Speaker("hum", "bob", 1.1, 10),
-        nano.Speaker("hum", "eve", 1.2, 0),
+        Speaker("hum", "ann", 1.0, 10),
+        Speaker("hum", "bob", 1.1, 10),
+        Speaker("hum", "eve", 1.2, 0),
     ]
     monkeypatch.setattr(nano, "SPEAKERS", people)
 
