@@ -67,7 +67,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prices:
-    """Placeholders to replace by your own; nothing here is a quotation."""
+    """Example prices, to be replaced by your own; they come from no provider."""
 
     gpu_hour: float = 2.5
     core_hour: float = 0.04

@@ -188,7 +188,7 @@ def choose_open(records: list[dict]) -> list[tuple[str, dict]]:
 
 
 def freeze(corpus: Path, out: Path, every: bool = False) -> str:
-    """Write the subset, or with `every` all of `choose`'s and nothing else; returns the manifest's sha256."""
+    """Write the subset, or with `every` all chosen test lines; returns the manifest's sha256."""
     records = read_manifest(corpus / "manifest.jsonl")
     (out / "audio").mkdir(parents=True, exist_ok=True)
     frozen = []

@@ -198,7 +198,7 @@ def codec_part(records: list[dict]) -> list[dict]:
 
 
 def played(record: dict, speed: float, name: str, speaker: str) -> dict:
-    """The same recording `speed` times as fast, pitch and all, as `load_segment` plays it; like a line, it ends in silence up to whole rows."""
+    """The recording resampled by `speed`, which also shifts pitch (as `load_segment` reads it), padded with silence to whole rows."""
     duration = -int(-record["duration"] / speed * RATE // STEP) * STEP / RATE
     copy = record | {
         "id": name,

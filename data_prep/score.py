@@ -388,7 +388,7 @@ def mistake(unit: dict) -> bool:
 
 
 def aim_rows(metrics: dict[str, dict]) -> list[dict]:
-    """AIMS against what was measured, as rows of `Run.paper_table`; the paper reports nothing of the kind."""
+    """AIMS against what was measured, as rows of `Run.paper_table`; the paper reports no such figures."""
     rows = []
     for name, (claim, words, limit, judge) in AIMS.items():
         value = metrics.get(name, {}).get("value", float("nan"))

@@ -143,7 +143,7 @@ def sample(
 
 @dataclass(frozen=True)
 class Rewriter:
-    """Answers retold for the ear by an OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY."""
+    """Answers rewritten as spoken language by an OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY."""
 
     endpoint: str
     model: str

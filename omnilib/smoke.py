@@ -111,7 +111,7 @@ def smoke_corpus(folder: Path) -> None:
 
 
 def program(name: str) -> ModuleType:
-    """A program as if it was started on the command line: imported by name, so that this module depends on none of them."""
+    """A training or evaluation program, imported by name so that this module depends on none of them."""
     return importlib.import_module(name)
 
 

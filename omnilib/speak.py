@@ -57,7 +57,7 @@ def check_text(text: str, language: str | None = None) -> str:
 
 @dataclass
 class SpeakResult:
-    """What was said, and what it cost."""
+    """Speech, its tokens and chunks, and the time it took."""
 
     wave: Tensor  # (T,)
     rate: int
@@ -264,7 +264,7 @@ class TextToSpeech:
         return self.heard[key]
 
     def job(self, text: str, voice, voice_text, language, seed: int, temperature: float | None) -> Job:
-        """What both ways of speaking need; every mistake of the caller is found here."""
+        """Everything `speak` and `stream` need; all errors about the arguments are raised here."""
         changes = {"seed": seed, "normalise": False} | (
             {} if temperature is None else {"temperature": temperature}
         )
@@ -439,7 +439,7 @@ def flag_loud_ends(chunks: list[Chunk], levels: Levels) -> None:
 
 
 def join(waves: list[Tensor]) -> Tensor:
-    """Waves (n,) one after the other: (T,). The list is emptied, so that an hour is not held twice."""
+    """Waves (n,) one after the other: (T,). The list is emptied meanwhile, to save memory."""
     if len(waves) == 1:
         return waves.pop()
     whole, at = waves[0].new_empty(sum(map(len, waves))), 0

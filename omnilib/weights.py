@@ -242,16 +242,6 @@ def load_voice(
     return Codec(tokenizer, speaker, modules["flow.pt"], modules["hift.pt"].fold_weight_norm(), settings)
 
 
-def load_speechlm(folder: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> SpeechLM:
-    """The mouth of a published folder.
-
-    Raises:
-        CheckpointError: a file is missing, damaged or of another model, or names or shapes do not fit.
-    """
-    demand([check_speechlm(folder)])
-    return SpeechLM.load(folder, dtype, device)
-
-
 def is_brain(folder: str | Path) -> bool:
     """Whether a published folder holds a brain (MGM-Omni-7B, 32B) and not a mouth."""
     return str(read_json(Path(folder) / "config.json").get("model_type")).startswith(("MGMOmni", "MGMQwen"))

@@ -9,8 +9,8 @@ worker that takes everything through all of them, as a run does. Peak memory is 
 torch included (about 500 MB). Loading a model happens once a worker and is reported beside. Duplicates come last: a repeated
 subset is full of them.
 
-The rate of all steps together is stated twice: per hour of sound that reaches each step (nothing is gained from pauses that fall
-away), and per hour of raw recording, of which the pauses are a quarter here.
+The rate of all steps together is stated twice: per hour of sound that reaches each step (pauses already removed are not
+counted), and per hour of raw recording, of which a quarter is pauses here.
 """
 
 import argparse

@@ -104,7 +104,7 @@ class Evaluation:
         return self.vectors[line.id]
 
     def likeness(self, wave: torch.Tensor, line: Line) -> float:
-        """Similarity of a made wave to the reference of the line's speaker; a wave without speech is nobody."""
+        """Similarity of a made wave to the reference of the line's speaker; a wave without speech scores 0."""
         try:
             return similarity.cosine(
                 self.voices.embed(wave, VOICE_RATE), self.vector(self.frozen.references[line.speaker])
@@ -228,7 +228,7 @@ def record_of(line: Line, system: str, transcript: str, **more) -> dict:
 def judge_wave(
     bench: Evaluation, line: Line, system: str, wave: torch.Tensor | None, **more
 ) -> Callable[[], dict]:
-    """Start judging a made wave; call the result for its record. No wave at all is heard as silence."""
+    """Start judging a made wave; call the result for its record. A wave without samples is judged as silence."""
     if wave is None:
         return lambda: record_of(line, system, "", similarity=0.0, seconds=0.0, **more)
     bench.keep(f"{line.id}-{system}", wave)

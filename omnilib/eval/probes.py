@@ -79,7 +79,7 @@ def speaker_accuracy(features: Sequence[np.ndarray], speakers: Sequence[str]) ->
 
 
 def code_histogram(codes: Tensor, size: int) -> np.ndarray:
-    """How often each code occurs, square root taken so that the common ones do not drown the rest: (K,)."""
+    """How often each code occurs, as square roots, so that rare codes stay visible: (K,)."""
     return torch.bincount(codes, minlength=size).double().sqrt().numpy()
 
 

@@ -124,7 +124,7 @@ def summarise(
 
 
 def fingerprint(config: SpeechLMTraining) -> str:
-    """Changes with any setting, so that a run kept in --work is never taken for one of other settings."""
+    """Hash of all settings: a run kept in --work is used again only for the same settings."""
     return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
 
 

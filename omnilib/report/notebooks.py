@@ -54,7 +54,7 @@ def list_notebooks(only: str | None = None, folder: Path = NOTEBOOKS) -> list[Pa
 
 
 def check_scale(scale: str) -> None:
-    """Find out before anything runs that chapters cannot run at a scale.
+    """Check before anything runs that chapters can run at a scale.
 
     Raises:
         UserError: no chapter runs at it, or its checkpoints are missing.

@@ -199,7 +199,7 @@ class Run:
 
 
 def significant(value: float) -> float:
-    """Six digits (whole numbers stay): another processor adds in another order and changes the eighth or so."""
+    """Six digits (whole numbers stay): processors differ in rounding from about the eighth digit on."""
     return float(value) if float(value).is_integer() else float(f"{value:.6g}")
 
 

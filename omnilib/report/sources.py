@@ -194,7 +194,7 @@ def record(folder: Path, name: str, scale: str = "nano") -> None:
 
 
 def changes(known: dict, now: dict) -> list[str]:
-    """One phrase for each thing that differs."""
+    """One phrase for each difference."""
     found = []
     for kind, verb in (("files", ""), ("packages", "package ")):
         for name in sorted(known[kind].keys() | now[kind].keys()):
@@ -240,7 +240,7 @@ def check(reports: Path = REPORTS, scale: str = "nano") -> dict[str, list[str]]:
 
 
 def notes(reports: Path = REPORTS, scale: str = "nano") -> list[tuple[str, str, str]]:
-    """(result, date, reason) of every result that is kept although something behind it has changed."""
+    """(result, date, reason) of every result that is kept although its code or data changed."""
     found = []
     for path in sorted((reports / scale).glob("*/sources.json")):
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -249,12 +249,12 @@ def notes(reports: Path = REPORTS, scale: str = "nano") -> list[tuple[str, str, 
 
 
 def strip(state: dict) -> dict:
-    """Without what a later acceptance says is gone."""
+    """Sources without those that a later acceptance lists as removed."""
     return {kind: {k: v for k, v in entries.items() if v is not None} for kind, entries in state.items()}
 
 
 def accept(name: str, why: str, reports: Path = REPORTS, scale: str = "nano") -> list[str]:
-    """Keep a result although something behind it has changed, and say why; returns the changes.
+    """Keep a result although its code or data changed, with the reason; returns the changes.
 
     Raises:
         UserError: no such result, nothing has changed, or no reason given.
