@@ -29,9 +29,10 @@ from omnilib.paths import REPORTS, ROOT
 PRESENTATION = ("omnilib.report", "omnilib.plots", "omnilib.provenance", "omnilib.environment", "omnilib.cli", "omnilib.errors",
                 "omnilib.paths", "omnilib.eval.results", "omnilib.output", "omnilib.diagrams")  # fmt: skip
 LAZY = (
+    "omnilib",
     "omnilib.smoke",
     "omnilib.weights",
-)  # their functions import what a nano result does not use: smoke training, the brain
+)  # only their outermost imports count: type hints of the public names, smoke training and the brain are not behind a nano result
 SPOKEN = ("text", "tokenizer", "speaker", "flow", "hift", "speechlm", "voices", "decode.yaml", "codec.yaml")
 CHECKPOINT_FILES = ("model.safetensors", "config.yaml", "config.json", "tokenizer.json", "voices.json")
 FROZEN = ("data_prep/frozen",)  # manifest, texts and every recording
