@@ -40,7 +40,7 @@ SPEECH = -500  # stands for the reference recording in a list of text ids
 
 
 def layout_of(config, tokenizer: PreTrainedTokenizerBase) -> Layout:
-    """The row layout of a model and its tokenizer.
+    """The row layout of a model and its tokenizer (paper eq. 2).
 
     Raises:
         CheckpointError: they do not belong together.
@@ -55,14 +55,17 @@ def layout_of(config, tokenizer: PreTrainedTokenizerBase) -> Layout:
 
 
 def text_rows(layout: Layout, ids: Sequence[int]) -> Tensor:
-    """Rows that only carry text, speech pad: (R, 1 + k)."""
+    """Rows that only carry text, speech pad: (R, 1 + k) (paper section 3.2)."""
     rows = torch.full((len(ids), 1 + layout.streams), layout.speech_pad)
     rows[:, 0] = torch.as_tensor(ids, dtype=torch.long)
     return rows
 
 
 def speech_rows(layout: Layout, tokens: Tensor, repeat_tail: bool) -> Tensor:
-    """25 Hz tokens, k to a row: (T,) -> (T // k, k); an uneven tail is cut, or filled with the last token."""
+    """25 Hz tokens, k to a row: (T,) -> (T // k, k); an uneven tail is cut, or filled with the last token.
+
+    Source: paper section 3.2.
+    """
     tokens = torch.as_tensor(tokens, dtype=torch.long).flatten()
     if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < layout.speech_eos:
         raise DataError(
@@ -79,7 +82,7 @@ def speech_rows(layout: Layout, tokens: Tensor, repeat_tail: bool) -> Tensor:
 def splice_voice(
     layout: Layout, ids: Sequence[int], voice_ids: Sequence[int], voice_tokens: Tensor, truncate: bool = True
 ) -> Tensor:
-    """Put the reference recording in place of the first `SPEECH` id: rows (R, 1 + k).
+    """Put the reference recording in place of the first `SPEECH` id: rows (R, 1 + k) (paper section 3.2).
 
     Beside its speech (pre_pad rows of pad, codes, one row of eos) stands its transcript, from the first row on.
 
@@ -129,6 +132,8 @@ def prompt_rows(
     Args:
         voice_text: what is said in the reference recording; its script chooses the pre-prompt's language.
         voice_tokens: 25 Hz tokens of the recording, (T,); T % k tokens at the end are not used.
+
+    Source: paper section 3.2.
     """
     ids = prompt_ids(tokenizer, detect_language(voice_text))
     return splice_voice(layout, ids, encode(tokenizer, voice_text), voice_tokens, truncate)
@@ -137,7 +142,7 @@ def prompt_rows(
 def chunk_sentences(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], rules: ChunkRules
 ) -> tuple[list[int], list[tuple[int, int]], list[int]]:
-    """Where the chunk machine will split the joined sentences.
+    """Where the chunk machine will split the joined sentences (paper section 3.2).
 
     Returns:
         token ids; (start, end) of the ids each chunk feeds; for each chunk how many sentences are complete at its end.
@@ -189,6 +194,8 @@ def training_rows(
 
     Raises:
         DataError: a chunk would end inside a sentence, or a token is out of range.
+
+    Source: paper section 3.2.
     """
     prompt = prompt_rows(tokenizer, layout, voice_text, voice_tokens, truncate=True)
     ids, spans, done = chunk_sentences(tokenizer, [text for text, _ in sentences], rules or ChunkRules())
