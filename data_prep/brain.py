@@ -1,6 +1,8 @@
 """Samples for the brain whose answer is known: questions, pictures and videos, asked by voice.
 
     python -m data_prep.brain --out data/brain --count 500 --speak flite --voice rms
+    python -m data_prep.brain --out data/brain --count 2000 --speak kokoro --hours 1.5 --workers 2 \\
+        --corpus data/nano2/manifest.jsonl --transcribe 10000 --long 240
 
 | task | asks | truth |
 |---|---|---|
@@ -10,7 +12,7 @@
 | shapes | a picture of easy-vqa | its answer |
 | video_count, video_last, video_move | emoji that appear or move | how they were placed |
 | transcribe | a spoken question | its words |
-| needle | places of a spoken secret in long speech (no audio here) | the secret |
+| needle | a spoken secret in long speech (`brain_long`) | the secret |
 
 Writes `<out>.jsonl`, the manifest of `omnilib.train.brain_samples`, with media below `<out>/`, and
 `<out>_needles.jsonl`. A row also holds its `question` in words, so the same sample can be asked typed, or
@@ -32,23 +34,20 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-import soundfile
-import soxr
-
 from data_prep.brain_facts import CAPITALS, COLOURS, OPPOSITES, WORDS
-from data_prep.engines import ENGINES, Unspoken
+from data_prep.brain_long import long_plan, places, secret, write_long
+from data_prep.brain_voices import Voices, admit, pick, speak_all
 from data_prep.texts import hsk
 from omnilib.data import read_manifest, write_manifest
 from omnilib.errors import DataError, MissingTool, UserError
 
 EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 EMOJI_SIZE = 109  # the only size in the font
-RATE = 16_000  # of the brain
 SIDE = 168  # pixels of a picture: 36 positions
 FRAME_MS = 500
-DRAWINGS = 4  # of an emoji, at least
+DRAWINGS = 10  # of an emoji, at least
 TYPED_EVERY = 4  # every fourth spoken question is also written typed
+LONGEST = 20.0  # seconds of a recording to transcribe
 TRANSCRIBE = "Write down what is said."
 
 
@@ -316,7 +315,7 @@ def videos(rng: random.Random) -> Iterator[Item]:
         moving = [[(chosen[0][0], x, line)] for x in steps]
         key = f"{chosen[0][0]} {way} {line}"
         draw = lambda s=moving, k=key: placed_frames(s, k)  # noqa: E731
-        yield Item("video_move", key, f"Does the {chosen[0][1]} move left or right?", way, draw=draw)
+        yield Item("video_move", key, "Does it move left or right?", way, draw=draw)
 
 
 # ---- together ----------------------------------------------------------------------------------------------
@@ -369,32 +368,30 @@ def items(count: int, seed: int) -> tuple[list[Item], list[str]]:
     return result, missing
 
 
-def speak(engine, text: str, path: Path) -> None:
-    """Write what an engine says, mono at 16 kHz."""
-    spoken = engine.say(text)
-    wave = soxr.resample(spoken.wave, spoken.rate, RATE)
-    soundfile.write(path, np.clip(wave, -1, 1), RATE, subtype="PCM_16")
+def media_of(item: Item, out: Path) -> dict:
+    """Write the picture or video of an item; its fields of the manifest."""
+    folder = out.name
+    if item.copy:
+        shutil.copyfile(item.copy, out / f"{item.name}.png")
+        return {"images": [f"{folder}/{item.name}.png"]}
+    if not item.draw:
+        return {}
+    first, *others = item.draw()
+    if not others:
+        first.save(out / f"{item.name}.png")
+        return {"images": [f"{folder}/{item.name}.png"]}
+    moving = dict(save_all=True, append_images=others, duration=FRAME_MS, loop=0)
+    first.save(out / f"{item.name}.gif", **moving)
+    return {"video": [f"{folder}/{item.name}.gif"]}
 
 
-def engine_of(name: str, voice: str):
-    """An engine of `data_prep.engines`, tried once.
+def rows_of(item: Item, wave: str, out: Path) -> list[dict]:
+    """Rows of an item, its media written.
 
-    Raises:
-        MissingTool: not installed. DataError: no engine, or no voice, of that name.
+    Args:
+        wave: the recording of its question, relative to the folder of the manifest; "": it is asked typed.
     """
-    if name not in ENGINES:
-        raise DataError(f"no engine '{name}': use one of {', '.join(sorted(ENGINES))}")
-    engine = ENGINES[name](voice)
-    try:
-        engine.say("one" if engine.language == "en" else "一")
-    except (OSError, AttributeError, StopIteration, Unspoken):
-        raise DataError(f"{name} has no voice '{voice}': see data_prep/engines.py for its voices") from None
-    return engine
-
-
-def rows_of(item: Item, engine, out: Path) -> list[dict]:
-    """Rows of an item, its media written: spoken if the engine speaks its language, else typed."""
-    folder, media = out.name, {}
+    media = media_of(item, out)
     row = {
         "split": item.split,
         "task": item.task,
@@ -402,31 +399,9 @@ def rows_of(item: Item, engine, out: Path) -> list[dict]:
         "question": item.question,
         "answer": item.answer,
     }
-    if item.copy:
-        shutil.copyfile(item.copy, out / f"{item.name}.png")
-        media["images"] = [f"{folder}/{item.name}.png"]
-    elif item.draw:
-        first, *others = item.draw()
-        if others:
-            first.save(
-                out / f"{item.name}.gif",
-                save_all=True,
-                append_images=others,
-                duration=FRAME_MS,
-                loop=0,
-            )
-            media["video"] = [f"{folder}/{item.name}.gif"]
-        else:
-            first.save(out / f"{item.name}.png")
-            media["images"] = [f"{folder}/{item.name}.png"]
     seen = "<image>" if "images" in media else "<video>" if "video" in media else ""
     typed = row | media | {"id": f"{item.name}-typed", "turns": turns(seen + item.question, item.answer)}
-    if engine is None or engine.language != item.language:
-        return [typed]
-    wave = f"{folder}/{item.name}.wav"
-    try:
-        speak(engine, item.question, out.parent / wave)
-    except Unspoken:
+    if not wave:
         return [typed]
     spoken = row | media | {"id": item.name, "audio": [wave], "turns": turns(f"{seen}<speech>", item.answer)}
     said = row | {
@@ -436,13 +411,9 @@ def rows_of(item: Item, engine, out: Path) -> list[dict]:
         "answer": item.question,
         "audio": [wave],
     }
-    said["turns"] = turns(f"<speech>\n{TRANSCRIBE}", item.question)
-    also = int(hashlib.sha256(item.name.encode()).hexdigest(), 16) % TYPED_EVERY == 0
-    return [
-        spoken,
-        *([] if item.task.startswith(("emoji", "shapes", "chart", "video", "read")) else [said]),
-        *([typed] if also else []),
-    ]
+    said["turns"] = turns(f"<speech>{TRANSCRIBE}", item.question)
+    also = pick(item.name, TYPED_EVERY) == 0
+    return [spoken, *([] if seen else [said]), *([typed] if also else [])]
 
 
 def turns(question: str, answer: str) -> list[dict]:
@@ -451,7 +422,8 @@ def turns(question: str, answer: str) -> list[dict]:
 
 
 def corpus_rows(manifest: Path, root: Path, count: int) -> list[dict]:
-    """Transcription of a speech corpus: pieces of its files, its own splits.
+    """Transcription of a speech corpus: pieces of its files, its own splits; natural speech before raw, then
+    by a hash of the id, so that a part holds all speakers.
 
     Raises:
         DataError: it does not lie below the folder of our manifest.
@@ -461,52 +433,29 @@ def corpus_rows(manifest: Path, root: Path, count: int) -> list[dict]:
     if not place.is_relative_to(root.resolve()):
         raise DataError(f"{manifest} does not lie below {root}: put --out beside the corpus")
     folder = place.relative_to(root.resolve())
-    for record in read_manifest(manifest):
+    usable = [r for r in read_manifest(manifest) if r.get("speed", 1.0) == 1.0 and r["duration"] <= LONGEST]
+    plain = lambda r: (r.get("part") == "raw", hashlib.sha256(r["id"].encode()).digest())  # noqa: E731
+    for record in sorted(usable, key=plain):
         key = record["split"], record["language"]
         taken[key] = taken.get(key, 0) + 1
-        if taken[key] <= count and record.get("speed", 1.0) == 1.0:
-            piece = {k: record[k] for k in ("start", "duration", "rate")}
-            piece["path"] = str(folder / record["path"])
-            row = {
-                "id": f"corpus-{record['id']}",
-                "split": record["split"],
-                "task": "transcribe",
-                "language": record["language"],
-            }
-            row |= {"question": TRANSCRIBE, "answer": record["text"], "audio": [piece]}
-            rows.append(row | {"turns": turns(f"<speech>\n{TRANSCRIBE}", record["text"])})
+        if taken[key] > count:
+            continue
+        piece = {k: record[k] for k in ("start", "duration", "rate")} | {"path": str(folder / record["path"])}
+        row = {"id": f"corpus-{record['id']}", "split": record["split"], "task": "transcribe"}
+        row |= {"language": record["language"], "question": TRANSCRIBE, "answer": record["text"]}
+        row["audio"] = [piece]
+        rows.append(row | {"turns": turns(f"<speech>{TRANSCRIBE}", record["text"])})
     return rows
 
 
-def needles(
-    seed: int,
-    minutes: tuple[float, ...] = (1, 5, 15, 30, 60, 75),
-    depths: int = 11,
-    each: int = 5,
-) -> list[dict]:
-    """Where a secret stands in long speech: texts and places, no audio."""
-    rows = []
-    for length in minutes:
-        for depth in range(depths):
-            for turn in range(each):
-                rng = random.Random(f"{seed} {length} {depth} {turn}")
-                answer = f"{rng.choice(sorted(COLOURS))} {rng.choice(WORDS)} {rng.randint(10, 99)}"
-                share = depth / (depths - 1)
-                row = {
-                    "id": f"needle-{length:g}-{depth}-{turn}",
-                    "minutes": length,
-                    "depth": share,
-                    "seconds": round(share * length * 60, 1),
-                }
-                rows.append(
-                    row
-                    | {
-                        "secret": f"The secret code is {answer}.",
-                        "question": "What is the secret code?",
-                        "answer": answer,
-                    }
-                )
-    return rows
+def in_order(made: list[Item]) -> list[Item]:
+    """Held-out items first, then one of each task in turn: any budget of speech serves all tasks."""
+    place: dict[str, int] = {}
+    ranked = []
+    for item in made:
+        place[item.task] = place.get(item.task, 0) + 1
+        ranked.append((item.split == "train", place[item.task], item.task, item.name, item))
+    return [entry[-1] for entry in sorted(ranked, key=lambda e: e[:-1])]
 
 
 def build(
@@ -516,23 +465,55 @@ def build(
     engine: str = "",
     voice: str = "rms",
     corpus: Path | None = None,
+    hours: float = 1.5,
+    long: int = 0,
+    transcribe: int | None = None,
+    workers: int = 1,
 ) -> tuple[list[dict], list[str]]:
-    """Write everything; the rows, and a line for each thing that was missing."""
-    out, notes, speaker = Path(out), [], None
+    """Write everything; the rows, and lines about what was spoken and what was missing.
+
+    Args:
+        count: items of each task.
+        hours: of questions that are spoken, expected.
+        long: training samples of long speech with a secret (need an engine and a corpus).
+        transcribe: recordings of the corpus, of each language and split; None: `count`.
+    """
+    out, notes, voices = Path(out), [], None
     out.mkdir(parents=True, exist_ok=True)
     if engine:
         try:
-            speaker = engine_of(engine, voice)
+            voices = Voices(engine, voice)
         except MissingTool as error:
             notes.append(f"questions stay typed: {error}")
     made, missing = items(count, seed)
-    rows = [row for item in made for row in rows_of(item, speaker, out)]
-    if corpus:
-        rows += corpus_rows(corpus, out.parent, count)
-    if speaker and (other := sum(item.language != speaker.language for item in made)):
-        notes.append(f"{other} questions stay typed: {engine} does not speak their language")
+    heard = corpus_rows(corpus, out.parent, count if transcribe is None else transcribe) if corpus else []
+    clips, secrets, spoken, plan = {}, {}, {}, long_plan(long if corpus else 0, seed)
+    if voices:
+        for item in plan:
+            if item["answer"]:
+                said = secret(item["answer"])
+                secrets[item["answer"]] = voices.clip(said, "en", "train", item["answer"], out.name)
+        for item in in_order(made):
+            clips[item.name] = voices.clip(item.question, item.language, item.split, item.name, out.name)
+        wanted = [clip for clip in [*secrets.values(), *clips.values()] if clip]
+        chosen, expected = admit(wanted, hours)
+        spoken = speak_all(chosen, engine, out.parent, workers)
+        told = f"{len(spoken)} recordings, {sum(spoken.values()) / 3600:.2f} hours ({expected:.2f} expected)"
+        notes.append(f"spoken by {engine}: {told}")
+        if other := sum(not voices.speaks(item.language) for item in made):
+            notes.append(f"{other} questions stay typed: {engine} does not speak their language")
+    rows = []
+    for item in made:
+        clip = clips.get(item.name)
+        rows += rows_of(item, clip.path if clip and clip.path in spoken else "", out)
+    if plan:
+        ready = {a: out.parent / c.path for a, c in secrets.items() if c and c.path in spoken}
+        english = [row for row in heard if row["split"] == "train" and row["language"] == "en"]
+        pieces = [row["audio"][0] | {"id": row["id"]} for row in english]
+        rows += write_long(plan, ready, pieces, out.parent, out)
+    rows += heard
     write_manifest(out.with_name(f"{out.name}.jsonl"), sorted(rows, key=lambda r: r["id"]))
-    write_manifest(out.with_name(f"{out.name}_needles.jsonl"), needles(seed))
+    write_manifest(out.with_name(f"{out.name}_needles.jsonl"), places(seed))
     return rows, notes + missing
 
 
@@ -548,19 +529,36 @@ def main(argv: list[str] | None = None) -> None:
         "--speak",
         default="flite",
         metavar="ENGINE",
-        help="who asks: flite, piper or gcin; '' for typed questions",
+        help="who asks: kokoro, flite, piper or gcin; '' for typed questions",
     )
-    parser.add_argument("--voice", default="rms")
+    parser.add_argument("--voice", default="rms", help="of an engine with one voice")
+    parser.add_argument("--hours", type=float, default=1.5, help="of questions that are spoken")
     parser.add_argument(
         "--corpus",
         type=Path,
         help="manifest of a speech corpus below the folder of --out, to transcribe",
     )
+    parser.add_argument("--transcribe", type=int, help="recordings of the corpus (default: --count)")
+    parser.add_argument("--long", type=int, default=0, help="samples of long speech with a secret")
+    parser.add_argument("--workers", type=int, default=1, help="processes that speak")
     args = parser.parse_args(argv)
-    if args.count < 1:
-        parser.error("--count must be at least 1")
+    if args.count < 1 or args.workers < 1:
+        parser.error("--count and --workers must be at least 1")
+    if not args.hours >= 0:
+        parser.error("--hours must be 0 or more")
     try:
-        rows, notes = build(args.out, args.count, args.seed, args.speak, args.voice, args.corpus)
+        rows, notes = build(
+            args.out,
+            args.count,
+            args.seed,
+            args.speak,
+            args.voice,
+            args.corpus,
+            args.hours,
+            args.long,
+            args.transcribe,
+            args.workers,
+        )
     except UserError as error:
         parser.error(str(error))
     print(*notes, f"{len(rows)} samples in {args.out.with_name(args.out.name + '.jsonl')}", sep="\n")

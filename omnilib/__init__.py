@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from omnilib.brain.mllm import Brain
+    from omnilib.brain.ask import Brain
     from omnilib.mouth.speechlm import SpeechLM
     from omnilib.speak import TextToSpeech
     from omnilib.voice.codec import Codec
@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 __all__ = ["Brain", "Codec", "SpeechLM", "TextToSpeech"]
 
 HOMES = {  # public name -> module
-    "Brain": "omnilib.brain.mllm",
+    "Brain": "omnilib.brain.ask",
     "Codec": "omnilib.voice.codec",
     "SpeechLM": "omnilib.mouth.speechlm",
     "TextToSpeech": "omnilib.speak",

@@ -1,4 +1,4 @@
-"""`omni`: speak, reproduce, compare, train, data, fetch, doctor, verify, report.
+"""`omni`: speak, ask, reproduce, compare, train, data, fetch, doctor, verify, report.
 
 A mistake of the user's is one line on stderr and exit code 2; heavy imports wait until a command needs them.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omnilib import options
-from omnilib.errors import UserError
+from omnilib.errors import CheckpointError, UserError
 from omnilib.output import STANDARD_OUTPUT, WaveOutput, check_output, shown
 from omnilib.paths import CHECKPOINTS, REPORTS, ROOT, RUNS, need_workspace
 
@@ -43,6 +43,14 @@ examples:
 
 A file that stands there stays until the new one is complete. Exit codes: 0, 1 (not all was spoken, or the system refused), 2 (a mistake).
 Checkpoints are those of the clone that this program stands in; an installed copy finds them by OMNILIB_HOME=<clone>."""
+ASK_NOTES = """\
+examples:
+  omni ask "What is in the picture?" --image cat.png
+  omni ask --audio question.wav --image cat.png
+  omni ask "Which of <image> and <image> is brighter?" --image a.png --image b.png
+
+Without <image>, <video>, <speech> in the text, files stand before it. The answer goes to standard output as it is made.
+Exit codes: 0, 1 (the answer was cut at --max-new-tokens, or the system refused), 2 (a mistake)."""
 TRAIN = Path(__file__).resolve().parent / "train"
 NEED_WORKSPACE = ("reproduce", "compare", "verify", "report")  # they read or write reports/
 
@@ -84,6 +92,28 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="make sound while the text is decoded: with -o - it leaves as it is made",
     )
+
+    ask = commands.add_parser(
+        "ask",
+        help="words, sound, pictures and videos in, an answer out",
+        epilog=ASK_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    ask.add_argument(
+        "text", nargs="?", default="", help="the question, or - to read it; none if it is spoken in --audio"
+    )
+    for name, what in (("audio", "a recording"), ("image", "a picture"), ("video", "a video")):
+        ask.add_argument(
+            f"--{name}", action="append", default=[], metavar="FILE", help=f"{what} (repeatable)"
+        )
+    ask.add_argument(
+        *("--scale", "--checkpoint"), default="nano", metavar="NAME|FOLDER", dest="scale",
+        help="checkpoints/NAME/brain, or a folder: ours, or a published MGM-Omni",
+    )  # fmt: skip
+    ask.add_argument("--max-new-tokens", type=options.count, default=256, metavar="N", help="of the answer")
+    ask.add_argument("--device", default="cpu", help="cpu or cuda")
+    ask.add_argument("--seed", type=options.seed, default=0)
+    ask.add_argument("--temperature", type=options.temperature, default=0.0, help="0 is greedy")
 
     reproduce = commands.add_parser(
         "reproduce", help="re-evaluate the checkpoints, run every notebook, rebuild reports/"
@@ -236,6 +266,24 @@ def speak(args: argparse.Namespace) -> int:
     return 0 if result.complete else 1
 
 
+def ask(args: argparse.Namespace) -> int:
+    """Print the answer as it comes; 1 when it was cut."""
+    text = read_text(args.text)
+    from transformers.utils import logging
+
+    from omnilib.brain.ask import Brain, turn
+
+    logging.disable_progress_bar()  # of a fraction of a second
+    files = {"audio": args.audio, "images": args.image, "videos": args.video}
+    turn(text, **files)  # before the seconds of loading
+    talk = Brain.load(args.scale, args.device).conversation()
+    settings = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "seed": args.seed}
+    for words in talk.stream(text, **files, **settings):
+        print(words, end="", flush=True)
+    print(flush=True)
+    return 0 if talk.last.complete else 1
+
+
 def stream_speech(speaker: "TextToSpeech", text: str, out: Path, request: dict) -> tuple["SpeechStream", str]:
     """Write pieces as they are born; returns the finished stream and a line about it."""
     started, first = time.perf_counter(), None
@@ -274,6 +322,10 @@ def reproduce(args: argparse.Namespace) -> int:
     started, failures = time.time(), []
     notebooks = report.list_notebooks(args.only)
     report.check_scale(args.scale)
+    notebooks, left_out = report.with_parts(notebooks, args.scale)
+    if not notebooks:
+        raise CheckpointError(left_out[0])
+    print(*left_out, sep="\n", end="\n" * bool(left_out), flush=True)
     given = [*args.parameter, *([f"seed={args.seed}"] if args.seed is not None else [])]
     if given:
         return variants(notebooks, args.scale, combinations(given, notebooks))
@@ -461,6 +513,7 @@ def check_sources(args: argparse.Namespace) -> int:
 
 COMMANDS = {
     "speak": speak,
+    "ask": ask,
     "reproduce": reproduce,
     "compare": compare,
     "train": train,

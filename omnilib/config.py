@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def find(name: str | Path) -> Path:
-    """Path of a config: a file, or the name of one in `omnilib/configs`.
+    """Path of a config: a file, or the name of one in `omnilib/configs`, such as "nano/flow".
 
     Raises:
         ConfigError: no such file.
@@ -23,7 +23,7 @@ def find(name: str | Path) -> Path:
     for path in (Path(name), CONFIGS / f"{name}.yaml"):
         if path.is_file():
             return path
-    known = ", ".join(sorted(p.stem for p in CONFIGS.glob("*.yaml")))
+    known = ", ".join(sorted(f"{p.parent.name}/{p.stem}" for p in CONFIGS.glob("*/*.yaml")))
     raise ConfigError(f"no config '{name}': give a YAML file or one of: {known}")
 
 
@@ -49,6 +49,19 @@ def load(cls: type[T], name: str | Path | None = None, overrides: list[str] | No
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"config {name} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def override(config: T, values: dict) -> T:
+    """A copy of `config` with some fields changed, checked as `load` checks them.
+
+    Raises:
+        ConfigError: unknown key or a value of the wrong type.
+    """
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(config), OmegaConf.create(values)))
+    except OmegaConfBaseException as error:
+        first = str(error).strip().splitlines()[0]
+        raise ConfigError(f"{first} (see the fields of {type(config).__name__})") from None
 
 
 def save(config: object, path: Path) -> None:

@@ -260,6 +260,104 @@ def chunks() -> Drawing:
     return d
 
 
+def brain() -> Drawing:
+    """Chapter 08: three kinds of input become positions of one sequence."""
+    d = Drawing(
+        "The brain: pictures through a vision tower, sound through two encoders and information mining, "
+        "words through the embedding; all become positions of one language model",
+        436,
+    )
+    d.box(14, 20, 110, "picture, video")
+    d.arrow((69, 52), (69, 78))
+    d.box(14, 80, 110, "vision tower\n28 x 28 pixels\na position", height=72)
+    d.arrow((69, 152), (69, 318))
+    d.box(150, 20, 190, "sound\nwindows of 30 s, log-mel")
+    d.arrow((190, 70), (190, 98))
+    d.arrow((300, 70), (300, 98))
+    d.box(140, 100, 100, "main\n25 Hz")
+    d.box(250, 100, 100, "auxiliary\n50 Hz")
+    d.arrow((190, 150), (190, 178))
+    d.arrow((300, 150), (300, 178))
+    d.text(182, 163, "Q", "soft", "end")
+    d.text(308, 163, "K, V", "soft", "start")
+    d.box(140, 180, 210, "information mining\nequation 1", "learns")
+    d.arrow((245, 230), (245, 256))
+    d.box(140, 258, 210, "MLP, ds_rate frames at once", "learns")
+    d.arrow((245, 290), (245, 318))
+    d.box(362, 20, 48, "text")
+    d.arrow((386, 52), (386, 318))
+    d.box(14, 320, 396, "language model: Qwen2.5-VL's text classes", "frozen")
+    d.arrow((212, 352), (212, 378))
+    d.text(212, 394, "text, word by word: to the screen, or to the mouth")
+    d.text(212, 416, "teal: pretrained. orange: new here.", "soft")
+    return d
+
+
+def brain_stages() -> Drawing:
+    """Chapter 09: what learns in each stage."""
+    d = Drawing("Encoders frozen throughout; stage 1 trains the projector; stage 2 also LoRA and eyes", 330)
+    for x, words in ((122, "stage 1"), (272, "stage 2")):
+        d.text(x + 66, 24, words)
+    rows = [
+        ("audio encoders", "frozen", "frozen"),
+        ("projector", "learns", "learns"),
+        ("language model", "frozen", "learns"),
+        ("vision tower", "frozen", "learns"),
+    ]
+    inside = {("language model", "learns"): "LoRA learns"}
+    for number, (name, *kinds) in enumerate(rows):
+        y = 42 + 46 * number
+        d.text(14, y + 18, name, "", "start")
+        for x, kind in zip((124, 274), kinds, strict=True):
+            d.box(x, y, 132, inside.get((name, kind), kind), kind, 36)
+    d.text(190, 242, "transcription", "soft")
+    d.text(340, 242, "all tasks together", "soft")
+    legend(d, 272)
+    return d
+
+
+def long_audio() -> Drawing:
+    """Chapter 10: what grows with length."""
+    d = Drawing("An hour of sound: windows one batch at a time, then one long prompt in the cache", 360)
+    d.text(20, 26, "an hour of sound", "", "start")
+    for number in range(8):
+        d.box(20 + 47 * number, 40, 43, "" if number == 6 else "30 s", height=30)
+    d.text(323, 55, "...")
+    d.arrow((210, 70), (210, 96))
+    d.box(70, 98, 280, "encoders, a few windows at a time\nwork grows, memory does not", "frozen")
+    d.arrow((210, 148), (210, 174))
+    d.text(220, 162, "5 positions a second", "soft", "start")
+    d.box(
+        20,
+        176,
+        380,
+        "prompt: 18,000 positions an hour\ncache grows; each position reads all before it",
+        "learns",
+    )
+    d.arrow((210, 226), (210, 252))
+    d.box(70, 254, 280, "answer\neach word reads the whole cache")
+    d.text(210, 330, "orange: what grows with length", "soft")
+    return d
+
+
+def senses() -> Drawing:
+    """Chapter 11: one question, three ways to ask."""
+    d = Drawing("The same question spoken, typed and without its picture: three conditions of one test", 318)
+    d.box(130, 20, 160, "one question\nwith a known answer")
+    for x, words, kind in (
+        (14, "spoken\npicture + voice", "learns"),
+        (150, "typed\npicture + words", "frozen"),
+        (286, "blind\nvoice or words", "box"),
+    ):
+        d.arrow((210, 70), (x + 60, 108))
+        d.box(x, 110, 120, words, kind)
+        d.arrow((x + 60, 160), (x + 60, 196))
+        d.box(x, 198, 120, "brain")
+    d.text(210, 256, "spoken minus typed: what hearing costs")
+    d.text(210, 282, "spoken minus blind: what the picture is worth")
+    return d
+
+
 def legend(d: Drawing, y: float) -> None:
     """What the two colours of the training diagrams mean."""
     for x, kind in ((20, "frozen"), (160, "learns")):
@@ -276,6 +374,10 @@ DRAWINGS: dict[str, Callable[[], Drawing]] = {
     "05_stage1": stage1,
     "06_stage2": stage2,
     "07_chunks": chunks,
+    "08_brain": brain,
+    "09_stages": brain_stages,
+    "10_long_audio": long_audio,
+    "11_senses": senses,
 }
 
 

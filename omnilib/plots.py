@@ -299,3 +299,105 @@ def along(shares: np.ndarray, words: np.ndarray, xlabel: str, ylabel: str) -> Fi
     axis.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, 1))
     axis.grid(axis="x", visible=False)
     return figure
+
+
+def attention_maps(maps: dict[str, np.ndarray], xlabel: str, ylabel: str) -> Figure:
+    """Attention weights (queries, keys) beside each other, each with its own range; grey cells are not attended to."""
+    figure, axes = new(8.4, 3.4, columns=len(maps))
+    palette = plt.get_cmap("magma").with_extremes(bad="#d9dde3")
+    for axis, (name, weights) in zip(axes, maps.items(), strict=True):
+        image = axis.imshow(np.ma.masked_invalid(weights), cmap=palette, vmin=0, aspect="auto")
+        axis.set(title=name, xlabel=xlabel, ylabel=ylabel)
+        axis.grid(False)
+        figure.colorbar(image, ax=axis, label="weight")
+    return figure
+
+
+def position_grid(positions: np.ndarray, kinds: Sequence[str], show: Sequence[str] = ()) -> Figure:
+    """Time, height and width of every place in a sequence (3, L), read from left to right.
+
+    Args:
+        kinds: of each place, for example text, picture or sound: its colour.
+        show: what stands under each place.
+    """
+    names = list(dict.fromkeys(kinds))
+    palette = sns.color_palette("pastel", len(names))
+    figure, (axis,) = new(max(7.0, 0.3 * len(kinds) + 1.2), 2.5)
+    for place, kind in enumerate(kinds):
+        for row in range(3):
+            axis.add_patch(plt.Rectangle((place, row), 1, 1, color=palette[names.index(kind)], ec="white"))
+            axis.text(
+                place + 0.5, row + 0.5, int(positions[row][place]), ha="center", va="center", fontsize=8.5
+            )
+    axis.set(
+        xlim=(0, len(kinds)), ylim=(3, 0), yticks=(0.5, 1.5, 2.5), yticklabels=("time", "height", "width")
+    )
+    axis.set_xticks(np.arange(len(show)) + 0.5, show, rotation=90, fontsize=8.5)
+    axis.grid(False)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in palette]
+    axis.legend(handles, names, ncol=len(names), frameon=False, loc="lower left", bbox_to_anchor=(0, 1))
+    return figure
+
+
+def heat_map(
+    shares: np.ndarray, columns: Sequence[str], rows: Sequence[str], xlabel: str, ylabel: str
+) -> Figure:
+    """Shares (rows, columns) between 0 and 1 as colours and percent; NaN was not tried."""
+    figure, (axis,) = new(max(5.0, 0.8 * len(columns) + 2.4), 0.36 * len(rows) + 1.2)
+    palette = plt.get_cmap("viridis").with_extremes(bad="#d9dde3")
+    image = axis.imshow(np.ma.masked_invalid(shares), cmap=palette, vmin=0, vmax=1, aspect="auto")
+    for row, column in np.argwhere(~np.isnan(shares)):
+        value = shares[row, column]
+        axis.text(
+            column,
+            row,
+            f"{100 * value:.0f}",
+            ha="center",
+            va="center",
+            color="#fff" if value < 0.6 else "#111",
+        )
+    axis.set_xticks(range(len(columns)), columns)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.grid(False)
+    figure.colorbar(image, label="share found")
+    return figure
+
+
+def power_law(x: Sequence[float], y: Sequence[float], least: float = 0.0) -> tuple[float, float]:
+    """(exponent, factor) of y = factor * x ** exponent, least squares of the logarithms over x >= least.
+
+    Raises:
+        ValueError: fewer than two points, or a value that is not above 0.
+    """
+    x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+    chosen = x >= least
+    if chosen.sum() < 2 or min(x[chosen].min(), y[chosen].min()) <= 0:
+        raise ValueError("a law needs two points above 0")
+    exponent, logarithm = np.polyfit(np.log(x[chosen]), np.log(y[chosen]), 1)
+    return float(exponent), float(np.exp(logarithm))
+
+
+def laws(
+    lines: dict[str, tuple[Sequence[float], Sequence[float]]], xlabel: str, ylabel: str, least: float = 0.0
+) -> Figure:
+    """Points on two logarithmic axes and the power law through each line; the legend tells its exponent."""
+    figure, (axis,) = new(7, 3.6)
+    for colour, (name, (x, y)) in zip(sns.color_palette(), lines.items(), strict=False):
+        exponent, factor = power_law(x, y, least)
+        ends = np.array([max(min(x), least or min(x)), max(x)], dtype=float)
+        axis.plot(ends, factor * ends**exponent, color=colour, lw=1)
+        axis.plot(x, y, "o", ms=4, color=colour, label=f"{name}: length to the power {exponent:.2f}")
+    axis.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
+    axis.legend(frameon=False)
+    return figure
+
+
+def pictures(stills: Sequence, most: int = 8) -> Figure:
+    """Pictures, or frames of a video, beside each other; of many frames some, evenly chosen."""
+    chosen = [stills[round(i)] for i in np.linspace(0, len(stills) - 1, min(most, len(stills)))]
+    figure, axes = new(min(8.4, 2.2 * len(chosen)), 2.2, columns=len(chosen))
+    for axis, still in zip(axes, chosen, strict=True):
+        axis.imshow(np.asarray(still))
+        axis.axis("off")
+    return figure

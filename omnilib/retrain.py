@@ -19,8 +19,8 @@ import yaml
 from omnilib.paths import ROOT
 
 LANES = {
-    "codec": ("flow", "hift", "speakers"),
-    "mouth": ("speechlm", "speechlm_stage1"),
+    "codec": ("hift", "speakers"),
+    "mouth": ("speechlm_stage2",),
 }  # last stages; what they alone need goes with them
 
 

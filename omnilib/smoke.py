@@ -47,8 +47,8 @@ def fingerprint() -> str:
     digest = hashlib.sha256()
     files = [
         *(ROOT / "omnilib").rglob("*.py"),
-        *CONFIGS.glob("*_smoke.yaml"),
-        *CONFIGS.glob("*_nano.yaml"),
+        *CONFIGS.glob("smoke/*.yaml"),
+        *CONFIGS.glob("nano/*.yaml"),
         frozen.FOLDER / "manifest.jsonl",
     ]
     for path in sorted(files):
@@ -130,7 +130,7 @@ def hift(folder: Path) -> None:
     """The vocoder script has no command line inside; its loop is called with the config."""
     script = program("omnilib.train.hift")
     script.train(
-        configs.load(script.Config, "hift_smoke", [f"manifest={folder}/corpus/manifest.jsonl"]),
+        configs.load(script.Config, "smoke/hift", [f"manifest={folder}/corpus/manifest.jsonl"]),
         folder / "hift",
     )
 
@@ -170,10 +170,17 @@ def voices(folder: Path) -> None:
 def grid(folder: Path) -> None:
     """The stage-2 ablation, a few steps a run."""
     out = folder / "stage2_grid"
-    arguments = ["--config", "speechlm_stage2_smoke", "--out", str(out), "--work", str(out / "runs")]
+    arguments = ["--config", "smoke/speechlm_stage2", "--out", str(out), "--work", str(out / "runs")]
     overrides = [o.replace("{}", str(folder)) for o in SPOKEN]
     program("omnilib.eval.stage2_grid").main(
         [*arguments, "--steps", "4", "--seeds", "1", "--set", *overrides]
+    )
+
+
+def brain_samples(folder: Path) -> None:
+    """A few samples of every task of the brain, questions spoken by flite where it is installed."""
+    program("data_prep.brain").build(
+        folder / "brain_samples", 4, engine="flite", corpus=folder / "corpus" / "manifest.jsonl"
     )
 
 
@@ -182,24 +189,33 @@ NARROW = ("text={}/text", "width=32", "layers=2", "heads=2", "kv_heads=2", "head
 SHORT = ("steps=8", "batch=4", "context=32", "warmup=2", "log_every=1", "eval_every=8")
 SPOKEN = ("manifest={}/corpus/manifest.jsonl", "init={}/speechlm_stage1", "text={}/text", "tokens={}/tokens/tokens.safetensors", "rows=400",
           "chunk_min=20", "chunk_max=80", "languages=[en,zh]", "language_shares=[0.8,0.2]", "seconds=[1.0,3.0,6.0]")  # fmt: skip
+EYES = ("manifest={}/brain_samples.jsonl", "vision=[2,16,2,24]")
+LONGER = ("steps=40", "log_every=2", "eval_every=10", "eval_batches=2")  # enough to see a loss fall
 VOICED = ("tokens={}/tokens/tokens.safetensors", "speakers={}/speakers/speakers.safetensors")
 
 # part -> (what it needs, how it is made), for smoke
 RECIPES: dict[str, tuple[tuple[str, ...], Callable[[Path], None]]] = {
     "corpus": ((), smoke_corpus),
-    "text": (("corpus",), run("text", "text_nano", "text", *TINY)),
-    "backbone": (("text",), run("backbone", "backbone_nano", "backbone", *NARROW, *SHORT)),
-    "tokenizer": (("corpus",), run("tokenizer", "tokenizer_smoke", "tokenizer")),
-    "speaker": (("corpus",), run("speaker", "speaker_smoke", "speaker", "encoder.dim=192")),
+    "text": (("corpus",), run("text", "nano/text", "text", *TINY)),
+    "backbone": (("text",), run("backbone", "nano/backbone", "backbone", *NARROW, *SHORT)),
+    "tokenizer": (("corpus",), run("tokenizer", "smoke/tokenizer", "tokenizer")),
+    "speaker": (("corpus",), run("speaker", "smoke/speaker", "speaker", "encoder.dim=192")),
     "tokens": (("tokenizer",), encode("codes", "tokenizer", "tokens")),
     "speakers": (("speaker",), encode("speakers", "speaker", "speakers")),
-    "flow": (("tokens", "speakers"), run("flow", "flow_smoke", "flow", "model.vocab=27", *VOICED)),
+    "flow": (("tokens", "speakers"), run("flow", "smoke/flow", "flow", "model.vocab=27", *VOICED)),
     "hift": (("corpus",), hift),
     "speechlm_stage1": (
         ("backbone", "tokens"),
-        run("speechlm", "speechlm_stage1_smoke", "speechlm_stage1", *SPOKEN[1:], "init={}/backbone"),
+        run("speechlm", "smoke/speechlm_stage1", "speechlm_stage1", *SPOKEN[1:], "init={}/backbone"),
     ),
-    "speechlm": (("speechlm_stage1",), run("speechlm", "speechlm_stage2_smoke", "speechlm", *SPOKEN[1:])),
+    "speechlm": (("speechlm_stage1",), run("speechlm", "smoke/speechlm_stage2", "speechlm", *SPOKEN[1:])),
     "voices": ((), voices),
     "stage2_grid": (("speechlm_stage1",), grid),
+    "brain_samples": (("corpus",), brain_samples),
+    "encoders": (("corpus",), run("encoders", "smoke/encoders", "encoders", *LONGER)),
+    "brain_stage1": (("brain_samples",), run("brain", "smoke/brain_stage1", "brain_stage1", *EYES, *LONGER)),
+    "brain": (
+        ("brain_stage1",),
+        run("brain", "smoke/brain_stage2", "brain", *EYES, *LONGER, "init={}/brain_stage1"),
+    ),
 }

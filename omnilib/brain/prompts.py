@@ -142,6 +142,7 @@ def joined(pieces: Sequence[Piece]) -> list[Piece]:
     for piece in pieces:
         if result and joins(result[-1]) and joins(piece) and result[-1].learn == piece.learn:
             result[-1].text += piece.text
+            result[-1].typed = False  # nothing in it looks like a control token but the template's own
         else:
             result.append(replace(piece))
     return result

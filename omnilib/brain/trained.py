@@ -36,6 +36,7 @@ from omnilib.paths import ROOT
 AUX = "model.speech_tower.speech_tower_aux."
 LAYERS = r"model\.layers\.\d+\."  # of the language model, not of a tower
 LORA = ".lora_"
+LONG = {"long_positions": "yarn", "longest": 131_072}  # nano: beyond SmolLM2's 8,192 positions (27 minutes)
 
 
 @dataclass
@@ -121,6 +122,7 @@ def build_base(spec: Base) -> tuple[Brain, BrainProcessor]:
                 *whisper_base(),
                 vision_tower_config=vision,
                 speech_projector_width=1024,
+                **LONG,
                 **own,
             )
         elif spec.base == "smoke":

@@ -33,7 +33,7 @@ from omnilib.provenance import stamp, write_json
 from omnilib.report import holds, sources
 from omnilib.text import load_tokenizer
 from omnilib.train.common import seed_everything
-from omnilib.train.speechlm import Conversations, SpeechLMTraining, build, read_aloud
+from omnilib.train.speechlm import Config, Conversations, build, read_aloud
 
 MEASURES = ("dev_speech_loss", "dev_token_error", "dev_phoneme_error_en", "dev_phoneme_error_zh")
 
@@ -81,7 +81,7 @@ def write_arm(folder: Path, records: list[dict]) -> None:
     )
 
 
-def train_arm(config: SpeechLMTraining, folder: Path) -> dict:
+def train_arm(config: Config, folder: Path) -> dict:
     """One run: final measures and a curve."""
     began = time.time()
     seed_everything(config.seed)
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     )
     parser.add_argument("--raw", type=Path, required=True, help="--out of data_prep.curate --recipe raw")
     parser.add_argument("--curated", type=Path, required=True, help="--out of data_prep.curate --recipe wild")
-    parser.add_argument("--config", default="speechlm_grid_nano")
+    parser.add_argument("--config", default="ablations/stage2_grid")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=1)
@@ -141,7 +141,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         raise ConfigError("--steps and --seeds must be at least 1")
     started, runs = time.time(), []
     fixed = [*args.overrides, f"steps={args.steps}", f"warmup={max(1, args.steps // 10)}"]
-    config = configs.load(SpeechLMTraining, args.config, fixed)
+    config = configs.load(Config, args.config, fixed)
     found = {"raw": args.raw / "manifest.jsonl", "curated": args.curated / "manifest.jsonl"}
     arms = {name: usable(path, config.languages) for name, path in found.items()}
     available = {name: round(hours(records), 4) for name, records in arms.items()}
@@ -160,8 +160,8 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
             runs.append(json.loads(kept.read_text(encoding="utf-8")))
     summary = summarise(runs, "arm", MEASURES)
     settings = {"steps": args.steps, "seeds": args.seeds, "config": args.config, "init": config.init, "lr": config.lr,
-                "optimizer": config.optimizer, "hours_available": available, "temperature": config.meter_temperature, "retries": 0,
-                "lines": config.meter_lines, "reader": "phoneme head of the speech tokenizer"}  # fmt: skip
+                "optimizer": config.optimizer, "hours_available": available, "temperature": config.phoneme_reader_temperature, "retries": 0,
+                "lines": config.phoneme_reader_lines, "reader": "phoneme head of the speech tokenizer"}  # fmt: skip
     files = found | {"development": DATA / config.manifest}
     scale = "smoke" if "smoke" in args.config else "nano"
     record = stamp(scale, {"steps": args.steps, "seeds": args.seeds}, settings, files, time.time() - started)

@@ -32,7 +32,7 @@ from omnilib.provenance import stamp, write_json
 from omnilib.report import sources
 from omnilib.text import load_tokenizer
 from omnilib.train.common import autocast, check_finite, count_parameters, lr_at, seed_everything
-from omnilib.train.speechlm import Conversations, SpeechLMTraining, build, evaluate, optimizers_of
+from omnilib.train.speechlm import Config, Conversations, build, evaluate, optimizers_of
 from omnilib.voice.phonemes import PhonemeHead
 from omnilib.voice.tokenizer import SpeechTokenizer
 
@@ -48,7 +48,7 @@ CURVE_POINTS = 6
 SPOKEN_LINES = 24
 
 
-def spoken_error(model: SpeechLM, tokenizer, config: SpeechLMTraining, parts: Path) -> float:
+def spoken_error(model: SpeechLM, tokenizer, config: Config, parts: Path) -> float:
     """Phoneme error of frozen English test sentences decoded from text, in the voice of their own speaker."""
     records = frozen.recordings("eval", "en")[::3][:SPOKEN_LINES]
     settings = DecodeSettings(
@@ -58,7 +58,7 @@ def spoken_error(model: SpeechLM, tokenizer, config: SpeechLMTraining, parts: Pa
     return phoneme_errors(PhonemeHead.load(parts / "tokenizer"), [r.tokens for r in results], records)[0]
 
 
-def fit(model: SpeechLM, data: Conversations, dev: Conversations, config: SpeechLMTraining) -> list[dict]:
+def fit(model: SpeechLM, data: Conversations, dev: Conversations, config: Config) -> list[dict]:
     """Train on `data` for `config.steps`; returns the development measures along the way."""
     optimizers, curve = optimizers_of(model.train(), config), []
     every = max(1, config.steps // CURVE_POINTS)
@@ -84,7 +84,7 @@ def fit(model: SpeechLM, data: Conversations, dev: Conversations, config: Speech
     return curve
 
 
-def train_run(config: SpeechLMTraining, frozen: bool, parts: Path) -> dict:
+def train_run(config: Config, frozen: bool, parts: Path) -> dict:
     """One run of the grid: final measures and a curve."""
     seed_everything(config.seed)
     tokenizer = load_tokenizer(ROOT / config.text)
@@ -123,7 +123,7 @@ def summarise(
     return result
 
 
-def fingerprint(config: SpeechLMTraining) -> str:
+def fingerprint(config: Config) -> str:
     """Hash of all settings: a run kept in --work is used again only for the same settings."""
     return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
 
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="speechlm_grid_nano")
+    parser.add_argument("--config", default="ablations/stage2_grid")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=1)
@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     for seed in range(args.seeds):
         for name, (backbone_frozen, rate) in VARIANTS.items():
             config = configs.load(
-                SpeechLMTraining, args.config, [*fixed, f"seed={seed}", f"adapter_lr={rate}", "stage=2"]
+                Config, args.config, [*fixed, f"seed={seed}", f"adapter_lr_scale={rate}", "stage=2"]
             )
             kept = args.work / f"{name.replace(' ', '_')}-{fingerprint(config)}.json"
             if not kept.is_file():

@@ -6,10 +6,12 @@ html.py       pages                 index.py   front page and README tables
 headlines.py  names, units, speed   parameters.py  of a notebook, given as name=value
 folders.py    replaced as a whole   compare.py     two runs side by side; one table and plot of a sweep
 ranges.py     numbers with ranges   speakbox.py  the box of chapter 00
+askbox.py     the box of chapter 11
 
 python -m omnilib.report index      rebuild reports/index.html, reports/README.md and README's results table
 """
 
+from omnilib.report.askbox import AskBox
 from omnilib.report.html import html_table, markdown_table, math_to_mathml, page, render, show
 from omnilib.report.index import (
     HEADLINES,
@@ -26,8 +28,10 @@ from omnilib.report.notebooks import (
     check_scale,
     first_words,
     list_notebooks,
+    parts_needed,
     run_notebook,
     run_notebooks,
+    with_parts,
 )
 from omnilib.report.ranges import range_of_items, range_of_share, told
 from omnilib.report.run import AUDIO_RATE, VERDICTS, Run, encode_mp3, holds, paper_row, start
@@ -35,6 +39,7 @@ from omnilib.report.speakbox import SpeakBox
 
 __all__ = [
     "AUDIO_RATE",
+    "AskBox",
     "HEADLINES",
     "Outcome",
     "Run",
@@ -55,6 +60,7 @@ __all__ = [
     "number",
     "page",
     "paper_row",
+    "parts_needed",
     "range_of_items",
     "range_of_share",
     "render",
@@ -65,4 +71,5 @@ __all__ = [
     "summary_rows",
     "told",
     "update_markers",
+    "with_parts",
 ]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omnilib.errors import UserError
+from omnilib.errors import CheckpointError, UserError
 from omnilib.paths import NOTEBOOKS, REPORTS, ROOT
 from omnilib.provenance import (
     commit_of,
@@ -63,6 +63,37 @@ def check_scale(scale: str) -> None:
         from omnilib import checkpoints
 
         checkpoints.folder(scale, "tokenizer", "flow", "hift", "speechlm")
+
+
+def parts_needed(notebook: Path) -> list[str]:
+    """Trained parts that a chapter declares in its metadata, such as `"needs": ["brain"]`; [] when it declares none.
+
+    Raises:
+        UserError: a notebook that cannot be read.
+    """
+    return list(read_notebook(notebook).metadata.get("needs", []))
+
+
+def with_parts(notebooks: list[Path], scale: str) -> tuple[list[Path], list[str]]:
+    """(notebooks whose trained parts are there, a line for each other one that says what to run).
+
+    At smoke a chapter trains what it needs, so all stay. So does a notebook that cannot be read: its turn says why.
+    """
+    from omnilib import checkpoints
+
+    chosen, lines = [], []
+    for notebook in notebooks:
+        try:
+            needed = parts_needed(notebook)
+        except UserError:
+            needed = []
+        try:
+            if needed and scale != "smoke":
+                checkpoints.folder(scale, *needed)
+            chosen.append(notebook)
+        except CheckpointError as error:
+            lines.append(f"{notebook.stem} left out: {error}")
+    return chosen, lines
 
 
 def check_parameters(notebook: Path, parameters: dict) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from omnilib.errors import UserError
-from omnilib.paths import NOTEBOOKS, ROOT, RUNS
-from omnilib.provenance import commit_of, peak_memory_gb, stamp, write_json, write_stamp
+from omnilib.paths import NOTEBOOKS, REPORTS, ROOT, RUNS
+from omnilib.provenance import commit_of, peak_memory_gb, read_json, stamp, write_json, write_stamp
 from omnilib.report.headlines import load_summary, read_metrics, split_timings
 from omnilib.report.html import data_uri, html_table, show
 from omnilib.report.index import measured, rule_of
@@ -58,6 +58,7 @@ class Run:
     figures: list[dict] = field(default_factory=list)
     sounds: list[dict] = field(default_factory=list)
     paper: list[dict] = field(default_factory=list)
+    claims: list[dict] = field(default_factory=list)
     started: float = field(default_factory=time.time)
 
     def write(self) -> None:
@@ -116,6 +117,25 @@ class Run:
                 found[name] = self.metric(name, entry["value"], entry["n"] or 0, ci95, source=entry["source"])
         return found
 
+    def passes(self, name: str, value: float, line: float, below: bool = True) -> bool:
+        """Is it learning? Print and record whether a figure is beyond its pass line; returns it."""
+        ok = value < line if below else value > line
+        sign = "below" if below else "above"
+        told = "PASS" if ok else "NOT YET"
+        print(f"{told}  {name.replace('_', ' ')}: {value:.4g}, the line is {sign} {line:.4g}")
+        self.set(pass_lines={**self.settings.get("pass_lines", {}), name: told})
+        return ok
+
+    def from_report(self, file: str, *names: str) -> dict[str, float]:
+        """Take figures that a program measured (reports/<scale>/<file>); absent ones are left out."""
+        entries, found = read_json(REPORTS / self.scale / file).get("metrics", {}), {}
+        for key in names:
+            if (entry := entries.get(key)) and entry.get("value") is not None:
+                source = f"reports/{self.scale}/{file}"
+                more = {"ci95": entry.get("ci95"), "unit": entry.get("unit") or "", "source": source}
+                found[key] = self.metric(key, entry["value"], entry.get("n") or 0, **more)
+        return found
+
     def figure(self, figure: Any, name: str, caption: str = "", timing: bool = False) -> None:
         """Save a matplotlib figure as figures/<name>.png and show it; `timing`: it draws speed, another machine draws another."""
         from matplotlib import pyplot
@@ -151,8 +171,16 @@ class Run:
         setattr(self, kind, [*items, {"file": f"{folder}/{file}", "caption": caption, **more}])
         self.write()
 
-    def paper_table(self, rows: list[dict]) -> None:
-        """Draw "what the paper says vs what we measured".
+    def claim(
+        self, claim: str, ref: str, paper: str, verdict: str, metric: str | None = None, **more: str
+    ) -> None:
+        """Add a row to the table that `paper_table()` draws; fields as there."""
+        self.claims.append(
+            {"claim": claim, "ref": ref, "paper": paper, "verdict": verdict, "metric": metric, **more}
+        )
+
+    def paper_table(self, rows: list[dict] | None = None) -> None:
+        """Draw "what the paper says vs what we measured": the rows given, or those added with `claim`.
 
         Each row: claim, ref (table or section), paper (their value), metric (a recorded name, or None), verdict, and
         optionally rule (when the verdict is `trend holds`: "at most 8 points above recordings"), judge (judge and decoding),
@@ -160,7 +188,7 @@ class Run:
         itself: without a recorded metric the row reads `not attempted`.
         """
         recorded = read_metrics(self.folder)["metrics"]
-        self.paper = [paper_row(row, recorded, self.scale) for row in rows]
+        self.paper = [paper_row(row, recorded, self.scale) for row in rows or self.claims]
         self.write()
         head = (
             "claim (paper ref)",

@@ -44,6 +44,11 @@ PROGRAMS: dict[
 ] = {  # result -> programs, data, checkpoints
     "eval": (("omnilib.eval.nano",), FROZEN, SPOKEN),
     "eval_all": (("omnilib.eval.nano", "omnilib.eval.all_lines"), (), SPOKEN),
+    "brain": (
+        ("omnilib.eval.brain",),
+        ("data_prep/frozen_brain", *FROZEN),
+        ("encoders", "brain"),
+    ),
     "curation": (
         ("data_prep.wild", "data_prep.curate", "data_prep.score", *STEPS),
         ("data_prep/recipes/wild.yaml",),
@@ -51,7 +56,7 @@ PROGRAMS: dict[
     ),
     "curation_gain": (
         ("omnilib.eval.curation_gain",),
-        ("omnilib/configs/speechlm_grid_nano.yaml",),
+        ("omnilib/configs/ablations/stage2_grid.yaml",),
         ("text", "tokenizer"),
     ),
     "ends": (("omnilib.eval.ends",), (), SPOKEN),
@@ -62,7 +67,7 @@ PROGRAMS: dict[
     ),
     "stage2_grid": (
         ("omnilib.eval.stage2_grid",),
-        ("omnilib/configs/speechlm_grid_nano.yaml",),
+        ("omnilib/configs/ablations/stage2_grid.yaml",),
         ("text", "tokenizer"),
     ),
 }
@@ -143,6 +148,11 @@ def notebook_code(path: Path) -> str:
     )
 
 
+def needs_of(path: Path) -> tuple[str, ...]:
+    """Trained parts that a notebook declares to need."""
+    return tuple(json.loads(path.read_text(encoding="utf-8"))["metadata"].get("needs", ()))
+
+
 def pins(packages: set[str]) -> dict[str, str]:
     """Locked versions of the packages that hold these top-level modules."""
     known = packages_distributions()
@@ -168,7 +178,11 @@ def behind(name: str, scale: str = "nano") -> dict:
         programs, data, parts = PROGRAMS[name]
         sources, extra = [f"import {p}" for p in programs], [ROOT / d for d in data]
     elif notebook.is_file():
-        sources, extra, parts = [notebook_code(notebook)], [notebook, *(ROOT / d for d in FROZEN)], SPOKEN
+        sources, extra, parts = (
+            [notebook_code(notebook)],
+            [notebook, *(ROOT / d for d in FROZEN)],
+            needs_of(notebook) or SPOKEN,
+        )
     else:
         raise UserError(
             f"no program or notebook makes a result '{name}': choose from {', '.join(PROGRAMS)} or a notebook's name"

@@ -1,6 +1,6 @@
 """Pre-train the nano text backbone: a small Qwen3 language model (the paper starts from Qwen3, trained on 36T tokens).
 
-    python -m omnilib.train.backbone --config backbone_nano --out checkpoints/nano/backbone      # one core, 5 minutes
+    python -m omnilib.train.backbone --config nano/backbone --out checkpoints/nano/backbone      # one core, 5 minutes
 
 Stage 1 of the mouth freezes this model, so it must know the words before it hears any speech.
 """
@@ -36,7 +36,7 @@ from omnilib.train.common import (
 
 
 @dataclass
-class BackboneTraining:
+class Config:
     """Sizes of the language model, and how long it reads (stands for Qwen3, paper section 3.2)."""
 
     manifest: str = "nano/manifest.jsonl"
@@ -83,7 +83,7 @@ def read_text(manifest, tokenizer, split: str, seed: int) -> torch.Tensor:
     return torch.tensor(ids)
 
 
-def windows(stream: torch.Tensor, config: BackboneTraining, step: int) -> torch.Tensor:
+def windows(stream: torch.Tensor, config: Config, step: int) -> torch.Tensor:
     """(batch, context + 1) random windows, a function of (seed, step) alone."""
     starts = step_rng(config.seed, step).integers(len(stream) - config.context - 1, size=config.batch)
     return torch.stack([stream[s : s + config.context + 1] for s in starts])
@@ -91,7 +91,7 @@ def windows(stream: torch.Tensor, config: BackboneTraining, step: int) -> torch.
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_args(__doc__, argv)
-    config = configs.load(BackboneTraining, args.config, args.overrides)
+    config = configs.load(Config, args.config, args.overrides)
     accelerator = Accelerator()
     seed_everything(config.seed)
     claim(args.out, config)

@@ -1,9 +1,9 @@
 """Train the brain (paper section 3.3): stage 1 teaches the projector to hear, stage 2 all tasks together.
 
-    python -m omnilib.train.brain --config brain_stage1_smoke --out runs/brain_stage1_smoke
-    python -m omnilib.train.brain --config brain_stage2_nano --out checkpoints/nano/brain
+    python -m omnilib.train.brain --config smoke/brain_stage1 --out runs/brain_stage1_smoke
+    python -m omnilib.train.brain --config nano/brain_stage2 --out checkpoints/nano/brain
     accelerate launch --config_file omnilib/configs/deepspeed/zero3.yaml \\
-        -m omnilib.train.brain --config brain_stage2_paper --out runs/brain
+        -m omnilib.train.brain --config paper/brain_stage2 --out runs/brain
 
 | | towers of sound | language model | projector | vision tower |
 |---|---|---|---|---|
@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from omnilib import config as configs
 from omnilib import storage
 from omnilib.brain.config import MEL_HOP
+from omnilib.brain.fast_blocks import FastLanguage
 from omnilib.brain.fusion import positions_rate
 from omnilib.brain.inputs import BrainProcessor
 from omnilib.brain.mllm import Brain
@@ -101,6 +102,7 @@ class BrainTraining(Base):
     weight_decay: float = 0.01
     clip: float = 1.0
     bf16: bool = True
+    fast: bool = True  # on CPU: the layers of brain.fast_blocks, twice as quick
     checkpointing: bool = False  # recompute activations: less memory, more time
     log_every: int = 20
     eval_every: int = 250
@@ -120,10 +122,19 @@ class Learner(nn.Module):
     Args:
         together: several processes train.
         heard, seen: features of sound, of pictures come from the cache.
+        fast: how the language model is computed, if not by its own layers (`brain.fast_blocks`).
     """
 
-    def __init__(self, brain: Brain, together: bool = False, heard: bool = False, seen: bool = False):
+    def __init__(
+        self,
+        brain: Brain,
+        together: bool = False,
+        heard: bool = False,
+        seen: bool = False,
+        fast: FastLanguage | None = None,
+    ):
         super().__init__()
+        self.fast = fast
         self.brain, self.together, self.heard, self.seen = brain, together, heard, seen
         self._no_split_modules = brain._no_split_modules  # what FSDP shares out as one
 
@@ -143,6 +154,8 @@ class Learner(nn.Module):
         elif positions is not None:
             speech = self.hear(batch["input_features"], positions)
         embeds = model.embed(input_ids, pictures, speech) + idle  # (B, L, D)
+        if self.fast is not None:
+            return self.brain.loss(self.fast(embeds, batch["position_ids"]), batch["labels"])
         places = {name: batch[name] for name in ("attention_mask", "position_ids", "labels")}
         return self.brain(inputs_embeds=embeds, **places).loss
 
@@ -288,6 +301,16 @@ def samples_of(
     return result
 
 
+def fast_language(
+    brain: Brain, config: BrainTraining, device: torch.device, sharded: bool
+) -> FastLanguage | None:
+    """The quick path of the language model, where it applies: one CPU process that keeps its activations."""
+    dropout = config.lora_dropout and config.lora_rank and config.stage == 2
+    if device.type != "cpu" or sharded or config.checkpointing or dropout or not config.fast:
+        return None
+    return FastLanguage(brain.model, torch.bfloat16 if config.bf16 else torch.float32)
+
+
 def to(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """A batch on a device."""
     return {k: v.to(device) for k, v in batch.items()}
@@ -362,7 +385,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         if cache and main_process:
             fill(cache, samples)
     train, dev = samples["train"], samples.get("dev")
-    model = Learner(brain, world > 1, bool(cache), bool(cache) and not config.learn_vision).train()
+    seen_before = bool(cache) and not config.learn_vision
+    fast = fast_language(brain, config, device, sharded is not None)
+    model = Learner(brain, world > 1, bool(cache), seen_before, fast).train()
     optimizer = optimizer_of(brain, config)
     learning = nn.ParameterList(p for p in brain.parameters() if p.requires_grad)  # a state holds these alone
     if sharded:

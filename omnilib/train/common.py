@@ -9,24 +9,27 @@ State is written to a temporary name and renamed, so a killed process or a full 
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import pickle
 import shutil
+import threading
 import time
-from dataclasses import asdict, is_dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from omnilib import config as configs
 from omnilib import storage
-from omnilib.errors import CheckpointError, UserError
+from omnilib.data import sha256
+from omnilib.errors import CheckpointError, ConfigError, DataError, UserError
 from omnilib.seed import seed_everything as seed_everything  # scripts import it from here
 from omnilib.storage import load_weights, unique_tensors
 from omnilib.text import save_tokenizer
@@ -54,13 +57,76 @@ def lr_at(step: int, total: int, peak: float, warmup: int, floor: float = 0.05) 
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def repeated(records: list[dict], repeat: dict[str, int]) -> list[dict]:
-    """Records, each as often as `repeat` says: the first of its keys that fits the speaker (a name, or a pattern such as "slt_1[1-4]?"),
-    or else the record's language; once when it says nothing."""
-    speakers = {r["speaker"] for r in records}
-    times = {s: next((count for key, count in repeat.items() if fnmatchcase(s, key)), None) for s in speakers}
-    count = lambda r: repeat.get(r["language"], 1) if times[r["speaker"]] is None else times[r["speaker"]]  # noqa: E731
-    return [r for r in records for _ in range(count(r))]
+@dataclass(frozen=True)
+class Phase:
+    """A part of a run with settings of its own: steps `first` to `end` - 1."""
+
+    name: str
+    first: int
+    end: int
+    config: object
+
+    def lr(self, step: int) -> float:
+        """Warm-up and cosine within the phase."""
+        return lr_at(step - self.first, self.end - self.first, self.config.lr, self.config.warmup)
+
+
+class Schedule:
+    """The phases of a run, in order.
+
+    A config's `phases` is a list such as `[{name: encoder, steps: 8000, encoder_only: true}, {name: all, steps: 5000, lr: 5e-4}]`:
+    each phase overrides fields of the config; without `phases` a run is one phase of `steps`. What depends on the
+    settings of a phase (its batches) is made when its first step comes, so a step's batch is a function of (config, step) alone.
+
+    Args:
+        make: settings of a phase -> its data; called once a phase.
+
+    Raises:
+        ConfigError: a phase without name or steps, or with a field that the config has not.
+    """
+
+    def __init__(self, config, make: Callable[[object], object] = lambda config: None):
+        self.phases, self.make, self.made, self.lock = [], make, {}, threading.Lock()
+        first = 0
+        if config.phases and config.steps != type(config)().steps:
+            raise ConfigError(
+                "give `steps` or `phases`, not both: phases have steps of their own (--set phases=[] for one phase)"
+            )
+        for number, given in enumerate(config.phases or [{"name": "all", "steps": config.steps}]):
+            given = dict(given)
+            name, steps = given.pop("name", ""), given.pop("steps", 0)
+            if not name or not isinstance(steps, int) or steps < 1:
+                raise ConfigError(f"phase {number + 1}: give it a name and a number of steps of at least 1")
+            settings = configs.override(config, given | {"phases": [], "steps": steps})
+            self.phases.append(Phase(name, first, first + steps, settings))
+            first += steps
+        self.steps = first
+
+    def at(self, step: int) -> Phase:
+        """The phase of a step."""
+        return next(phase for phase in self.phases if step < phase.end or phase is self.phases[-1])
+
+    def data(self, step: int) -> object:
+        """What `make` made for the phase of a step."""
+        phase = self.at(step)
+        with self.lock:
+            if phase.first not in self.made:
+                self.made[phase.first] = self.make(phase.config)
+            return self.made[phase.first]
+
+
+def weighted(records: list[dict], weights: dict[str, float]) -> list[dict]:
+    """Records, each as often as `weights` says of its part and language ("raw/en"), part ("raw") or language ("en"), whichever is found
+    first; once when it says nothing. A weight of 0.2 keeps one record in five, chosen by a hash of its id."""
+
+    def times(record: dict) -> int:
+        part, language = record.get("part", ""), record["language"]
+        keys = (f"{part}/{language}", part, language)
+        weight = next((weights[key] for key in keys if key in weights), 1.0)
+        share = int.from_bytes(hashlib.sha256(record["id"].encode()).digest()[:4], "big") / 2**32
+        return int(weight) + (share < weight - int(weight))
+
+    return [r for r in records for _ in range(times(r))]
 
 
 def autocast(device: torch.device | str, enabled: bool = True):
@@ -90,7 +156,7 @@ class JsonlLog:
         self.file = path.open("a")
         self.started = time.time()
 
-    def write(self, step: int, **values: float) -> None:
+    def write(self, step: int, **values: float | str) -> None:
         row = {"step": step, **values, "seconds": round(time.time() - self.started, 2)}
         self.file.write(json.dumps(row) + "\n")
         self.file.flush()
@@ -162,7 +228,7 @@ def claim(out: Path, config: object) -> None:
         CheckpointError: the folder holds an unfinished or finished run of other settings. How long a run is and how often it is looked
             at may change.
     """
-    out, free = Path(out), ("steps", "stop", "eval_items", "dev_items")
+    out, free = Path(out), ("steps", "eval_items", "dev_items")
     path, settings = out / "settings.json", json.loads(json.dumps(asdict(config)))
     if (out / "state").is_dir() and path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -210,59 +276,28 @@ def load_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | d
         ) from error
 
 
-def start_from(
-    model: nn.Module, folder: Path, prefix: str = "", within: str = "", exported: str = "", grow: bool = False
-) -> None:
-    """Copy the weights of an earlier run whose names, beginning with `prefix`, and shapes match; the rest stays fresh.
+def check_tokenizer(path: Path, folder: Path) -> None:
+    """Refuse codes (or mels made from codes) of another speech tokenizer than the one in `folder`.
 
-    Args:
-        folder: of the run; its `state/` is read, or else what it exported.
-        within: what precedes the model's names in the state, if it holds more than the model.
-        exported: what precedes the exported names in the model, if it holds more than what is exported.
-        grow: smaller matrices and vectors of the earlier run are taken too, see `grown`.
+    Files of `omnilib.train.encode` carry the sha256 of the weights that made them; files without it are not checked.
 
     Raises:
-        CheckpointError: there is no such run, or nothing of it fits.
+        DataError: they are of another tokenizer. CheckpointError: there is no such tokenizer.
     """
-    path, result = folder / "state" / "model.safetensors", folder / "model.safetensors"
-    if path.is_file():
-        saved = {k.removeprefix(within): v for k, v in load_file(str(path)).items() if k.startswith(within)}
-    elif result.is_file():
-        saved = {exported + k: v for k, v in storage.read(result).items()}
-    else:
-        raise CheckpointError(
-            f"no earlier run {path}: train it first (see `make retrain`) or leave `init` empty"
+    weights = Path(folder) / "model.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(f"no tokenizer {weights}: train it first (see `make retrain`)")
+    try:
+        with safe_open(str(path), "pt") as file:
+            made_by = (file.metadata() or {}).get("model_sha256", "")
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"cannot read {path} ({error}): make it again with `python -m omnilib.train.encode`"
+        ) from None
+    if made_by and sha256(weights) not in made_by.split():
+        raise DataError(
+            f"{path} holds codes of another tokenizer than {folder}: make it again with `python -m omnilib.train.encode`"
         )
-    own = model.state_dict()
-    saved = {k: v for k, v in saved.items() if k.startswith(prefix) and k in own}
-    if grow:
-        saved = {k: grown(v, own[k]) for k, v in saved.items()}
-    found = {k: v for k, v in saved.items() if own[k].shape == v.shape}
-    if not found:
-        raise CheckpointError(
-            f"nothing of {folder} fits {type(model).__name__}: name a run of the same module, or leave `init` empty"
-        )
-    model.load_state_dict(found, strict=False)
-    print(f"started with {len(found)} of {len(own)} tensors from {folder.name}")
-
-
-def grown(old: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
-    """`old` in the first rows and columns of a larger `fresh` matrix or vector: new rows (outputs) stay fresh, new columns (inputs)
-    are zero, so that a wider inner layer of a feed-forward pair changes nothing at first (Net2Net, arXiv 1511.05641). Others: `old`."""
-    if (
-        old.shape == fresh.shape
-        or old.dim() != fresh.dim()
-        or old.dim() > 2
-        or any(a > b for a, b in zip(old.shape, fresh.shape, strict=True))
-    ):
-        return old
-    result = fresh.clone()
-    if old.dim() == 2:
-        result[: len(old)] = 0.0
-        result[: len(old), : old.shape[1]] = old
-    else:
-        result[: len(old)] = old
-    return result
 
 
 @torch.no_grad()

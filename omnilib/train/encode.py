@@ -2,7 +2,7 @@
 
     python -m omnilib.train.encode --manifest data/nano/manifest.jsonl --tokenizer checkpoints/nano/tokenizer --out data/nano/tokens.safetensors
     python -m omnilib.train.encode --manifest data/nano/manifest.jsonl --speaker checkpoints/nano/speaker --out data/nano/speakers.safetensors
-    python -m omnilib.train.encode --manifest data/nano/codec.jsonl --codec checkpoints/nano --out data/nano/mels.safetensors
+    python -m omnilib.train.encode --manifest data/nano/manifest.jsonl --codec checkpoints/nano --out data/nano/mels.safetensors
 
 Codes are int16 (T,), 25 a second, long recordings in 30 s blocks as the reference does; vectors are float32 (192,); mels are
 float16 (80, F), 50 frames a second in step with the recording: its own codes spoken in its own voice, whose prompt is the
@@ -323,6 +323,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--split", help="only this split")
+    parser.add_argument("--part", help="only this part of the corpus (synthetic, raw)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth record")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
@@ -333,7 +334,11 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--processes and --every must be at least 1")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here: leave --device out")
-    records = [r for r in read_manifest(args.manifest) if args.split in (None, r["split"])][:: args.every]
+    records = [
+        r
+        for r in read_manifest(args.manifest)
+        if args.split in (None, r["split"]) and args.part in (None, r.get("part"))
+    ][:: args.every]
     kind = "codes" if args.tokenizer else "speakers" if args.speaker else "mels"
     export(
         records,

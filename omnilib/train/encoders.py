@@ -1,7 +1,7 @@
 """Train the auxiliary audio encoder further: Whisper's encoder with a CTC head over letters and pinyin.
 
-    python -m omnilib.train.encoders --config encoders_smoke --out runs/encoders_smoke
-    python -m omnilib.train.encoders --config encoders_nano --out checkpoints/nano/encoders
+    python -m omnilib.train.encoders --config smoke/encoders --out runs/encoders_smoke
+    python -m omnilib.train.encoders --config nano/encoders --out checkpoints/nano/encoders
 
 Notable choices
 - CTC (Graves et al. 2006) rather than Whisper's decoder: the brain uses the encoder alone, whose frames the

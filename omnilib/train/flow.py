@@ -1,13 +1,13 @@
 """Train the flow: speech tokens, a voice prompt and a speaker vector -> mel spectrogram.
 
-    python -m omnilib.train.flow --config flow_nano --out runs/flow             # 1 CPU core
-    accelerate launch -m omnilib.train.flow --config flow_paper --out runs/flow
+    python -m omnilib.train.flow --config nano/flow --out runs/flow             # 1 CPU core
+    accelerate launch -m omnilib.train.flow --config paper/flow --out runs/flow
 
 One stage, nothing frozen. The recipe is CosyVoice2's (uniform time, 20 % of items without condition, part of the item itself
 as prompt, half of the steps with streaming masks) with two additions that a small model needs: some batches put a piece of
 *another* utterance of the same voice before each item and show it as the prompt, which is exactly what voice cloning does;
-and a plain regression loss on mu (Matcha-TTS's prior loss), so that the encoder learns from the first step - with `encoder_steps`
-from that loss alone, because what a small flow gets wrong it mostly gets wrong in mu.
+and a plain regression loss on mu (Matcha-TTS's prior loss), so that the encoder learns from the first step - with
+`encoder_only` from that loss alone, because what a small flow gets wrong it mostly gets wrong in mu.
 Exported are the running averages of the weights.
 
 Shapes: B batch, N tokens (25 Hz), F = 2N mel frames (50 Hz).
@@ -17,6 +17,7 @@ import copy
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -44,22 +45,18 @@ class Config:
     Source: CosyVoice 2, arXiv 2412.10117, section 2.4.
     """
 
-    manifest: str = "nano/codec.jsonl"
+    manifest: str = "nano/manifest.jsonl"
     tokens: str = "nano/tokens.safetensors"  # record id -> int16 (N,) speech tokens at 25 Hz
     speakers: str = "nano/speakers.safetensors"  # record id -> float (192,) speaker vector
-    init: dict[str, str] = field(
-        default_factory=dict
-    )  # start of parameter names ("": all) -> run folder to take them from; a narrower one grows
+    tokenizer: str = ""  # folder of the tokenizer whose codes these are; others are refused
     steps: int = 10_000
-    stop: int = 0  # end after so many steps of the schedule, for a run that another one goes on from; 0: run all `steps`
-    encoder_steps: int = (
-        0  # the first steps train the encoder alone, on the regression loss: about half the time a step
-    )
+    phases: list[dict[str, Any]] = field(default_factory=list)  # see `common.Schedule`; instead of `steps`
+    encoder_only: bool = False  # the encoder learns alone, by the regression loss: about half the time a step
     batch_seconds: float = 60.0
     max_seconds: float = 16.0  # longer recordings are left out
-    repeat: dict[str, int] = field(
+    weights: dict[str, float] = field(
         default_factory=dict
-    )  # speaker, pattern of speakers or language -> times their recordings count
+    )  # part or language -> how often its recordings count
     other_prompt: float = 0.3  # share of batches whose prompt is another utterance of the voice
     prompt_seconds: list[float] = field(default_factory=lambda: [1.0, 4.0])  # its length
     lr: float = 1e-3
@@ -232,22 +229,25 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
     """Run or continue a run in `out`; returns the final development metrics."""
     common.seed_everything(cfg.seed)
     common.claim(out, cfg)
-    accelerator = Accelerator(
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=cfg.encoder_steps > 0)]
-    )
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
     device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
 
     manifest = find_data(cfg.manifest)
     records = read_manifest(manifest)
+    if cfg.tokenizer:
+        common.check_tokenizer(find_data(cfg.tokens), ROOT / cfg.tokenizer)
     tokens = load_vectors(find_data(cfg.tokens), "`python -m omnilib.train.encode --tokenizer ...`")
     speakers = load_vectors(find_data(cfg.speakers), "`python -m omnilib.train.encode --speaker ...`")
     split = {s: [r for r in records if r["split"] == s] for s in ("train", "dev")}
-    split["train"] = common.repeated(split["train"], cfg.repeat)
-    data, dev = (Utterances(split[s], manifest.parent, tokens, speakers, cfg) for s in ("train", "dev"))
+    dev = Utterances(split["dev"], manifest.parent, tokens, speakers, cfg)
+    schedule = common.Schedule(
+        cfg,
+        lambda settings: Utterances(
+            common.weighted(split["train"], settings.weights), manifest.parent, tokens, speakers, settings
+        ),
+    )
 
     model = Flow(cfg.model)
-    for prefix, folder in cfg.init.items():
-        common.start_from(model, ROOT / folder, prefix, within="average.", grow=True)
     model = model.to(device)
     average = copy.deepcopy(model).eval()
     both = nn.ModuleDict({"model": model, "average": average})
@@ -261,28 +261,31 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
         common.JsonlLog(out / "log.jsonl", first if state else None) if accelerator.is_main_process else None
     )
     if log:
-        hours = sum(r["duration"] for r in data.segments.records) / 3600
-        print(
-            f"flow {common.count_parameters(model)}, {hours:.2f} h of speech in {len(data.segments.records)} utterances"
-        )
+        names = ", ".join(f"{phase.name} to step {phase.end}" for phase in schedule.phases)
+        print(f"flow {common.count_parameters(model)}; phases: {names}; from step {first}")
 
     model.train()
     started, heard, metrics = time.time(), 0.0, {}
-    end = cfg.stop or cfg.steps
+    end = schedule.steps
     for step, batch in prefetch(
-        lambda s: data.batch(s * ranks + rank), first, end, threads=threads_for(device)
+        lambda s: schedule.data(s).batch(s * ranks + rank), first, end, threads=threads_for(device)
     ):
         torch.manual_seed(
             (cfg.seed << 32) + step * ranks + rank
         )  # time, noise, dropout: a function of the step
-        lr = common.lr_at(step, cfg.steps, cfg.lr, cfg.warmup)
+        phase = schedule.at(step)
+        lr = phase.lr(step)
         for group in optimizer.param_groups:
             group["lr"] = lr
         batch = batch.to(device)
         with common.autocast(device, cfg.bf16):
-            early = step < cfg.encoder_steps
             loss = wrapped(
-                batch.tokens, batch.lengths, batch.mel, batch.speakers, batch.prompt_frames, prior_only=early
+                batch.tokens,
+                batch.lengths,
+                batch.mel,
+                batch.speakers,
+                batch.prompt_frames,
+                prior_only=phase.config.encoder_only,
             )
         common.check_finite(loss, step)
         optimizer.zero_grad()
@@ -296,7 +299,15 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
         if log and (done % cfg.log_every == 0 or last):
             speed = heard * ranks / (time.time() - started)
             filled = (batch.lengths.float().mean() / batch.tokens.shape[1]).item()
-            log.write(done, loss=loss.item(), norm=norm.item(), lr=lr, audio_per_second=speed, filled=filled)
+            log.write(
+                done,
+                phase=phase.name,
+                loss=loss.item(),
+                norm=norm.item(),
+                lr=lr,
+                audio_per_second=speed,
+                filled=filled,
+            )
         if log and (done % cfg.eval_every == 0 or last):
             metrics = evaluate(average, dev, cfg, device, out / "samples" / f"{done:06d}.safetensors")
             log.write(done, **metrics)

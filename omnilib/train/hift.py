@@ -1,14 +1,14 @@
 """Train the vocoder: mel spectrogram -> waveform.
 
-    python -m omnilib.train.hift --config hift_nano --out runs/hift            # 1 CPU core, under an hour
-    accelerate launch -m omnilib.train.hift --config hift_paper --out runs/hift
+    python -m omnilib.train.hift --config nano/hift --out runs/hift            # 1 CPU core, under an hour
+    accelerate launch -m omnilib.train.hift --config paper/hift --out runs/hift
 
-Two phases in one loop. Until `adversarial_from` the generator learns from spectra alone (mel L1 + multi-resolution STFT),
-which is cheap and already intelligible; then discriminators join, for phase and texture that spectra do not see.
+Phases in one loop: first the generator learns from spectra alone (mel L1 + multi-resolution STFT), which is cheap and already
+intelligible; with `adversarial` discriminators join, for phase and texture that spectra do not see.
 With `mels` a share of the crops is made from what the flow says instead of what was recorded, against the recording all the
 same (HiFi-GAN section 4.4: fine-tuning on predicted mels): the vocoder learns to undo the flow's smoothing.
 The f0 predictor learns all along from pitch measured on the crop itself (autocorrelation, batched, about 1 % of a step).
-Until `teacher_f0_until` the measured pitch drives the harmonic source, so the generator need not wait for the predictor.
+With `teacher_f0` the measured pitch drives the harmonic source, so the generator need not wait for the predictor.
 Exported are the running averages of the weights.
 """
 
@@ -16,6 +16,7 @@ import copy
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -50,20 +51,21 @@ FRAMES = 50  # mel frames a second
 class Config:
     """One vocoder run (HiFi-GAN, arXiv 2010.05646, section 2.4)."""
 
-    manifest: str = "nano/codec.jsonl"  # below the data folder, or a path
+    manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
     mels: str = (
         ""  # below the data folder: mels a flow gave for the same recordings (`omnilib.train.encode --codec`)
     )
     mels_share: float = 0.5  # of the crops that are heard from them instead of the recording's own mel
-    init: str = ""  # run folder whose generator and discriminators this one goes on from
-    repeat: dict[str, int] = field(
+    tokenizer: str = ""  # folder of the tokenizer whose codes the mels were made from; others are refused
+    weights: dict[str, float] = field(
         default_factory=dict
-    )  # speaker, pattern of speakers or language -> times their recordings count
+    )  # part or language -> how often its recordings count
     crop_seconds: float = 0.64
     batch_seconds: float = 5.12
     steps: int = 10_000
-    adversarial_from: int = 6_000
-    teacher_f0_until: int = 2_000
+    phases: list[dict[str, Any]] = field(default_factory=list)  # see `common.Schedule`; instead of `steps`
+    adversarial: bool = False  # discriminators learn too and judge
+    teacher_f0: bool = False  # the source hears the measured pitch instead of the predicted one
     lr: float = 1e-3
     discriminator_lr: float = 5e-4
     warmup: int = 200
@@ -163,6 +165,8 @@ class Crops:
         self.own = Segments(records, root, (1 - share) * cfg.batch_seconds, cfg.crop_seconds, seed=cfg.seed)
         self.made, self.mels = None, {}
         if share:
+            if cfg.tokenizer:
+                common.check_tokenizer(DATA / cfg.mels, ROOT / cfg.tokenizer)
             self.mels = load_mels(DATA / cfg.mels, cfg.model.mel_window)
             known = [r for r in records if r["id"] in self.mels]
             self.made = Segments(known, root, share * cfg.batch_seconds, cfg.crop_seconds, seed=cfg.seed + 1)
@@ -233,15 +237,18 @@ def train(cfg: Config, out: Path) -> dict:
         s: [r for r in records if r["split"] == s and r["rate"] == cfg.model.sampling_rate]
         for s in ("train", "dev")
     }
-    data = Crops(cfg, common.repeated(by_split["train"], cfg.repeat), manifest.parent)
+    schedule = common.Schedule(
+        cfg,
+        lambda settings: Crops(
+            settings, common.weighted(by_split["train"], settings.weights), manifest.parent
+        ),
+    )
     dev = development_crops(by_split["dev"], manifest.parent, cfg).to(device)
     example = max(by_split["dev"], key=lambda r: (r["duration"] < 8, r["duration"]))
 
     nets = nn.ModuleDict({"generator": HiFT(cfg.model), "judges": Discriminators(cfg.discriminator)}).to(
         device
     )
-    if cfg.init:
-        common.start_from(nets, ROOT / cfg.init, exported="generator.")
     model, judges = nets["generator"], nets["judges"]
     average = nets["average"] = copy.deepcopy(model).eval()
     # the pitch loss is in Hz and reaches the predictor only: its large gradient must not shrink the others' when clipping
@@ -263,10 +270,10 @@ def train(cfg: Config, out: Path) -> dict:
         print(f"generator {common.count_parameters(model)}  discriminators {common.count_parameters(judges)}")
 
     started, metrics = time.time(), {}
-    make = lambda s: data.batch(s * ranks + rank)  # noqa: E731  each process its own batch
-    for step, (real, given) in prefetch(make, first, cfg.steps, threads=threads_for(device)):
-        lr = common.lr_at(step, cfg.steps, cfg.lr, cfg.warmup)
-        adversarial = step >= cfg.adversarial_from
+    make = lambda s: schedule.data(s).batch(s * ranks + rank)  # noqa: E731  each process its own batch
+    for step, (real, given) in prefetch(make, first, schedule.steps, threads=threads_for(device)):
+        phase = schedule.at(step)
+        now, lr = phase.config, phase.lr(step)
         for group in optimizers["generator"].param_groups:
             group["lr"] = lr  # the discriminators start late and keep their rate
         real = real.to(device)  # (B, T)
@@ -275,15 +282,15 @@ def train(cfg: Config, out: Path) -> dict:
         f0 = measure_pitch(real)
         noise = torch.Generator(device).manual_seed((cfg.seed << 32) + step * ranks + rank)
         with common.autocast(device, cfg.bf16):
-            fake, f0_hat = g(mel, f0 if step < cfg.teacher_f0_until else None, noise)  # (B, T), (B, F)
+            fake, f0_hat = g(mel, f0 if now.teacher_f0 else None, noise)  # (B, T), (B, F)
 
         losses = {}
-        if adversarial:
+        if now.adversarial:
             with common.autocast(device, cfg.bf16):
                 judged_real, judged_fake = d(real), d(fake.detach())
             losses["judges"] = discriminator_loss(judged_real, judged_fake)
-            if cfg.relativistic_weight:
-                losses["judges"] = losses["judges"] + cfg.relativistic_weight * relativistic_loss(
+            if now.relativistic_weight:
+                losses["judges"] = losses["judges"] + now.relativistic_weight * relativistic_loss(
                     judged_real, judged_fake
                 )
             optimizers["judges"].zero_grad()
@@ -294,12 +301,12 @@ def train(cfg: Config, out: Path) -> dict:
         losses["stft"] = spectral_loss(real, fake)
         losses["f0"] = F.l1_loss(f0_hat, f0)
         loss = (
-            cfg.mel_weight * losses["mel"] + cfg.stft_weight * losses["stft"] + cfg.f0_weight * losses["f0"]
+            now.mel_weight * losses["mel"] + now.stft_weight * losses["stft"] + now.f0_weight * losses["f0"]
         )
-        if cfg.fine_mel_weight:
+        if now.fine_mel_weight:
             losses["fine_mel"] = fine_mel_loss(real, fake, cfg.model.sampling_rate)
-            loss = loss + cfg.fine_mel_weight * losses["fine_mel"]
-        if adversarial:
+            loss = loss + now.fine_mel_weight * losses["fine_mel"]
+        if now.adversarial:
             judges.requires_grad_(False)
             with common.autocast(device, cfg.bf16):
                 judged_fake = d(fake)
@@ -310,7 +317,7 @@ def train(cfg: Config, out: Path) -> dict:
                 feature_loss(judged_real, judged_fake),
             )
             loss = (
-                loss + cfg.adversarial_weight * losses["adversarial"] + cfg.feature_weight * losses["feature"]
+                loss + now.adversarial_weight * losses["adversarial"] + now.feature_weight * losses["feature"]
             )
         common.check_finite(loss, step)
         optimizers["generator"].zero_grad()
@@ -319,12 +326,20 @@ def train(cfg: Config, out: Path) -> dict:
         optimizers["generator"].step()
         common.update_average(average, model, min(cfg.average, (1 + step) / (10 + step)))
 
-        done, last = step + 1, step + 1 == cfg.steps
+        done, last = step + 1, step + 1 == schedule.steps
         seconds = spent + time.time() - started
         if log and (done % cfg.log_every == 0 or last):
             speed = (done - first) * cfg.batch_seconds * ranks / (time.time() - started)
             values = {name: value.item() for name, value in losses.items()}
-            log.write(done, loss=loss.item(), **values, norm=norm.item(), lr=lr, audio_per_second=speed)
+            log.write(
+                done,
+                phase=phase.name,
+                loss=loss.item(),
+                **values,
+                norm=norm.item(),
+                lr=lr,
+                audio_per_second=speed,
+            )
         if log and (done % cfg.eval_every == 0 or last):
             metrics = evaluate(average, dev)
             speak_example(average, example, manifest.parent, out / "samples" / f"{done:06d}.wav")
@@ -334,7 +349,11 @@ def train(cfg: Config, out: Path) -> dict:
     if log:
         metrics = metrics or evaluate(average, dev)
         meta = common.run_meta(
-            cfg, cfg.steps, spent + time.time() - started, metrics=metrics, manifest_sha256=sha256(manifest)
+            cfg,
+            schedule.steps,
+            spent + time.time() - started,
+            metrics=metrics,
+            manifest_sha256=sha256(manifest),
         )
         common.export_model(out, average, cfg.model, meta, form=cfg.storage)
     return metrics

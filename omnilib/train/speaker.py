@@ -1,6 +1,6 @@
 """Train the nano speaker encoder as a classifier of the training speakers (paper scale uses the published CAM++ instead).
 
-    python -m omnilib.train.speaker --config speaker_nano --out checkpoints/nano/speaker      # one core, 8 minutes
+    python -m omnilib.train.speaker --config nano/speaker --out checkpoints/nano/speaker      # one core, 8 minutes
 
 Random crops of several lengths, played at several speeds (each speed of a voice is a speaker of its own), with noise; loss is
 softmax with an additive angular margin (ArcFace, arXiv 1801.07698). Judged by the equal error rate between recordings of
@@ -37,6 +37,7 @@ from omnilib.train.common import (
     run_meta,
     save_state,
     seed_everything,
+    weighted,
 )
 from omnilib.train.encode import encode_speakers
 from omnilib.train.prefetch import prefetch, threads_for
@@ -44,13 +45,16 @@ from omnilib.voice.speaker import SpeakerConfig, SpeakerEncoder
 
 
 @dataclass
-class SpeakerTraining:
+class Config:
     """One experiment."""
 
     manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
     seed: int = 0
     steps: int = 500
     batch_seconds: float = 160.0
+    weights: dict[str, float] = field(
+        default_factory=dict
+    )  # part or language -> how often its recordings count
     crops: list[float] = field(default_factory=lambda: [1.5, 2.5, 4.0])
     speeds: list[float] = field(
         default_factory=lambda: [1.0, 1.08]
@@ -99,7 +103,7 @@ def margin_loss(cosine: Tensor, speaker: Tensor, margin: float, scale: float) ->
 class Batches:
     """Filter banks and speaker numbers of a step, a function of (seed, step) alone."""
 
-    def __init__(self, config: SpeakerTraining, records: list[dict], root: Path, speakers: list[str]):
+    def __init__(self, config: Config, records: list[dict], root: Path, speakers: list[str]):
         self.config, self.number = config, {name: i for i, name in enumerate(speakers)}
         self.segments = [
             Segments(records, root, config.batch_seconds, crop, config.seed) for crop in config.crops
@@ -160,7 +164,7 @@ def pick(records: list[dict], count: int) -> list[dict]:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_args(__doc__, argv)
-    config = configs.load(SpeakerTraining, args.config, args.overrides)
+    config = configs.load(Config, args.config, args.overrides)
     accelerator = Accelerator()
     seed_everything(config.seed)
     claim(args.out, config)
@@ -183,7 +187,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     state = load_state(args.out, model, optimizer)
     start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    batches = Batches(config, train, manifest.parent, speakers)
+    batches = Batches(config, weighted(train, config.weights), manifest.parent, speakers)
     main_process = accelerator.is_main_process
     if main_process:
         print(

@@ -1,8 +1,8 @@
 """Train the mouth (paper section 3.2): stage 1 teaches adapter and speech rows beside a frozen LLM, stage 2 teaches all.
 
-    python -m omnilib.train.speechlm --config speechlm_stage1_nano --out checkpoints/nano/speechlm_stage1    # one core, 15 minutes
-    python -m omnilib.train.speechlm --config speechlm_stage2_nano --out checkpoints/nano/speechlm           # one core, 60 minutes
-    accelerate launch --config_file omnilib/configs/deepspeed/zero2.yaml -m omnilib.train.speechlm --config speechlm_stage1_paper --out runs/stage1
+    python -m omnilib.train.speechlm --config nano/speechlm_stage1 --out checkpoints/nano/speechlm_stage1
+    python -m omnilib.train.speechlm --config nano/speechlm_stage2 --out checkpoints/nano/speechlm
+    accelerate launch --config_file omnilib/configs/deepspeed/zero2.yaml -m omnilib.train.speechlm --config paper/speechlm_stage1 --out runs/stage1
 
 A sample is a conversation: a reference recording of some speaker, then one to many sentences in that speaker's voice, laid
 out as the decoding loop would have produced them (`rows.training_rows`). Sentences are drawn and joined anew at every step,
@@ -12,10 +12,12 @@ they grow (paper section 3.2). The paper gives no optimiser, rates or steps: our
 Shapes: B batch, L rows, k streams.
 """
 
+import copy
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,13 +38,14 @@ from omnilib.text import load_tokenizer, text_size
 from omnilib.train import zero
 from omnilib.train.common import (
     JsonlLog,
+    Schedule,
     autocast,
     check_finite,
+    check_tokenizer,
     claim,
     count_parameters,
     export_pretrained,
     load_state,
-    lr_at,
     parse_args,
     run_meta,
     save_state,
@@ -55,7 +58,7 @@ DRAWS = 200  # of a sample, before the corpus is blamed
 
 
 @dataclass
-class SpeechLMTraining:
+class Config:
     """One experiment. Sizes of the backbone come from `init`; the adapter's are here (paper section 3.3)."""
 
     stage: int = 1
@@ -63,6 +66,7 @@ class SpeechLMTraining:
     text: str = "checkpoints/nano/text"  # the text tokenizer
     manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
     tokens: str = "nano/tokens.safetensors"  # record id -> 25 Hz codes
+    tokenizer: str = ""  # folder of the tokenizer whose codes these are; others are refused
     shards: str = ""  # a folder of data_prep.shards to stream instead of `manifest` and `tokens`; its records carry their tokens
     window: int = 32  # shards in memory at a time, 15 minutes of speech each
     window_steps: int = 100  # steps between two windows
@@ -83,32 +87,37 @@ class SpeechLMTraining:
     reference_seconds: list[float] = field(default_factory=lambda: [1.8, 6.0])
     languages: list[str] = field(default_factory=lambda: ["en", "zh"])
     language_shares: list[float] = field(default_factory=lambda: [0.8, 0.2])
+    weights: dict[str, float] = field(
+        default_factory=dict
+    )  # part of the corpus -> how often its speakers are drawn
     corrupt: float = (
         0.1  # share of speech cells replaced by random codes in the input: the model must listen to the text
     )
     # optimiser
     steps: int = 4000
+    phases: list[dict[str, Any]] = field(default_factory=list)  # see `common.Schedule`; instead of `steps`
     lr: float = 1e-3
-    adapter_lr: float = 1.0  # the adapter's rate as a multiple of lr (paper: 5 in stage 2)
+    adapter_lr_scale: float = 1.0  # the adapter's rate as a multiple of lr (paper: 5 in stage 2)
     optimizer: str = "adamw"  # adamw | muon (matrices by Muon, the rest by AdamW)
     warmup: int = 100
     weight_decay: float = 0.01
-    keep: float = 0.0  # share of the weights from before the run in those exported, see `blend`
     clip: float = 1.0
     text_weight: float = 1.0  # paper: 1:1
     speech_weight: float = 1.0
     bf16: bool = True
     checkpointing: bool = False  # recompute activations: less memory, more time
-    meter: str = ""  # a tokenizer folder whose phoneme head reads what the mouth says at each evaluation
-    meter_lines: int = 24  # of each language
-    meter_temperature: float = 0.3  # of those readings
+    phoneme_reader: str = (
+        ""  # a tokenizer folder whose phoneme head reads what the mouth says at each evaluation
+    )
+    phoneme_reader_lines: int = 24  # of each language
+    phoneme_reader_temperature: float = 0.3  # of those readings
     log_every: int = 20
     eval_every: int = 500
     save_every: int = 250
     storage: str = "bfloat16"  # form of the exported weights, see omnilib/storage.py
 
 
-def check_codes(highest: int, config: SpeechLMTraining, place: Path) -> None:
+def check_codes(highest: int, config: Config, place: Path) -> None:
     """Raises DataError on codes of another tokenizer."""
     if highest >= config.codes:
         raise DataError(
@@ -116,7 +125,7 @@ def check_codes(highest: int, config: SpeechLMTraining, place: Path) -> None:
         )
 
 
-def read_pairs(config: SpeechLMTraining, split: str) -> list[tuple[dict, Tensor]]:
+def read_pairs(config: Config, split: str) -> list[tuple[dict, Tensor]]:
     """Records of a split that have 25 Hz codes, and these (T,).
 
     Raises:
@@ -125,6 +134,8 @@ def read_pairs(config: SpeechLMTraining, split: str) -> list[tuple[dict, Tensor]
     path = DATA / config.tokens
     if not path.is_file():
         raise DataError(f"no speech tokens {path}: make them with `python -m omnilib.train.encode`")
+    if config.tokenizer:
+        check_tokenizer(path, ROOT / config.tokenizer)
     codes = load_file(str(path))
     check_codes(max((int(c.max()) for c in codes.values() if len(c)), default=0), config, path)
     return [
@@ -141,7 +152,7 @@ class ShardWindows:
         DataError: no shards of that split, no tokens in them, or codes of another tokenizer.
     """
 
-    def __init__(self, config: SpeechLMTraining, split: str):
+    def __init__(self, config: Config, split: str):
         from omnilib.shards import Shards
 
         self.config, self.shards = config, Shards(DATA / config.shards, split, seed=config.seed)
@@ -165,7 +176,7 @@ class ShardWindows:
 class Conversations:
     """Training samples; a batch is a function of (seed, step) alone (paper section 3.2)."""
 
-    def __init__(self, config: SpeechLMTraining, tokenizer, layout, split: str = "train"):
+    def __init__(self, config: Config, tokenizer, layout, split: str = "train"):
         self.config, self.tokenizer, self.layout = config, tokenizer, layout
         self.rules = ChunkRules(config.chunk_min, config.chunk_max)
         self.windows, self.window = (ShardWindows(config, split), 0) if config.shards else (None, 0)
@@ -187,6 +198,7 @@ class Conversations:
                     "seconds": record["duration"],
                     "codes": codes,
                     "phonemes": record.get("phonemes"),
+                    "part": record.get("part", ""),
                 }
                 self.speakers[record["language"]][record["speaker"]].append(item)
         low, high = self.config.reference_seconds
@@ -195,6 +207,12 @@ class Conversations:
             for speakers in self.speakers.values()
             for speaker, records in speakers.items()
         }
+
+    def with_settings(self, config: Config) -> "Conversations":
+        """The same recordings, drawn by the settings of a phase."""
+        other = copy.copy(self)
+        other.config = config
+        return other
 
     @property
     def hours(self) -> float:
@@ -208,15 +226,20 @@ class Conversations:
     def sample(self, rng: np.random.Generator, language: str, seconds: float) -> tuple[Tensor, Tensor]:
         """Rows and labels (L, 1 + k) of one conversation of about `seconds` of speech."""
         speakers = sorted(self.speakers[language])
+        parts = [self.speakers[language][s][0]["part"] for s in speakers]
         weights = np.sqrt([len(self.speakers[language][s]) for s in speakers])
+        weights = weights * [self.config.weights.get(part, 1.0) for part in parts]
         for _ in range(DRAWS):
             speaker = speakers[int(rng.choice(len(speakers), p=weights / weights.sum()))]
             references, records = self.references[speaker], self.speakers[language][speaker]
             reference = references[int(rng.integers(len(references)))]
             chosen, total = [], 0.0
-            while total < seconds:
-                chosen.append(records[int(rng.integers(len(records)))])
-                total += chosen[-1]["seconds"]
+            for index in rng.permutation(len(records)):  # none twice: the model is to read, not to copy
+                if total >= seconds:
+                    break
+                if records[index] is not reference or len(records) == 1:
+                    chosen.append(records[index])
+                    total += chosen[-1]["seconds"]
             sentences = [(r["text"], r["codes"]) for r in chosen]
             try:
                 return training_rows(
@@ -287,7 +310,7 @@ def silence_codes(pairs: list[tuple[dict, Tensor]], size: int) -> list[int]:
     return [int(c) for c in found[np.argsort(-silent[found])] if silent[c] > 1e-4 * heard.sum()]
 
 
-def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
+def build(config: Config, tokenizer) -> SpeechLM:
     """Stage 1: a text backbone plus fresh adapter and speech rows. Stage 2: the result of stage 1, or of another stage 2.
 
     The codes that mean silence are counted anew: an earlier run may have learnt the codes of another tokenizer.
@@ -301,8 +324,6 @@ def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
         )
     if config.stage not in (1, 2):
         raise ConfigError(f"stage is {config.stage}: it must be 1 or 2")
-    if not 0.0 <= config.keep < 1.0:
-        raise ConfigError(f"keep is {config.keep}: give a share of 0 to less than 1")
     pairs = ShardWindows(config, "train").pairs(0) if config.shards else read_pairs(config, "train")
     silence = silence_codes(pairs, config.codes)
     if config.stage == 2:
@@ -333,7 +354,7 @@ def build(config: SpeechLMTraining, tokenizer) -> SpeechLM:
     return SpeechLM.from_backbone(backbone, lm)
 
 
-def optimizers_of(model: SpeechLM, config: SpeechLMTraining) -> dict[str, torch.optim.Optimizer]:
+def optimizers_of(model: SpeechLM, config: Config) -> dict[str, torch.optim.Optimizer]:
     """Groups carry `scale`, their rate as a multiple of the schedule's: the adapter has its own (paper: 5x in stage 2)."""
     if config.optimizer not in ("adamw", "muon"):
         raise ConfigError(f"optimizer '{config.optimizer}' is unknown: use adamw or muon")
@@ -348,7 +369,7 @@ def optimizers_of(model: SpeechLM, config: SpeechLMTraining) -> dict[str, torch.
             p for n, p in named if "embed_tokens" in n or "lm_head" in n or p.dim() < 2
         ]  # no decay: see freeze_backbone
         matrices = [p for n, p in named if not ("embed_tokens" in n or "lm_head" in n or p.dim() < 2)]
-        scale = config.adapter_lr if adapter else 1.0
+        scale = config.adapter_lr_scale if adapter else 1.0
         groups["adamw"].append({"params": tables, "weight_decay": 0.0, "scale": scale})
         groups[config.optimizer].append(
             {"params": matrices, "weight_decay": config.weight_decay, "scale": scale}
@@ -392,12 +413,6 @@ def weight_change(before: dict[str, Tensor], after: dict[str, Tensor], text_rows
     return {key: (change / max(size, 1e-30)) ** 0.5 for key, (change, size) in sums.items()}
 
 
-def blend(before: dict[str, Tensor], after: dict[str, Tensor], keep: float) -> dict[str, Tensor]:
-    """`keep` of each weight from before a run and the rest from after it: the mean of two ends of training is often better than either
-    (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models"). Second names of tied weights, which only `after` has, are left out."""
-    return {name: torch.lerp(after[name], value.to(after[name]), keep) for name, value in before.items()}
-
-
 @torch.no_grad()
 def evaluate(
     model: torch.nn.Module, conversations: Conversations, device, bf16: bool, batches: int = 6
@@ -422,9 +437,9 @@ def evaluate(
 @torch.inference_mode()
 def read_aloud(model: SpeechLM, tokenizer, conversations: Conversations) -> dict[str, float]:
     """Phoneme error of unseen sentences as the model speaks them, read from its tokens before any wave is made."""
-    config, head = conversations.config, PhonemeHead.load(ROOT / conversations.config.meter)
+    config, head = conversations.config, PhonemeHead.load(ROOT / conversations.config.phoneme_reader)
     settings = DecodeSettings(
-        temperature=config.meter_temperature,
+        temperature=config.phoneme_reader_temperature,
         chunk_min_tokens=config.chunk_min,
         chunk_max_tokens=config.chunk_max,
     )
@@ -432,20 +447,20 @@ def read_aloud(model: SpeechLM, tokenizer, conversations: Conversations) -> dict
     model.eval()
     for language in config.languages:
         requests, said = [], []
-        for speaker in rng.choice(sorted(conversations.speakers[language]), config.meter_lines):
+        for speaker in rng.choice(sorted(conversations.speakers[language]), config.phoneme_reader_lines):
             voice, line = (
                 rng.choice(conversations.references[speaker]),
                 rng.choice(conversations.speakers[language][speaker]),
             )
             requests.append(Request(line["text"], voice["text"], voice["codes"]))
             said.append(line["phonemes"])
-        spoken = generate(model, tokenizer, requests, settings, batch=config.meter_lines)
+        spoken = generate(model, tokenizer, requests, settings, batch=config.phoneme_reader_lines)
         result[f"dev_phoneme_error_{language}"] = intelligibility(head, [s.tokens for s in spoken], said)
     model.train()
     return result
 
 
-def data_hashes(config: SpeechLMTraining) -> dict[str, str]:
+def data_hashes(config: Config) -> dict[str, str]:
     """What the run was trained on."""
     if config.shards:
         return {"shards_sha256": sha256(DATA / config.shards / "index.json")}
@@ -454,7 +469,7 @@ def data_hashes(config: SpeechLMTraining) -> dict[str, str]:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_args(__doc__, argv)
-    config = configs.load(SpeechLMTraining, args.config, args.overrides)
+    config = configs.load(Config, args.config, args.overrides)
     accelerator = zero.make_accelerator()
     seed_everything(config.seed)
     claim(args.out, config)
@@ -465,8 +480,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     before = {k: v.clone() for k, v in model.state_dict().items() if k not in model.all_tied_weights_keys}
     layout = layout_of(model.config, tokenizer)
     conversations = Conversations(config, tokenizer, layout)
+    schedule = Schedule(config, conversations.with_settings)
     dev_config = configs.load(
-        SpeechLMTraining, args.config, [*args.overrides, "corrupt=0.0", "seed=0"]
+        Config, args.config, [*args.overrides, "corrupt=0.0", "seed=0"]
     )  # the same lines for all runs
     dev = Conversations(dev_config, tokenizer, layout, "dev")
 
@@ -498,15 +514,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         log = JsonlLog(args.out / "log.jsonl", start if state else None)
 
     rows_seen, metrics, began = 0, {}, time.time()
-    make = lambda step: conversations.batch(step * world + rank)  # noqa: E731  each process its own batch
-    for step, batch in prefetch(make, start, config.steps, depth=6):
+    make = lambda step: schedule.data(step).batch(step * world + rank)  # noqa: E731  each process its own batch
+    for step, batch in prefetch(make, start, schedule.steps, depth=6):
         rows, labels, mask = (x.to(device) for x in batch)
+        phase = schedule.at(step)
         for optimizer in prepared:
             for group in optimizer.param_groups:
-                group["lr"] = lr_at(step, config.steps, config.lr, config.warmup) * group["scale"]
+                group["lr"] = phase.lr(step) * group["scale"]
         with autocast(device, config.bf16):
             output = wrapped(
-                rows, mask, labels, text_weight=config.text_weight, speech_weight=config.speech_weight
+                rows,
+                mask,
+                labels,
+                text_weight=phase.config.text_weight,
+                speech_weight=phase.config.speech_weight,
             )
         check_finite(output.loss, step)
         accelerator.backward(output.loss)
@@ -516,7 +537,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             optimizer.zero_grad()
         rows_seen += int(mask.sum()) * world
         done = step + 1
-        if main_process and (done % config.log_every == 0 or done == config.steps):
+        if main_process and (done % config.log_every == 0 or done == schedule.steps):
             speed = rows_seen / (time.time() - log.started)
             losses = {
                 "loss": output.loss.item(),
@@ -525,19 +546,20 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             }
             log.write(
                 done,
+                phase=phase.name,
                 **{k: round(v, 6) for k, v in losses.items()},
                 norm=round(float(norm or 0), 3),
                 rows_per_second=round(speed, 1),
             )
-        if done % config.eval_every == 0 or done == config.steps:
+        if done % config.eval_every == 0 or done == schedule.steps:
             metrics = evaluate(
                 wrapped, dev, device, config.bf16
             )  # by all: under ZeRO-3 nobody holds the model alone
-            if config.meter and not sharded:
+            if config.phoneme_reader and not sharded:
                 metrics |= read_aloud(model, tokenizer, dev)
             if main_process:
                 log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
-        if done % config.save_every == 0 or done == config.steps:
+        if done % config.save_every == 0 or done == schedule.steps:
             extra = {"seconds": seconds_before + time.time() - began}
             if sharded:
                 zero.save_state(accelerator, wrapped, args.out, done, extra)
@@ -545,17 +567,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 save_state(args.out, model, optimizers, done, extra)
 
     weights = accelerator.get_state_dict(wrapped)  # by all: under ZeRO-3 every process holds a part
-    if config.keep and main_process:
-        weights = blend(before, weights, config.keep)
-        if not sharded:  # meta.json tells of what is exported, log.jsonl of the run; sharded, both of the run
-            model.load_state_dict(weights, strict=False)
-            metrics = evaluate(model, dev, device, config.bf16) | (
-                read_aloud(model, tokenizer, dev) if config.meter else {}
-            )
     if main_process:
         meta = run_meta(
             config,
-            config.steps,
+            schedule.steps,
             seconds_before + time.time() - began,
             metrics=metrics,
             **data_hashes(config),

@@ -1,6 +1,6 @@
 """Learn the nano text tokenizer from the corpus text (the paper uses Qwen3's, 151k pieces).
 
-python -m omnilib.train.text --config text_nano --out checkpoints/nano/text
+python -m omnilib.train.text --config nano/text --out checkpoints/nano/text
 """
 
 import json
@@ -14,7 +14,7 @@ from omnilib.train.common import atomic_folder, parse_args
 
 
 @dataclass
-class TextTraining:
+class Config:
     """`size`: text ids in all, control tokens included (byte-pair encoding, arXiv 1508.07909)."""
 
     manifest: str = "nano/manifest.jsonl"
@@ -24,7 +24,7 @@ class TextTraining:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_args(__doc__, argv)
-    config = configs.load(TextTraining, args.config, args.overrides)
+    config = configs.load(Config, args.config, args.overrides)
     manifest = DATA / config.manifest
     records = [r for r in read_manifest(manifest) if r["split"] == "train"]
     tokenizer = train_tokenizer((r["text"] for r in records), config.size, config.alphabet)

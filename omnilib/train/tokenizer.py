@@ -1,7 +1,7 @@
 """Train the FSQ speech tokenizer inside a small phoneme recogniser (paper section 3.2 takes CosyVoice2's, learnt the same way).
 
-    python -m omnilib.train.tokenizer --config tokenizer_nano --out checkpoints/nano/tokenizer          # one core, 25 minutes
-    accelerate launch -m omnilib.train.tokenizer --config tokenizer_paper --out runs/tokenizer_paper    # published size
+    python -m omnilib.train.tokenizer --config nano/tokenizer --out checkpoints/nano/tokenizer          # one core, 25 minutes
+    accelerate launch -m omnilib.train.tokenizer --config paper/tokenizer --out runs/tokenizer_paper    # published size
 
 wave -> log-mel -> tokenizer -> rounded values -> phoneme head -> losses: CTC on the phoneme sequence, cross-entropy on
 50 Hz frames where the corpus knows when each phoneme ends (elsewhere the model aligns them itself, after a while), and a
@@ -15,6 +15,7 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -25,22 +26,21 @@ from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, log_mel_128, resample
 from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
 from omnilib.errors import DataError
-from omnilib.paths import DATA, ROOT
+from omnilib.paths import DATA
 from omnilib.train.common import (
     JsonlLog,
+    Schedule,
     autocast,
     check_finite,
     claim,
     count_parameters,
     export_model,
     load_state,
-    lr_at,
     parse_args,
-    repeated,
     run_meta,
     save_state,
     seed_everything,
-    start_from,
+    weighted,
 )
 from omnilib.train.prefetch import prefetch, threads_for
 from omnilib.voice.phonemes import (
@@ -62,19 +62,16 @@ from omnilib.voice.tokenizer import (
 
 
 @dataclass
-class TokenizerTraining:
+class Config:
     """One experiment; `tokenizer` and `head` are the sizes, the rest is how long and how hard.
 
     Source: CosyVoice 2, arXiv 2412.10117, section 2.2.
     """
 
     manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
-    init: str = (
-        ""  # a folder of this script to take matching weights from (encoder, head), say one with fewer codes
-    )
-    freeze_head: bool = False  # codes keep the meaning that the head of `init` reads in them: who reads them need not learn anew
     seed: int = 0
     steps: int = 6000
+    phases: list[dict[str, Any]] = field(default_factory=list)  # see `common.Schedule`; instead of `steps`
     batch_seconds: float = 120.0
     max_seconds: float = 16.0  # longer recordings are left out
     lr: float = 1.5e-3
@@ -82,22 +79,20 @@ class TokenizerTraining:
     weight_decay: float = 0.01
     clip: float = 1.0
     speeds: list[float] = field(default_factory=lambda: [1.0])  # playing faster or slower makes new voices
-    repeat: dict[str, int] = field(
+    weights: dict[str, float] = field(
         default_factory=dict
-    )  # speaker, pattern of speakers or language -> times its recordings count
+    )  # part or language -> how often its recordings count
     join: float = (
         0.0  # chance that a batch's utterances are joined in pairs, so that long recordings are known too
     )
     band_mask: int = 0  # mel bands hidden at random
-    disturb: float = (
-        0.0  # share of recordings heard through noise, another microphone or a coder, see `disturb`
+    augment: float = (
+        0.0  # share of recordings heard through noise, another microphone or a coder, see `augment`
     )
     direct_weight: float = (
         0.5  # same losses before the quantiser: teaches the encoder while the codes still mean nothing
     )
-    align_after: int = (
-        10**9
-    )  # from this step on, recordings without phoneme times are aligned by the model itself
+    align: bool = False  # recordings without phoneme times are aligned by the model itself
     ctc_weight: float = 0.5
     frame_weight: float = 1.0
     mel_weight: float = 0.3
@@ -133,7 +128,7 @@ class Batch:
 class Batches:
     """Features and targets of a step, a function of (seed, step) alone."""
 
-    def __init__(self, config: TokenizerTraining, records: list[dict], root: Path, head: PhonemeHead):
+    def __init__(self, config: Config, records: list[dict], root: Path, head: PhonemeHead):
         self.config, self.head = config, head
         self.segments = Segments(records, root, config.batch_seconds, seed=config.seed)
 
@@ -150,12 +145,12 @@ class Batches:
         bands = int(rng.integers(0, config.band_mask + 1))
         first = int(rng.integers(0, config.tokenizer.bands - bands + 1))
         batch = collate(items, records[0]["rate"], self.head, speed)
-        heard = disturb(batch.clean, config.disturb, torch.Generator().manual_seed(int(rng.integers(2**62))))
+        heard = augment(batch.clean, config.augment, torch.Generator().manual_seed(int(rng.integers(2**62))))
         heard[:, first : first + bands] = 0.0
         return replace(batch, mel=heard)
 
 
-def disturb(mel: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def augment(mel: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """A copy of Whisper log-mels (B, bands, F), `share` of its rows each with another microphone (a smooth curve of +-6 dB over the
     bands), steady coloured noise 30 to 70 dB below the loudest cell, and quiet cells lost below 50 to 80 dB as in coded sound."""
     rows, bands, _ = mel.shape
@@ -274,13 +269,13 @@ def align_untimed(scores: Tensor, lengths: Tensor, batch: Batch) -> Tensor:
 
 
 def losses(
-    model: nn.Module, batch: Batch, config: TokenizerTraining, step: int = 0
+    model: nn.Module, batch: Batch, config: Config
 ) -> tuple[Tensor, dict[str, Tensor], Tensor, Tensor]:
     """Total loss, its parts, CTC scores (B, 2T, P+1) and codes with their lengths."""
     with autocast(batch.mel.device, config.bf16):
         coded, scores, mel, direct = model(batch.mel, batch.frames)
     valid = valid_mask(coded.lengths, mel.shape[1])
-    if step >= config.align_after and batch.untimed:
+    if config.align and batch.untimed:
         batch = replace(batch, labels=align_untimed(scores, coded.lengths, batch))
     parts = phoneme_losses(scores, coded.lengths, batch)
     parts |= {f"direct_{k}": v for k, v in phoneme_losses(direct, coded.lengths, batch).items()}
@@ -298,7 +293,7 @@ def losses(
 
 @torch.no_grad()
 def evaluate(
-    model: Recogniser, records: list[dict], root: Path, config: TokenizerTraining, device: torch.device
+    model: Recogniser, records: list[dict], root: Path, config: Config, device: torch.device
 ) -> dict[str, float]:
     """Held-out phoneme error of the greedy CTC reading, per language, and how many codes are in use (perplexity)."""
     model.eval()
@@ -336,14 +331,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
     args = parse_args(__doc__, argv)
-    config = configs.load(TokenizerTraining, args.config, args.overrides)
+    config = configs.load(Config, args.config, args.overrides)
     accelerator = Accelerator()
     seed_everything(config.seed)
     claim(args.out, config)
 
     manifest = DATA / config.manifest
     records = [r for r in read_manifest(manifest) if r["duration"] <= config.max_seconds]
-    train = repeated([r for r in records if r["split"] == "train"], config.repeat)
+    train = [r for r in records if r["split"] == "train"]
     dev = sorted((r for r in records if r["split"] == "dev"), key=lambda r: r["id"])
     dev = sorted(dev[:: max(1, len(dev) // config.dev_items)], key=lambda r: r["duration"])
     if not train or not dev:
@@ -353,11 +348,6 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config.head.phonemes, config.head.fsq_dims = phoneme_set(records), config.tokenizer.fsq_dims
 
     model = Recogniser(SpeechTokenizer(config.tokenizer), PhonemeHead(config.head)).to(accelerator.device)
-    if config.init:
-        start_from(model, ROOT / config.init, exported="tokenizer.")
-        if not (ROOT / config.init / "state").is_dir():  # exported only
-            start_from(model, ROOT / config.init / "phonemes", exported="head.")
-    model.head.requires_grad_(not config.freeze_head)
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.98)
     )
@@ -365,7 +355,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     start = state["step"] if state else 0
     seconds_before = state["seconds"] if state else 0.0
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    batches = Batches(config, train, manifest.parent, model.head)
+    schedule = Schedule(
+        config,
+        lambda settings: Batches(settings, weighted(train, settings.weights), manifest.parent, model.head),
+    )
     main_process = accelerator.is_main_process
     if main_process:
         hours = sum(r["duration"] for r in records if r["split"] == "train") / 3600
@@ -374,11 +367,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         log = JsonlLog(args.out / "log.jsonl", start if state else None)
 
     heard, metrics, world, rank = 0.0, {}, accelerator.num_processes, accelerator.process_index
-    make = lambda step: batches.make(step * world + rank)  # noqa: E731  each process its own batch
-    for step, batch in prefetch(make, start, config.steps, threads=threads_for(accelerator.device)):
+    make = lambda step: schedule.data(step).make(step * world + rank)  # noqa: E731  each process its own batch
+    for step, batch in prefetch(make, start, schedule.steps, threads=threads_for(accelerator.device)):
+        phase = schedule.at(step)
         for group in optimizer.param_groups:
-            group["lr"] = lr_at(step, config.steps, config.lr, config.warmup)
-        loss, parts, _, codes = losses(wrapped, batch.to(accelerator.device), config, step)
+            group["lr"] = phase.lr(step)
+        loss, parts, _, codes = losses(wrapped, batch.to(accelerator.device), phase.config)
         check_finite(loss, step)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
@@ -386,21 +380,22 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         optimizer.zero_grad()
         heard += batch.seconds * world
         done = step + 1
-        if main_process and (done % config.log_every == 0 or done == config.steps):
+        if main_process and (done % config.log_every == 0 or done == schedule.steps):
             speed = heard / max(1e-9, time.time() - log.started)
             values = {k: round(v.item(), 5) for k, v in parts.items()}
             log.write(
                 done,
+                phase=phase.name,
                 loss=round(loss.item(), 6),
                 **values,
                 norm=round(float(norm), 3),
                 codes=len(codes.unique()),
                 x_real_time=round(speed, 1),
             )
-        if main_process and (done % config.eval_every == 0 or done == config.steps):
+        if main_process and (done % config.eval_every == 0 or done == schedule.steps):
             metrics = evaluate(model, dev, manifest.parent, config, accelerator.device)
             log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
-        if main_process and (done % config.save_every == 0 or done == config.steps):
+        if main_process and (done % config.save_every == 0 or done == schedule.steps):
             save_state(
                 args.out, model, optimizer, done, {"seconds": seconds_before + time.time() - log.started}
             )
@@ -409,7 +404,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         metrics = metrics or evaluate(model, dev, manifest.parent, config, accelerator.device)
         meta = run_meta(
             config,
-            config.steps,
+            schedule.steps,
             seconds_before + time.time() - log.started,
             metrics=metrics,
             manifest_sha256=sha256(manifest),

@@ -320,3 +320,18 @@ def test_a_damaged_folder_is_one_line(ready, tmp_path):
         (tmp_path / name).write_text(whole)
     with pytest.raises(UserError):
         BrainProcessor.from_pretrained(tmp_path / "nowhere")
+
+
+def test_an_answer_to_learn_ends_with_the_control_token_and_not_with_its_letters():
+    from omnilib.brain.prompts import conversation
+    from omnilib.brain.trained import byte_tokenizer
+
+    reader = byte_tokenizer()
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}]
+    _, labels = conversation(turns, answer=False).ids(reader)
+    learnt = [label for label in labels if label != -100]
+    assert learnt == [*reader.encode("yes"), reader.eos_token_id]
+    turns[1]["content"] = "a <|im_end|> b"
+    _, labels = conversation(turns, answer=False).ids(reader)
+    learnt = [label for label in labels if label != -100]
+    assert learnt.count(reader.eos_token_id) == 1 and learnt[-1] == reader.eos_token_id, "typed ones are text"

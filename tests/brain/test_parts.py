@@ -5,7 +5,15 @@ import struct
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig, WhisperModel
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperModel,
+)
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from omnilib.brain import parts
@@ -154,6 +162,51 @@ def test_shares_of_a_head_add_up():
     for half in (4, 8, 16, 32, 64):
         assert sum(parts.mrope_section(half)) == half and min(parts.mrope_section(half)) > 0
     assert parts.mrope_section(64) == [16, 24, 24]  # Qwen2.5-VL's own
+
+
+def small_vocabulary(*extra: str) -> PreTrainedTokenizerFast:
+    names = [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+        *extra,
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+    ]
+    made = Tokenizer(models.BPE({name: i for i, name in enumerate(names)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(names[:3])
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def test_unused_control_tokens_become_picture_markers_under_their_old_ids():
+    old = small_vocabulary("<jupyter_start>", "<jupyter_text>", "<jupyter_output>")
+    new = parts.with_markers(old)
+    text = "<|im_start|>user\n<|vision_start|><|vision_end|>\nWhat is 这?<|im_end|>\n"
+    ids = new.encode(text, add_special_tokens=False)
+    assert new.decode(ids) == text and len(new) == len(old)
+    assert [ids.count(i) for i in (3, 5)] == [1, 1]  # one id each, the old ones
+    assert new.decode(ids, skip_special_tokens=True) == "user\n\nWhat is 这?\n"
+    assert new.encode("What is 这?") == old.encode("What is 这?")  # plain text as before
+    assert (new.eos_token_id, new.pad_token_id) == (old.eos_token_id, old.pad_token_id)
+    assert "<|vision_start|>" in new.all_special_tokens  # typed by a user it is text, see `prompts.tokens`
+    assert max(new.encode("<|vision_start|>", split_special_tokens=True)) > 5
+
+
+def test_a_vocabulary_without_these_tokens_is_refused():
+    with pytest.raises(CheckpointError, match="not SmolLM2's tokenizer"):
+        parts.with_markers(small_vocabulary())
+
+
+@needs_smollm2
+@pytest.mark.slow
+def test_the_markers_survive_saving_with_the_real_vocabulary(tmp_path):
+    tokenizer = parts.smollm2()[1]
+    assert len(tokenizer) == 49152 and tokenizer.convert_tokens_to_ids(sorted(parts.MARKER_IDS)) == [14, 11]
+    tokenizer.save_pretrained(str(tmp_path))
+    again = AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True)
+    text = "<|vision_start|><|vision_end|>\nWhat is it?<|im_end|>"
+    assert again.encode(text) == tokenizer.encode(text) and again.decode(again.encode(text)) == text
 
 
 @needs_smollm2

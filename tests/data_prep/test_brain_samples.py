@@ -5,9 +5,10 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from data_prep import brain, brain_facts
+from data_prep import brain, brain_facts, brain_long, brain_voices, fetch, kokoro
 from data_prep.engines import Spoken
 from omnilib.errors import DataError, MissingTool
 from omnilib.train.brain_samples import read_samples
@@ -23,14 +24,13 @@ class Hum:
         self.voice = voice
 
     def say(self, text: str) -> Spoken:
-        import numpy as np
-
         return Spoken(0.3 * np.sin(np.arange(800 * len(text)) * 0.1).astype(np.float32), 8000, [], None)
 
 
 @pytest.fixture(autouse=True)
 def engines(monkeypatch):
-    monkeypatch.setitem(brain.ENGINES, "hum", Hum)
+    monkeypatch.setitem(brain_voices.ENGINES, "hum", Hum)
+    brain_voices.engine_of.cache_clear()
 
 
 def build(folder: Path, count: int = 4, engine: str = "hum", **options) -> tuple[list[dict], list[str]]:
@@ -137,7 +137,7 @@ def test_a_missing_engine_font_or_package_is_one_line_and_the_rest_is_written(tm
     def missing(voice: str):
         raise MissingTool("hum is missing: apt-get install hum")
 
-    monkeypatch.setitem(brain.ENGINES, "hum", missing)
+    monkeypatch.setitem(brain_voices.ENGINES, "hum", missing)
     monkeypatch.setattr(brain, "EMOJI_FONT", tmp_path / "no.ttf")
     brain.emoji_names.cache_clear()
     rows, notes = build(tmp_path)
@@ -167,9 +167,69 @@ def test_a_speech_corpus_is_transcribed_from_pieces_of_its_files(tmp_path):
 
 
 def test_needles_cover_lengths_and_depths_and_say_where_the_secret_stands():
-    rows = brain.needles(0)
-    assert len(rows) == 6 * 11 * 5 and rows == brain.needles(0)
+    rows = brain_long.places(0)
+    assert len(rows) == 6 * 11 * 5 and rows == brain_long.places(0)
     assert all(r["answer"] in r["secret"] and 0 <= r["seconds"] <= r["minutes"] * 60 for r in rows)
+
+
+def test_no_code_of_the_grid_occurs_in_training():
+    grid = {r["answer"] for r in brain_long.places(0)}
+    trained = {p["answer"] for p in brain_long.long_plan(400, 0) if p["answer"]}
+    assert trained and not grid & trained
+
+
+def test_the_needle_stands_at_the_pause_nearest_to_its_place():
+    speech = lambda i: np.full(16_000 * (1 + i % 2), 0.1, np.float32)  # noqa: E731  sentences of 1 s and 2 s
+    needle = np.full(16_000, 0.9, np.float32)
+    for share in (0.0, 0.3, 0.5, 1.0):
+        wave = brain_long.haystack(speech, 60.0, needle, share)
+        start = np.flatnonzero(wave == np.float32(0.9))[0] / 16_000
+        assert len(wave) == 60 * 16_000 and abs(start - share * 59) < 2.4
+        assert (wave == np.float32(0.9)).sum() == 16_000  # whole, in one piece
+    assert brain_long.haystack(speech, 60.0, None, 0.5).max() == np.float32(0.1)
+
+
+def test_long_samples_hide_a_secret_and_some_do_not(tmp_path):
+    manifest = tones.build(tmp_path / "corpus", {"low": 0.8}, {"train": 4, "dev": 1, "test": 1})
+    rows, _ = build(tmp_path, count=1, corpus=manifest, long=10)
+    long = [r for r in rows if r["task"] == "needle"]
+    assert len(long) == 10 and sum(not r["answer"] for r in long) == 2
+    assert all(r["turns"][1]["text"] == brain_long.NONE for r in long if not r["answer"])
+    read_samples(tmp_path / "brain.jsonl")
+    assert all((tmp_path / r["audio"][0]).stat().st_size > 1000 for r in long)
+
+
+def test_one_recording_serves_all_questions_of_the_same_words_and_voice(tmp_path):
+    rows, _ = build(tmp_path, count=12)
+    charts = [r["audio"][0] for r in rows if r["task"] == "chart" and "audio" in r]
+    assert len(charts) >= 6 and len(set(charts)) <= 3
+
+
+def test_beyond_the_budget_questions_stay_typed_and_held_out_ones_come_first(tmp_path):
+    rows, notes = build(tmp_path, count=12, hours=0.02)
+    assert any("0.02 expected" in note for note in notes)
+    spoken = [r for r in rows if "audio" in r and r["task"] != "transcribe"]
+    typed = [r for r in rows if "audio" not in r and r["language"] == "en"]
+    assert spoken and typed
+    assert "test" not in {r["split"] for r in typed if not r["id"].endswith("-typed")}
+    assert sum(c.seconds for c in brain_voices.admit([], 1)[0]) == 0
+
+
+def test_recordings_that_are_there_are_not_spoken_again(tmp_path, monkeypatch):
+    build(tmp_path, count=3)
+    monkeypatch.setattr(Hum, "say", lambda self, text: pytest.fail("spoken again") if text != "one" else None)
+    build(tmp_path, count=3)
+
+
+@pytest.mark.skipif(not fetch.FOLDER.is_dir(), reason="Kokoro's packages are fetched on demand")
+def test_held_out_voices_ask_in_the_test_split_alone():
+    voices = brain_voices.Voices("kokoro")
+    asked = {
+        split: {voices.clip("Why?", "en", split, str(i), "q").voice for i in range(200)}
+        for split in ("train", "test")
+    }
+    assert asked["test"] <= set(kokoro.HELD_OUT) and not asked["train"] & set(kokoro.HELD_OUT)
+    assert len(asked["train"]) > 10
 
 
 def test_random_streams_of_tasks_do_not_depend_on_each_other():

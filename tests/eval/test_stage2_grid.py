@@ -29,13 +29,13 @@ def test_finished_runs_are_read_and_not_trained_again(tmp_path, monkeypatch):
     trained = []
 
     def train_run(config, frozen, parts):
-        trained.append((config.adapter_lr, frozen, config.seed, config.steps))
+        trained.append((config.adapter_lr_scale, frozen, config.seed, config.steps))
         return dict.fromkeys(MEASURES, 0.5) | {"curve": []}
 
     monkeypatch.setattr(stage2_grid, "train_run", train_run)
     arguments = [
         "--config",
-        "speechlm_stage2_smoke",
+        "smoke/speechlm_stage2",
         "--steps",
         "7",
         "--out",

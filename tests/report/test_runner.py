@@ -298,3 +298,44 @@ def test_only_whole_names_of_folders_are_replaced():
     from omnilib.paths import ROOT
 
     assert scrub(f"{ROOT}/a {ROOT} {ROOT}.old {ROOT}2/b") == f"./a . {ROOT}.old {ROOT}2/b"
+
+
+def test_a_chapter_names_the_parts_it_needs_and_runs_when_they_are_there(tmp_path, monkeypatch):
+    from omnilib import checkpoints
+
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path / "checkpoints")
+    plain, needy = (write_notebook(tmp_path, name, "1") for name in ("01_plain", "08_needy"))
+    node = nbformat.read(needy, as_version=4)
+    node.metadata["needs"] = ["brain"]
+    nbformat.write(node, needy)
+    damaged = tmp_path / "09_damaged.ipynb"
+    damaged.write_text("{")
+    every = [plain, needy, damaged]
+    assert report.parts_needed(needy) == ["brain"] and report.parts_needed(plain) == []
+    chosen, lines = report.with_parts(every, "nano")
+    assert chosen == [plain, damaged], "one that cannot be read is reported when its turn comes"
+    assert len(lines) == 1 and lines[0].startswith("08_needy left out: checkpoints/nano/brain is missing")
+    assert "omni train brain" in lines[0] and "\n" not in lines[0]
+    assert report.with_parts(every, "smoke") == (every, []), "at smoke a chapter trains what it needs"
+    (tmp_path / "checkpoints" / "nano" / "brain").mkdir(parents=True)
+    assert report.with_parts(every, "nano") == (every, [])
+
+
+def test_claims_one_by_one_make_the_same_table_as_rows(tmp_path, monkeypatch):
+    run = report.start("01_x", "smoke", out_dir=str(tmp_path))
+    run.metric("word_error", 0.2, 50)
+    row = {
+        "claim": "c",
+        "ref": "r",
+        "paper": "3 %",
+        "verdict": "differs",
+        "metric": "word_error",
+        "unit": "%",
+    }
+    run.claim(**row)
+    run.claim(claim="d", ref="r", paper="-", verdict="trend holds", metric="nobody_measured", rule="above 0")
+    run.paper_table()
+    one_by_one = run.paper
+    run.paper_table([row])
+    assert one_by_one[0] == run.paper[0] and "20.0 %" in run.paper[0]["measured"]
+    assert one_by_one[1]["verdict"] == "not attempted" and "nobody_measured" in one_by_one[1]["why"]

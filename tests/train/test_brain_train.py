@@ -31,7 +31,7 @@ def run(manifest: Path, out: Path, stage: int, *overrides: str) -> dict[str, flo
 def argv(manifest: Path, out: Path, stage: int, *overrides: str) -> list[str]:
     return [
         "--config",
-        f"brain_stage{stage}_smoke",
+        f"smoke/brain_stage{stage}",
         "--out",
         str(out),
         "--set",
@@ -43,7 +43,7 @@ def argv(manifest: Path, out: Path, stage: int, *overrides: str) -> list[str]:
 def config_of(manifest: Path, stage: int, *overrides: str) -> training.BrainTraining:
     return configs.load(
         training.BrainTraining,
-        f"brain_stage{stage}_smoke",
+        f"smoke/brain_stage{stage}",
         [f"manifest={manifest}", *overrides],
     )
 
@@ -307,7 +307,9 @@ def test_settings_that_cannot_work_are_one_line(manifest, tmp_path, overrides, e
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("brain_stage*.yaml")))
+@pytest.mark.parametrize(
+    "name", sorted(f"{p.parent.name}/{p.stem}" for p in CONFIGS.glob("*/brain_stage*.yaml"))
+)
 def test_every_config_is_read_and_sets_what_it_names(name):
     config = configs.load(training.BrainTraining, name)
     assert config.stage == int(name.split("_")[1][-1]) and config.steps > 0

@@ -33,7 +33,7 @@ def launch(config: str, program: list[str], corpus: tiny.Corpus, out: Path) -> s
         CONFIGS / "deepspeed" / config,
     ]
     command += ["--num_processes", "2", "--main_process_port", "0", *program]
-    command += ["--config", "speechlm_stage1_smoke", "--out", out, "--set", *corpus.overrides()]
+    command += ["--config", "smoke/speechlm_stage1", "--out", out, "--set", *corpus.overrides()]
     return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=1200)
 
 
@@ -63,7 +63,7 @@ def test_zero2_trains_is_killed_resumes_and_exports(corpus, tmp_path):
         CheckpointError, match="cannot read"
     ):  # one process cannot go on from the parts of two
         training.main(
-            ["--config", "speechlm_stage1_smoke", "--out", str(tmp_path), "--set", *corpus.overrides()]
+            ["--config", "smoke/speechlm_stage1", "--out", str(tmp_path), "--set", *corpus.overrides()]
         )
 
 

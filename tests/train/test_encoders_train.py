@@ -24,7 +24,7 @@ def manifest(tmp_path_factory) -> Path:
 
 
 def run(manifest: Path, out: Path, *overrides: str) -> dict[str, float]:
-    flags = ["--config", "encoders_smoke", "--out", str(out), "--set", f"manifest={manifest}", *overrides]
+    flags = ["--config", "smoke/encoders", "--out", str(out), "--set", f"manifest={manifest}", *overrides]
     return training.main(flags)
 
 
@@ -59,7 +59,7 @@ def test_edit_distance_counts_insertions_deletions_and_replacements():
 
 
 def test_upper_layers_learn_and_lower_ones_stay(manifest, tmp_path):
-    config = configs.load(training.EncoderTraining, "encoders_smoke", [f"manifest={manifest}"])
+    config = configs.load(training.EncoderTraining, "smoke/encoders", [f"manifest={manifest}"])
     training.seed_everything(config.seed)
     before = training.build(config).state_dict()
     run(manifest, tmp_path, "steps=30", "eval_every=30", "save_every=30")
@@ -87,7 +87,7 @@ def test_a_run_cut_short_goes_on_with_the_same_losses(manifest, tmp_path, monkey
 
 
 def test_a_padded_batch_hears_what_a_single_utterance_hears(manifest):
-    config = configs.load(training.EncoderTraining, "encoders_smoke", [f"manifest={manifest}"])
+    config = configs.load(training.EncoderTraining, "smoke/encoders", [f"manifest={manifest}"])
     model = training.build(config).eval()
     mel, frames, targets, sizes, _ = training.Utterances(config, model, "train").batch(0)
     frames[0] = frames.max() // 2

@@ -6,13 +6,13 @@ import wave
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from omnilib import config as configs
 from omnilib import storage
 from omnilib.audio import mel_80
 from omnilib.data import load_segment, write_manifest
-from omnilib.errors import CheckpointError, DataError
+from omnilib.errors import CheckpointError, ConfigError, DataError
 from omnilib.train import common
 from omnilib.train import flow as script
 from omnilib.voice.flow import Flow, FlowConfig
@@ -66,7 +66,7 @@ def settings(corpus, *overrides: str) -> script.Config:
         f"tokens={corpus}/tokens.safetensors",
         f"speakers={corpus}/speakers.safetensors",
     ]
-    return configs.load(script.Config, "flow_smoke", [*files, "model.vocab=6", *overrides])
+    return configs.load(script.Config, "smoke/flow", [*files, "model.vocab=6", *overrides])
 
 
 def utterances(cfg: script.Config, corpus) -> script.Utterances:
@@ -83,15 +83,9 @@ def losses(out) -> dict[int, float]:
 
 
 SIZES = {
-    "flow_smoke": (1e4, 3e5),
-    "flow_nano_start": (2e6, 6e6),
-    "flow_nano_encoder": (4e6, 7e6),
-    "flow_nano_joint": (4e6, 7e6),
-    "flow_nano_before": (4e6, 7e6),
-    "flow_nano_lines": (4e6, 7e6),
-    "flow_nano_speeds": (4e6, 7e6),
-    "flow_nano": (4e6, 7e6),
-    "flow_paper": (112549360, 112549360),
+    "smoke/flow": (1e4, 3e5),
+    "nano/flow": (4e6, 7e6),
+    "paper/flow": (112549360, 112549360),
 }
 
 
@@ -174,60 +168,84 @@ def test_the_exported_folder_builds_the_same_flow_and_the_loss_falls(corpus, tmp
     assert again == pytest.approx(metrics, rel=1e-4)
 
 
-def test_the_encoder_learns_alone_then_both_from_the_weights_of_earlier_runs(corpus, tmp_path):
-    """`encoder_steps` leaves the U-Net as it was; `init` takes the parts it names from the runs it names."""
-    common_part = ["lr=5e-3", "warmup=2", "eval_every=60", "average=0.5", "bf16=false", "storage=float32"]
-    first, second = tmp_path / "first", tmp_path / "second"
-    script.train(
-        settings(corpus, "steps=40", "encoder_steps=40", "model.prior_weight=1.0", *common_part), first
-    )
-    seen = losses(first)
+def test_the_encoder_learns_alone_then_both_and_the_log_says_which(corpus, tmp_path):
+    shared = [
+        "steps=10000",
+        "lr=5e-3",
+        "warmup=2",
+        "eval_every=60",
+        "save_every=60",
+        "average=0.5",
+        "bf16=false",
+        "storage=float32",
+    ]
+    alone = "{name: encoder, steps: 40, encoder_only: true}"
+    script.train(settings(corpus, f"phases=[{alone}]", "model.prior_weight=1.0", *shared), tmp_path / "alone")
+    seen = losses(tmp_path / "alone")
     assert sum(seen[s] for s in range(31, 41)) < 0.8 * sum(seen[s] for s in range(1, 11))
     common.seed_everything(0)
     fresh = Flow(settings(corpus).model).state_dict()
-    trained = storage.read(first / "model.safetensors")
+    trained = storage.read(tmp_path / "alone" / "model.safetensors")
     assert all(torch.equal(trained[k], fresh[k]) for k in fresh if k.startswith("decoder."))
     assert not torch.equal(trained["encoder_proj.weight"], fresh["encoder_proj.weight"])
+    both = f"phases=[{alone},{{name: all, steps: 5, lr: 1e-3}}]"
+    script.train(settings(corpus, both, "model.prior_weight=1.0", *shared), tmp_path / "both")
+    rows = [json.loads(line) for line in (tmp_path / "both" / "log.jsonl").read_text().splitlines()]
+    rows = [r for r in rows if "loss" in r]
+    assert [r["phase"] for r in rows] == ["encoder"] * 40 + ["all"] * 5
+    assert {s: l for s, l in losses(tmp_path / "both").items() if s <= 40} == seen
+    assert rows[39]["lr"] < rows[42]["lr"], "each phase has its own schedule"
+    moved = storage.read(tmp_path / "both" / "model.safetensors")
+    assert any(not torch.equal(moved[k], fresh[k]) for k in fresh if k.startswith("decoder."))
 
-    late = ["steps=1", f"init={{encoder: {first}}}", "seed=3", *common_part, "lr=1e-9", "warmup=0"]
-    script.train(settings(corpus, *late), second)
-    mixed = storage.read(second / "model.safetensors")
-    assert torch.allclose(mixed["encoder_proj.weight"], trained["encoder_proj.weight"], atol=1e-6)
-    assert not torch.allclose(mixed["input_embedding.weight"], trained["input_embedding.weight"], atol=1e-3)
-    with pytest.raises(CheckpointError, match="no earlier run .*none"):
-        script.train(settings(corpus, f"init={{encoder: {tmp_path}/none}}"), tmp_path / "third")
 
-
-def test_a_wider_encoder_starts_as_the_narrow_one_it_came_from(tmp_path):
-    narrow, wide = (
-        configs.load(script.Config, "flow_smoke", [f"model.encoder.linear_units={n}"]).model for n in (32, 48)
-    )
-    old, new = Flow(narrow).eval(), Flow(wide).eval()
-    state = tmp_path / "state" / "model.safetensors"
-    state.parent.mkdir()
-    save_file({f"average.{k}": v.contiguous() for k, v in old.state_dict().items()}, state)
-    tokens, speaker = torch.arange(20)[None] % narrow.vocab, torch.randn(1, narrow.speaker_dim)
-    with torch.no_grad():
-        expected = old.encode(tokens, speaker)
-        common.start_from(new, tmp_path, within="average.")
-        assert not torch.allclose(new.encode(tokens, speaker), expected, atol=1e-5), (
-            "without growing the wider layers stay fresh"
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["phases=[{name: a}]"], "phase 1: give it a name and a number of steps"),
+        (["phases=[{steps: 3}]"], "phase 1: give it a name and a number of steps"),
+        (["phases=[{name: a, steps: 3, encoder_lr: 1}]"], "encoder_lr"),
+        (["phases=[{name: a, steps: 3, lr: fast}]"], "fast"),
+        (["phases=[{name: a, steps: 3}]", "steps=9"], "not both"),
+    ],
+)
+def test_a_mistake_in_the_phases_is_one_line(corpus, tmp_path, overrides, words):
+    with pytest.raises(ConfigError, match=words) as caught:
+        script.train(
+            settings(corpus, *(["steps=10000"] if "steps=9" not in overrides else []), *overrides), tmp_path
         )
-        common.start_from(new, tmp_path, within="average.", grow=True)
-        torch.testing.assert_close(new.encode(tokens, speaker), expected)
-    inner = [p for name, p in new.named_parameters() if name.endswith("w_1.weight")]
-    assert all(p.shape[0] == 48 and p[32:].abs().sum() > 0 for p in inner), "new rows must be able to learn"
+    assert "\n" not in str(caught.value)
 
 
-def test_a_run_can_start_from_what_another_one_exported(tmp_path):
-    config = configs.load(script.Config, "flow_smoke").model
-    old, new = Flow(config), torch.nn.ModuleDict({"generator": Flow(config)})
-    common.export_model(tmp_path, old, config, {}, form="int8")
-    common.start_from(new, tmp_path, exported="generator.")
-    for name, value in storage.read(tmp_path / "model.safetensors").items():
-        torch.testing.assert_close(new.state_dict()[f"generator.{name}"], value.float())
-    with pytest.raises(CheckpointError, match="nothing of .* fits"):
-        common.start_from(new, tmp_path)
+def test_codes_of_another_tokenizer_are_refused(corpus, tmp_path):
+    tokens = load_file(corpus / "tokens.safetensors")
+    for name, digest in (("own", common.sha256(corpus / "manifest.jsonl")), ("other", "0" * 64)):
+        save_file(tokens, tmp_path / f"{name}.safetensors", {"model_sha256": digest})
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "model.safetensors").write_bytes((corpus / "manifest.jsonl").read_bytes())
+    given = [f"tokenizer={tmp_path}/tokenizer", "steps=1"]
+    script.train(settings(corpus, f"tokens={tmp_path}/own.safetensors", *given), tmp_path / "a")
+    with pytest.raises(DataError, match="codes of another tokenizer"):
+        script.train(settings(corpus, f"tokens={tmp_path}/other.safetensors", *given), tmp_path / "b")
+    with pytest.raises(CheckpointError, match="no tokenizer"):
+        script.train(settings(corpus, f"tokenizer={tmp_path}/nowhere"), tmp_path / "c")
+
+
+def test_weights_choose_by_part_and_language():
+    records = [
+        {"id": f"{part}{language}{i}", "part": part, "language": language}
+        for part in ("raw", "synthetic")
+        for language in ("en", "zh")
+        for i in range(50)
+    ]
+    kept = common.weighted(records, {"raw": 0.2, "synthetic/zh": 2.5, "en": 1})
+    count = lambda part, language: sum(r["part"] == part and r["language"] == language for r in kept)  # noqa: E731
+    assert (
+        3 <= count("raw", "en") <= 18
+        and count("synthetic", "en") == 50
+        and 105 <= count("synthetic", "zh") <= 145
+    )
+    assert kept == common.weighted(records, {"raw": 0.2, "synthetic/zh": 2.5, "en": 1})
 
 
 def dev_utterances(cfg: script.Config, corpus) -> script.Utterances:

@@ -34,7 +34,7 @@ def corpus(tmp_path_factory) -> Path:
 
 def train(manifest: Path, out: Path, *overrides: str) -> dict[str, float]:
     return training.main(
-        ["--config", "speaker_smoke", "--out", str(out), "--set", f"manifest={manifest}", *overrides]
+        ["--config", "smoke/speaker", "--out", str(out), "--set", f"manifest={manifest}", *overrides]
     )
 
 

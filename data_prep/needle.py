@@ -1,0 +1,229 @@
+"""Does the brain find a sentence in an hour of speech? Needle in a haystack, by length and depth.
+
+    python -m data_prep.needle --corpus data/nano2/manifest.jsonl --minutes 1,5          # minutes on two cores
+    python -m data_prep.needle --corpus data/nano2/manifest.jsonl --minutes 1,5,15,30,60,75
+    python -m data_prep.needle --corpus data/nano2/manifest.jsonl --minutes 240 --depths 3 --recordings 1
+
+The paper gives neither text nor rule, so this is our own:
+
+    haystack    test sentences of the corpus, one behind the other; five recordings a length, of other orders
+    needle      "The secret code is red river 41.", a held-out code, spoken by a held-out voice, at the pause
+                nearest to 0, 10, ... 100 % of the length
+    question    "What is the secret code?", in words, behind the sound
+    found       every key token of the code (colour, thing, number) is a word of the answer
+    control     the same recordings without the needle, asked for each code: how often it is "found" all the same
+
+Intervals are exact (Clopper and Pearson). Each answer is kept as it comes (`needle.jsonl`), so a stopped run goes on
+and `needle.json` may be made again from it. A recording is encoded once a depth: what stands before and behind the
+needle moves by its length.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_prep.brain_long import haystack, places, sentences
+from data_prep.brain_voices import Clip, Voices, speak
+from omnilib.brain.ask import Brain, folder_of
+from omnilib.data import read_manifest, sha256
+from omnilib.errors import DataError, UserError
+from omnilib.eval.brain import plain, share
+from omnilib.eval.results import write_jsonl
+from omnilib.paths import DATA, REPORTS
+from omnilib.provenance import peak_memory_gb, stamp, write_json
+
+TRAINED_MINUTES = 2.0  # the longest training sample (data_prep.brain_long.TRAIN_SECONDS)
+NEW_TOKENS = 24
+
+
+def found(code: str, answer: str) -> bool:
+    """Whether every key token of a code is a word of the answer."""
+    said = set(plain(answer).split())
+    return all(token in said for token in plain(code).split())
+
+
+def spoken_codes(voices: Voices, folder: Path, texts: dict[str, str]) -> dict[str, np.ndarray]:
+    """The wave of each secret: code -> (T,) at 16 kHz, by held-out voices."""
+    import soundfile
+
+    folder.mkdir(parents=True, exist_ok=True)
+    waves = {}
+    for code, text in texts.items():
+        clip: Clip = voices.clip(text, "en", "test", code, folder.name)
+        path, seconds = speak(clip, voices.engine, folder.parent)
+        if not seconds:
+            raise DataError(f"'{text}' cannot be spoken by {voices.engine}: take another engine")
+        waves[code] = soundfile.read(folder.parent / path, dtype="float32")[0]
+    return waves
+
+
+def asked(rows: Sequence[dict], known: set[str]) -> Iterator[dict]:
+    """Needles and controls that have no answer yet; a control stands for all depths of its recording."""
+    for row in rows:
+        if f"{row['id']}|needle" not in known:
+            yield row | {"mode": "needle"}
+        if row["depth"] == 0 and f"{row['id']}|control" not in known:
+            yield row | {"mode": "control"}
+
+
+def run(
+    brain: Brain,
+    rows: Sequence[dict],
+    speech: Callable[[dict], Callable[[int], np.ndarray]],
+    codes: dict[str, np.ndarray],
+    kept: Path,
+    mark: str = "",
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[dict]:
+    """Ask everything that has no answer yet; all records.
+
+    Args:
+        rows: of `places`.
+        speech: the sentences of a row's recording.
+        codes: code -> its wave.
+        kept: JSONL of records, grown as answers come.
+        mark: of the weights; records of others are dropped.
+    """
+    records = [r for r in read_kept(kept) if r.get("weights", "") == mark]
+    known = {f"{r['id']}|{r['mode']}" for r in records}
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(kept, records)
+    with kept.open("a", encoding="utf-8") as file:
+        for row in asked(rows, known):
+            needle = codes[row["answer"]] if row["mode"] == "needle" else None
+            wave = haystack(speech(row), row["minutes"] * 60, needle, row["depth"])
+            started = time.perf_counter()
+            reply = brain.ask(row["question"], audio=[wave], max_new_tokens=NEW_TOKENS)
+            record = {k: row[k] for k in ("id", "minutes", "depth", "recording", "mode")}
+            record |= {
+                "secret": row["answer"],
+                "answer": reply.text,
+                "found": found(row["answer"], reply.text),
+            }
+            record |= {"positions": reply.positions, "rope_factor": reply.rope_factor}
+            record["weights"] = mark
+            record["seconds"] = round(time.perf_counter() - started, 2)
+            records.append(record)
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.flush()
+            tell(f"{row['minutes']:g} min, depth {row['depth']:.0%}, {row['mode']}: {reply.text!r}")
+    return records
+
+
+def read_kept(path: Path) -> list[dict]:
+    """Records of an earlier run; a line that a stop cut off is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return records
+
+
+def shown(hits: Sequence[bool]) -> dict:
+    """A figure of a share."""
+    value, ci95 = share(hits)
+    return {"value": value, "n": len(hits), "ci95": ci95, "unit": "rate"}
+
+
+def figures(records: Sequence[dict], trained: float = TRAINED_MINUTES) -> dict:
+    """`grid` of minutes x depth, `by_minutes`, and the headline figures; from the records alone."""
+    needles = [r | {"found": found(r["secret"], r["answer"])} for r in records if r["mode"] == "needle"]
+    controls = [r for r in records if r["mode"] == "control"]
+    minutes, depths = (sorted({r[k] for r in needles}) for k in ("minutes", "depth"))
+    at = lambda **where: [r["found"] for r in needles if all(r[k] == v for k, v in where.items())]  # noqa: E731
+    grid = [
+        {"minutes": m, "depth": d} | shown(hits)
+        for m in minutes
+        for d in depths
+        if (hits := at(minutes=m, depth=d))
+    ]
+    metrics = {}
+    if inside := [r["found"] for r in needles if r["minutes"] <= trained]:
+        metrics["needle_success_trained"] = shown(inside)
+    if hits := at(minutes=75):
+        metrics["needle_success_75min"] = shown(hits)
+    if controls:  # each control against the codes of all depths of its recording
+        pairs = [
+            found(n["secret"], c["answer"])
+            for c in controls
+            for n in needles
+            if (n["minutes"], n["recording"]) == (c["minutes"], c["recording"])
+        ]
+        metrics["needle_false"] = shown(pairs or [r["found"] for r in controls])
+    by = {f"{m:g}": shown(at(minutes=m)) for m in minutes}
+    return {"metrics": metrics, "by_minutes": by, "grid": grid}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--scale", default="nano")
+    parser.add_argument("--brain", type=Path, help="its folder (default: checkpoints/<scale>/brain)")
+    parser.add_argument("--corpus", type=Path, default=DATA / "nano2" / "manifest.jsonl")
+    parser.add_argument("--minutes", default="1,5", help="lengths, for example 1,5,15,30,60,75")
+    parser.add_argument("--depths", type=int, default=11)
+    parser.add_argument("--recordings", type=int, default=5)
+    parser.add_argument("--engine", default="kokoro", help="who speaks the secrets")
+    parser.add_argument("--voice", default="rms", help="of an engine with one voice")
+    parser.add_argument("--reports", type=Path, default=REPORTS)
+    args = parser.parse_args(argv)
+    started = time.time()
+    try:
+        minutes = [float(m) for m in args.minutes.split(",")]
+        if not all(0 < m < 1000 for m in minutes) or args.depths < 1 or args.recordings < 1:
+            raise ValueError(args.minutes)
+    except ValueError:
+        parser.error(
+            f"--minutes {args.minutes}: give lengths above 0, for example 1,5,15; depths, recordings at least 1"
+        )
+    try:
+        folder = args.brain or folder_of(args.scale)
+        records = [r for r in read_manifest(args.corpus) if r["split"] == "test" and r["language"] == "en"]
+        if not records:
+            raise DataError(f"{args.corpus} has no English test sentences: build the corpus first")
+        rows = places(0, minutes, args.depths, args.recordings)
+        place = args.reports / args.scale / "brain"
+        codes = spoken_codes(
+            Voices(args.engine, args.voice), DATA / "needles", {r["answer"]: r["secret"] for r in rows}
+        )
+        brain, mark = Brain.load(folder), sha256(folder / "model.safetensors")[:12]
+        order = lambda row: sentences(records, args.corpus.parent, f"{row['minutes']} {row['recording']}")  # noqa: E731
+        kept = run(
+            brain, rows, order, codes, place / "needle.jsonl", mark, lambda line: print(line, flush=True)
+        )
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    config = brain.model.config
+    settings = {
+        "weights": mark,
+        "decoder": brain.decoder.weights if brain.decoder else "plain",
+        "greedy": True,
+    }
+    settings |= {"long_positions": config.long_positions, "ds_rate": config.speech_encoder_ds_rate}
+    settings |= {
+        "trained_minutes": TRAINED_MINUTES,
+        "engine": args.engine,
+        "peak_memory_gb": peak_memory_gb(),
+    }
+    found_all = {"name": "needle", "scale": args.scale, "settings": settings} | figures(kept)
+    write_json(place / "needle.json", found_all)
+    write_json(place / "needle_provenance.json", stamp(args.scale, {}, settings, {}, time.time() - started))
+    for name, entry in (found_all["metrics"] | found_all["by_minutes"]).items():
+        low, high = entry["ci95"]
+        print(
+            f"{name:24} {100 * entry['value']:5.1f} % ({100 * low:.1f} to {100 * high:.1f})  n={entry['n']}"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
