@@ -3,8 +3,9 @@
     python -m data_prep.shards --manifest out/manifest.jsonl --out shards --workers 2
     datasets.load_dataset("shards", split="train")        # or streaming=True; `audio` holds FLAC bytes
 
-Records of a split are ordered by length (lengths within RATIO mixed by a hash of the id) and cut every `seconds` of audio, so a
-shard holds records of nearly one length and a batch of it pads little. Writing again continues: a shard is complete or absent.
+Records of a split are ordered by length (lengths within RATIO mixed by a hash of the id) and cut every
+`seconds` of audio, so a shard holds records of nearly one length and a batch of it pads little. Writing
+again continues: a shard is complete or absent.
 
     shards/<split>/00000-<key>.parquet    id, audio {bytes, path}, duration, rate, ..., more (JSON of the other fields)
     shards/index.json                     written last: records, seconds, lengths, sha256 of each shard
@@ -54,7 +55,8 @@ class Shard:
 
 
 def plan(manifest: Path, seconds: float, bad: BadRows) -> list[Shard]:
-    """Which records go into which shard: depends on the records only, not on their order. Lines that are no record are counted in `bad`.
+    """Which records go into which shard: depends on the records only, not on their order. Lines that are no
+    record are counted in `bad`.
 
     Raises:
         DataError: a record was never decoded.
@@ -177,7 +179,8 @@ def write_shards(
 ) -> dict:
     """Write, or go on writing, the shards of a manifest; returns the index.
 
-    Lines that are no record and records whose audio cannot be read are left out and counted in the index under `dropped`.
+    Lines that are no record and records whose audio cannot be read are left out and counted in the index
+    under `dropped`.
 
     Raises:
         DataError: no manifest, more than a share of `max_bad` of it is bad, or no place to write.

@@ -77,6 +77,7 @@ def meta(scale: str, part: str) -> dict:
 
 
 def report_of(scale: str, name: str) -> dict | None:
-    """metrics.json of a report that a script wrote; at smoke the script runs now; None when nobody ran it at nano."""
+    """metrics.json of a report that a script wrote; at smoke the script runs now; None when nobody ran it
+    at nano."""
     path = (folder(scale, name) / name if scale == "smoke" else REPORTS / scale / name) / "metrics.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

@@ -1,10 +1,11 @@
-"""The frozen subset: a few hundred committed recordings with their texts, so that chapters and tests need no corpus.
+"""The frozen subset: a few hundred committed recordings with their texts, so that chapters and tests need
+no corpus.
 
     record = frozen.recordings("eval", "en")[0]            # a dict: id, path, text, language, speaker, role, duration
     wave = frozen.wave_of(record, 24_000)                  # (T,)
 
-`data_prep/frozen.py` chooses and writes it. `eval/frozen.py` builds the evaluation on the same files: lines that must all
-be there, and the judge's transcripts of them.
+`data_prep/frozen.py` chooses and writes it. `eval/frozen.py` builds the evaluation on the same files: lines
+that must all be there, and the judge's transcripts of them.
 """
 
 import json

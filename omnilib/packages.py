@@ -1,4 +1,5 @@
-"""Model files that come inside PyPI packages: Whisper base in two halves, found without importing them and checked.
+"""Model files that come inside PyPI packages: Whisper base in two halves, found without importing them and
+checked.
 
 The judge listens with it (`eval/judges.py`), and the brain's audio encoders begin with it (`brain/parts.py`).
 """

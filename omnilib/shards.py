@@ -2,8 +2,8 @@
 
     for waves, lengths, records in Shards(folder, "train", batch_seconds=120).batches(epoch=0): ...
 
-`data_prep/shards.py` writes them; its docstring shows the folder. A shard holds records of nearly one length, so a batch of it
-pads little (paper section 3.3). Memory is that of one shard.
+`data_prep/shards.py` writes them; its docstring shows the folder. A shard holds records of nearly one
+length, so a batch of it pads little (paper section 3.3). Memory is that of one shard.
 
 Shapes: B batch, T samples. Units: seconds.
 """
@@ -37,7 +37,8 @@ SCHEMA = pyarrow.schema(
 
 
 def read_index(folder: Path) -> dict | None:
-    """index.json of a folder of shards; None where it is absent or damaged, as in a folder that is being written."""
+    """index.json of a folder of shards; None where it is absent or damaged, as in a folder that is being
+    written."""
     try:
         return json.loads((folder / "index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -97,7 +98,10 @@ class Shards:
         return [fields_of(row) for row in rows]
 
     def batches(self, epoch: int = 0, skip: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, list[dict]]]:
-        """Waves (B, T) float32 padded with zeros, lengths (B,), records. `skip`: batches that a resumed run has had."""
+        """Waves (B, T) float32 padded with zeros, lengths (B,), records.
+
+        `skip`: batches that a resumed run has had.
+        """
         order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))[
             self.rank :: self.world
         ]

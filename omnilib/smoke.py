@@ -1,4 +1,5 @@
-"""Tiny parts on demand: every training script runs a few steps on the frozen recordings. Seconds each; numbers mean nothing.
+"""Tiny parts on demand: every training script runs a few steps on the frozen recordings. Seconds each;
+numbers mean nothing.
 
     folder = smoke.folder("tokenizer", "flow")             # runs/smoke/<fingerprint>, trained at the first call
 
@@ -87,7 +88,8 @@ def quiet(path: Path) -> Iterator[None]:
 
 
 def smoke_corpus(folder: Path) -> None:
-    """The frozen training lines as WAV shards: most to train on, some as dev; other speakers' recordings as test."""
+    """The frozen training lines as WAV shards: most to train on, some as dev; other speakers' recordings as
+    test."""
     records, seen = [], {}
     for record in [*frozen.recordings("train"), *frozen.recordings("pair")]:
         number = seen[record["speaker"]] = seen.get(record["speaker"], 0) + 1
@@ -153,7 +155,8 @@ def encode(kind: str, part: str, name: str) -> Callable[[Path], None]:
 
 
 def voices(folder: Path) -> None:
-    """Reference recordings and decoding settings, as `speak.TextToSpeech` reads them; short, because a smoke model never stops."""
+    """Reference recordings and decoding settings, as `speak.TextToSpeech` reads them; short, because a
+    smoke model never stops."""
     entries = {}
     for record in frozen.recordings("reference"):
         name = Path(record["path"]).name

@@ -4,7 +4,8 @@
     speaker.speak("the light of the morning").save("hello.wav")
     for piece in speaker.stream("the light of the morning"): play(piece)          # (n,) samples at 24 kHz
 
-text -> `mouth.decode` (25 Hz tokens in the reference's manner) -> `voice.codec` (flow, then vocoder, in the reference's voice).
+text -> `mouth.decode` (25 Hz tokens in the reference's manner) -> `voice.codec` (flow, then vocoder, in the
+reference's voice).
 
 Shapes: N tokens (25 Hz), T samples (24 kHz).
 """
@@ -187,7 +188,8 @@ class TextToSpeech:
 
     @classmethod
     def load(cls, scale: str | Path = "nano", device: str = "cpu") -> "TextToSpeech":
-        """Read checkpoints/<scale>, a folder of the same layout, or a published MGM-Omni-TTS folder (see `weights.py`).
+        """Read checkpoints/<scale>, a folder of the same layout, or a published MGM-Omni-TTS folder (see
+        `weights.py`).
 
         Raises:
             CheckpointError: a module is missing, truncated or of another model.
@@ -340,7 +342,8 @@ class TextToSpeech:
         return SpeakResult(join(waves), self.rate, torch.cat(tokens), chunks, timings, messages, complete)
 
     def speak_pass(self, job: Job, ids: tuple[int, ...], timings: dict[str, float], bar: tqdm) -> "Pass":
-        """One pass, decoded again while a chunk of it is flagged; of the trials the one with the fewest flags."""
+        """One pass, decoded again while a chunk of it is flagged; of the trials the one with the fewest
+        flags."""
         best = None
         for trial in range(job.settings.speak_retries + 1):
             begun, started = bar.n, time.perf_counter()

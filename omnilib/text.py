@@ -1,8 +1,8 @@
 """Text on its way into the mouth: tokenizers and their control tokens.
 
-Spoken-form normalisation (numbers, emoji, Markdown) is in `spoken.py`, rows and prompts in `mouth/rows.py`. Control tokens and the
-frame of the conversation come from here alone: `encode` takes a user's text as words, so `<|im_end|>` or a sentence of the frame
-typed by a user is spelt.
+Spoken-form normalisation (numbers, emoji, Markdown) is in `spoken.py`, rows and prompts in `mouth/rows.py`.
+Control tokens and the frame of the conversation come from here alone: `encode` takes a user's text as
+words, so `<|im_end|>` or a sentence of the frame typed by a user is spelt.
 """
 
 import json
@@ -80,17 +80,17 @@ def wrap(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def text_size(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Size of the text range: everything up to and including the audio control tokens (published vocabularies go on
-    with speech tokens)."""
+    """Size of the text range: everything up to and including the audio control tokens (published
+    vocabularies go on with speech tokens)."""
     return tokenizer.convert_tokens_to_ids(AUDIO_TOKENS[-1]) + 1
 
 
 def train_tokenizer(texts: Iterable[str], size: int = 4096, alphabet: int = 2500) -> PreTrainedTokenizerFast:
     """Learn the nano BPE: any text encodes (byte fallback), case is folded, every word begins with its space.
 
-    For a small speech model a token should sound the same wherever it stands: "The", " the" and "the" are one id, digits
-    and Han characters stand alone, frequent words are whole. `alphabet` bounds the single characters kept; rarer ones
-    are spelt in bytes.
+    For a small speech model a token should sound the same wherever it stands: "The", " the" and "the" are
+    one id, digits and Han characters stand alone, frequent words are whole. `alphabet` bounds the single
+    characters kept; rarer ones are spelt in bytes.
 
     Args:
         texts: the training text, already in spoken form.
@@ -154,7 +154,8 @@ def encode_frame(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def join_sentences(texts: Sequence[str]) -> tuple[str, list[int]]:
-    """One text and the offset where each sentence ends; a space between sentences unless Han script touches the seam."""
+    """One text and the offset where each sentence ends; a space between sentences unless Han script touches
+    the seam."""
     joined, ends = "", []
     for text in texts:
         text = text.strip()

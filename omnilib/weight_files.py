@@ -1,6 +1,8 @@
-"""Files of weights, of any published model: what is in them, read without running anything, and how it fits a module.
+"""Files of weights, of any published model: what is in them, read without running anything, and how it fits
+a module.
 
-Only headers are read to compare; `.pt` files go through `weights_only=True`, so no object in them is ever built.
+Only headers are read to compare; `.pt` files go through `weights_only=True`, so no object in them is ever
+built.
 """
 
 import json

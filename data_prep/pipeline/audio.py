@@ -19,7 +19,10 @@ CACHE_BYTES = 256 << 20
 
 
 class Audio:
-    """Sound of records, for steps: read pieces, write FLAC. `root` holds the input, `out` what the steps wrote."""
+    """Sound of records, for steps: read pieces, write FLAC.
+
+    `root` holds the input, `out` what the steps wrote.
+    """
 
     def __init__(self, root: Path, out: Path, cache_bytes: int = CACHE_BYTES):
         self.root, self.out, self.cache_bytes = Path(root), Path(out), cache_bytes
@@ -46,14 +49,16 @@ class Audio:
         return self.cache[key][0]
 
     def keep(self, key: tuple, wave: np.ndarray, written_at: int | None = None) -> None:
-        """Put a wave into the cache, with its rate where this class wrote it; those not asked for longest go."""
+        """Put a wave into the cache, with its rate where this class wrote it; those not asked for longest
+        go."""
         wave.flags.writeable = False
         self.cache[key] = wave, written_at
         while len(self.cache) > 1 and sum(w.nbytes for w, _ in self.cache.values()) > self.cache_bytes:
             self.cache.popitem(last=False)
 
     def blocks(self, record: dict, seconds: float = 60.0, rate: int | None = None) -> Iterator[np.ndarray]:
-        """The record's piece in consecutive blocks of about `seconds`, so that an 8-hour file needs little memory."""
+        """The record's piece in consecutive blocks of about `seconds`, so that an 8-hour file needs little
+        memory."""
         stream = None
         for block, own, last in self.read(record, seconds):
             if own == (rate or own):
@@ -63,7 +68,8 @@ class Audio:
                 yield stream.resample_chunk(block, last=last)
 
     def read(self, record: dict, seconds: float) -> Iterator[tuple[np.ndarray, int, bool]]:
-        """(block, its rate, whether it is the last) from the cache, where the piece was just written, or from its file."""
+        """(block, its rate, whether it is the last) from the cache, where the piece was just written, or
+        from its file."""
         path = self.source(record)
         wave, own = self.cache.get(
             (str(path), record.get("start"), record.get("duration"), None), (None, None)
@@ -93,7 +99,8 @@ class Audio:
             ) from None
 
     def write(self, name: str, wave: np.ndarray | Iterable[np.ndarray], rate: int) -> str:
-        """Write a wave (T,), or its consecutive blocks, as 16-bit FLAC (level 0: 6 % larger, read twice as fast); returns the path relative to `out`.
+        """Write a wave (T,), or its consecutive blocks, as 16-bit FLAC (level 0: 6 % larger, read twice as
+        fast); returns the path relative to `out`.
 
         Raises:
             DataError: the disk is full or not writable (nothing is left half written).

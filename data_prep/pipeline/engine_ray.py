@@ -2,10 +2,11 @@
 
     curate(manifest, "paper", out, engine=partial(ray_engine, workers=None, address="auto"))
 
-Consecutive steps with the same GPU demand form one operator, a pool of actors that hold the opened models and grows and shrinks
-with the load; between operators only records travel (the audio is read from the shared file system). Killed actors and nodes
-are Ray's business: it restarts the actor elsewhere and repeats its part, which is written under a temporary name and renamed, so
-a part done twice is still one result. Code and `out` must be visible to all nodes under the same path.
+Consecutive steps with the same GPU demand form one operator, a pool of actors that hold the opened models
+and grows and shrinks with the load; between operators only records travel (the audio is read from the
+shared file system). Killed actors and nodes are Ray's business: it restarts the actor elsewhere and repeats
+its part, which is written under a temporary name and renamed, so a part done twice is still one result.
+Code and `out` must be visible to all nodes under the same path.
 """
 
 import os
@@ -44,7 +45,8 @@ class Operator:
         return {"state": pickle.dumps(state)}
 
     def work(self, state: Part | dict | float | Exception) -> dict | float | Exception:
-        """A part before the first operator, a state between operators, hours after the last; an error passes through."""
+        """A part before the first operator, a state between operators, hours after the last; an error
+        passes through."""
         if isinstance(state, Part):
             if self.job.result(state).exists():  # done by an actor that died before it could say so
                 return 0.0

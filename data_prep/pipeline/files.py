@@ -1,7 +1,7 @@
 """Files that are complete or absent, and their hashes.
 
-Everything a run writes goes to `out/tmp` under a name of its own and is renamed when it is whole, so a kill at any moment leaves
-no half-written file under a final name.
+Everything a run writes goes to `out/tmp` under a name of its own and is renamed when it is whole, so a kill
+at any moment leaves no half-written file under a final name.
 """
 
 import hashlib

@@ -17,7 +17,8 @@ from omnilib.errors import DataError
 
 
 class Output:
-    """Manifest and dropped list of one step while they are written, and what the funnel needs to know of them."""
+    """Manifest and dropped list of one step while they are written, and what the funnel needs to know of
+    them."""
 
     def __init__(self, out: Path, stack: ExitStack, folder: Path):
         self.places = [
@@ -68,7 +69,8 @@ def number_of(text: str) -> int:
 
 
 def join(out: Path, folders: list[Path], results: Iterable[dict], done: list[dict], source: str) -> str:
-    """Write manifest, dropped list and done.json of consecutive steps from result lines `{"step", "record"}` in order.
+    """Write manifest, dropped list and done.json of consecutive steps from result lines `{"step",
+    "record"}` in order.
 
     `source` is the hash of what the first step read; returns that of the last manifest.
 

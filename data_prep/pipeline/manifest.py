@@ -27,7 +27,8 @@ FIELD_TYPES = {
 
 @dataclass(frozen=True)
 class BadRow:
-    """A line of a manifest that is no usable record: where it stands, a short reason and a line for a person."""
+    """A line of a manifest that is no usable record: where it stands, a short reason and a line for a
+    person."""
 
     number: int
     reason: str
@@ -61,7 +62,8 @@ def wrong(record: dict) -> tuple[str, str] | None:
 
 
 def rows(manifest: Path) -> Iterator[tuple[int, dict | BadRow]]:
-    """(byte offset, record or what is wrong with it) of every line of a manifest that is not empty; paths as they stand there.
+    """(byte offset, record or what is wrong with it) of every line of a manifest that is not empty; paths
+    as they stand there.
 
     Raises:
         DataError: the file cannot be read.

@@ -1,7 +1,8 @@
 """A part of the work: some records taken through consecutive steps by one worker.
 
-A part is a byte range of a manifest. Its result is one file, written when all steps have run: the records each step gave, in
-order. An engine (`engine_local.py`, `engine_ray.py`) only decides where parts are worked on.
+A part is a byte range of a manifest. Its result is one file, written when all steps have run: the records
+each step gave, in order. An engine (`engine_local.py`, `engine_ray.py`) only decides where parts are worked
+on.
 """
 
 import ctypes
@@ -82,14 +83,15 @@ def advance(state: dict, step: Step, audio: Audio) -> dict:
 
 
 def return_memory() -> None:
-    """Give freed memory back to the system: glibc keeps it in pieces, a few tens of megabytes more with every part."""
+    """Give freed memory back to the system: glibc keeps it in pieces, a few tens of megabytes more with
+    every part."""
     if hasattr(LIBC, "malloc_trim"):
         LIBC.malloc_trim(0)
 
 
 def portions_of(records: list[dict]) -> Iterator[list[dict]]:
-    """Consecutive records, each portion ending with the one that reaches PART_SECONDS: a part that began as one file of eight hours
-    has thousands of pieces later, whose waves must not be in memory together."""
+    """Consecutive records, each portion ending with the one that reaches PART_SECONDS: a part that began as
+    one file of eight hours has thousands of pieces later, whose waves must not be in memory together."""
     portion, seconds = [], 0.0
     for record in records:
         portion.append(record)

@@ -1,7 +1,7 @@
 """A run of a recipe over a manifest: do what is not done yet, step by step.
 
-A step is done when its done.json names the same input, parameters and code. Consecutive "map" steps run as one group, so that
-audio is decoded once; see the package's docstring for the folder a run makes.
+A step is done when its done.json names the same input, parameters and code. Consecutive "map" steps run as
+one group, so that audio is decoded once; see the package's docstring for the folder a run makes.
 """
 
 import json
@@ -53,8 +53,8 @@ def curate(
 ) -> dict:
     """Run a recipe over a manifest, or continue a run; returns the funnel (see `funnel`).
 
-    Lines of the manifest that are no usable record are dropped with a reason, and counted in the funnel; more than a share of
-    `max_bad` stops the run before its first step.
+    Lines of the manifest that are no usable record are dropped with a reason, and counted in the funnel;
+    more than a share of `max_bad` stops the run before its first step.
 
     Args:
         engine: what does the parts; processes of this machine when None.
@@ -145,7 +145,8 @@ def take_input(manifest: Path, folder: Path, out: Path, max_bad: float) -> str:
 
 
 def forget(out: Path, folders: list[Path]) -> None:
-    """Delete what the steps in `folders` and the whole run wrote before: it belongs to another input or recipe."""
+    """Delete what the steps in `folders` and the whole run wrote before: it belongs to another input or
+    recipe."""
     for name in ("manifest.jsonl", "dropped.jsonl", "funnel.json", "card.md"):
         (out / name).unlink(missing_ok=True)
     for folder in folders:

@@ -13,11 +13,13 @@ from data_prep.pipeline.files import digest, file_digest
 
 @dataclass
 class Step(ABC):
-    """A step of the pipeline. A subclass is a dataclass under `@register`: its fields are its parameters in the recipe.
+    """A step of the pipeline. A subclass is a dataclass under `@register`: its fields are its parameters in
+    the recipe.
 
-    `run` is pure: the same records give the same result, in any company ("map") or given all of them ("all"). It returns every
-    record it got: itself, changed copies, new records (`parent`, or `parts` with the ids they are made of) or with
-    `dropped(record, step.name, reason)`. The runner stops a step that loses a record.
+    `run` is pure: the same records give the same result, in any company ("map") or given all of them
+    ("all"). It returns every record it got: itself, changed copies, new records (`parent`, or `parts` with
+    the ids they are made of) or with `dropped(record, step.name, reason)`. The runner stops a step that
+    loses a record.
     """
 
     name: ClassVar[str]

@@ -1,7 +1,8 @@
-"""The text front end: from a written text to the ids, the prompt and the chunk machine that the mouth decodes.
+"""The text front end: from a written text to the ids, the prompt and the chunk machine that the mouth
+decodes.
 
-One object a loaded model holds what never changes between texts: the row layout, the text of every id, and which characters
-the tokenizer knows. A text is normalised here, once; everything behind works on ids.
+One object a loaded model holds what never changes between texts: the row layout, the text of every id, and
+which characters the tokenizer knows. A text is normalised here, once; everything behind works on ids.
 
     front = FrontEnd(model.config, tokenizer)
     script = front.read("It's 5 pm!", "en")             # normalised, within the vocabulary, as ids

@@ -1,4 +1,5 @@
-"""Rows: the layout of the mouth's input, the voice-clone prompt and training samples (paper section 3.2, eqs. 2, 3).
+"""Rows: the layout of the mouth's input, the voice-clone prompt and training samples (paper section 3.2,
+eqs. 2, 3).
 
 A conversation as the mouth sees it (`streams` speech ids beside every text id, pad where nothing sounds):
 
@@ -84,7 +85,8 @@ def splice_voice(
 ) -> Tensor:
     """Put the reference recording in place of the first `SPEECH` id: rows (R, 1 + k) (paper section 3.2).
 
-    Beside its speech (pre_pad rows of pad, codes, one row of eos) stands its transcript, from the first row on.
+    Beside its speech (pre_pad rows of pad, codes, one row of eos) stands its transcript, from the first row
+    on.
 
     Args:
         truncate: cut a transcript that has more ids than the speech has rows (as the reference does), else raise.
@@ -179,10 +181,11 @@ def training_rows(
     sentences: Sequence[tuple[str, Tensor]],
     rules: ChunkRules | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One training sample: rows and labels, both (R, 1 + k), laid out as the decoding loop would have produced them.
+    """One training sample: rows and labels, both (R, 1 + k), laid out as the decoding loop would have
+    produced them.
 
-    Speech that is over before its text is followed by eos in all streams until the chunk's text is through. A chunk
-    whose token count is not a multiple of k repeats its last token.
+    Speech that is over before its text is followed by eos in all streams until the chunk's text is through.
+    A chunk whose token count is not a multiple of k repeats its last token.
 
     Args:
         sentences: (text, its 25 Hz tokens) in order; a chunk may only end where a sentence ends.
