@@ -1,7 +1,7 @@
-"""Build the natural corpus: plan -> shards of FLAC -> manifest. `omni data build-nano --plan open`.
+"""Build the natural corpus: plan -> shards of FLAC -> manifest. `omni data build-nano`.
 
-    python -m data_prep.nano --plan open                # about 95 h of speech: some 4 h on two cores (`--dry-run`)
-    python -m data_prep.nano --plan open --hours 1      # a pilot with the same test sets
+    python -m data_prep.nano                # about 95 h of speech: some 4 h on two cores (`--dry-run`)
+    python -m data_prep.nano --hours 1      # a pilot with the same test sets
 
 The plan is written first and fixed; every shard is complete or absent (its record list is written last,
 under another name, then renamed), so a kill or a full disk loses at most the shards in the making, and

@@ -10,7 +10,7 @@
 | en, zh | templates: numbers, times, names, questions, dialogue | `templates.py` | Apache-2.0 |
 | zh | fortune cookies and poems | apt fortunes-zh | GPL-2+ |
 
-`open_lines` gives them all in spoken form, no word filtered (plan `open`). `sentences` gives what the
+`open_lines` gives them all in spoken form, no word filtered. `sentences` gives what the
 first plan of the corpus (`lexicon`) reads: short clauses of the Bible, WordNet's examples and the
 fortunes, 3-16 English words or 4-20 characters."""
 

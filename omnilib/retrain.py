@@ -2,6 +2,7 @@
 
     python -m omnilib.retrain --force      # what `make retrain` calls: everything anew
     python -m omnilib.retrain              # after a stop: what is not done yet
+    python -m omnilib.retrain --code       # after a change of imports: name the code of each stage in dvc.yaml anew
 
 DVC runs one stage after the other, and a stage of a small model gains little from a second core. So after what both need (corpus, speech
 tokenizer) two lanes run side by side, each with half of the cores; then the rest (evaluation, reports). DVC locks the files of a stage
@@ -10,6 +11,8 @@ end. Arguments are handed to `dvc repro`.
 """
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,13 +23,60 @@ from omnilib.paths import ROOT
 
 LANES = {
     "codec": ("hift", "speakers"),
-    "mouth": ("speechlm_stage2",),
+    "mouth": ("speechlm",),
 }  # last stages; what they alone need goes with them
 
 
 def graph() -> dict[str, dict]:
     """The stages of dvc.yaml."""
     return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+BY_HAND = ("reports",)  # runs notebooks: pages and chapters, not modules
+STEPS = ("data_prep.curate",)  # programs that import the curation steps by the names in a recipe
+
+
+def programs(stage: dict) -> list[str]:
+    """Modules that a stage starts: "python -m a ... && python -m b ..." -> [a, b]."""
+    words = shlex.split(stage["cmd"])
+    return [words[i + 1] for i, word in enumerate(words) if word == "-m"]
+
+
+def code(stage: dict) -> list[str]:
+    """Files of ours that a stage runs: all that its programs import, however deep, its config and its recipe."""
+    from omnilib.report import sources
+
+    names = programs(stage)
+    steps = sources.STEPS if set(names) & set(STEPS) else ()
+    ours, _ = sources.closure(f"import {name}" for name in (*names, *steps))
+    files = {sources.module_file(name).relative_to(ROOT).as_posix() for name in ours}
+    words = shlex.split(stage["cmd"])
+    for flag, folder in (("--config", "omnilib/configs"), ("--recipe", "data_prep/recipes")):
+        files |= {f"{folder}/{words[i + 1]}.yaml" for i, word in enumerate(words) if word == flag}
+    return sorted(files - {"omnilib/__init__.py", "data_prep/__init__.py"})  # they only pass names on
+
+
+def data(stage: dict) -> list[str]:
+    """Dependencies of a stage that are no code: what other stages write, notebooks."""
+    program = lambda d: d.startswith(("omnilib/", "data_prep/")) and not d.startswith("data_prep/frozen/")  # noqa: E731
+    return [dep for dep in stage.get("deps", []) if not program(dep)]
+
+
+def with_code(text: str) -> str:
+    """dvc.yaml with the code of each stage that trains or measures named anew."""
+    stages, lines, name, skip = yaml.safe_load(text)["stages"], [], None, False
+    for line in text.splitlines():
+        if found := re.fullmatch(r"  (\w+):.*", line):
+            name = found.group(1)
+        if re.match(r"    deps:", line) and name not in BY_HAND:
+            lines += ["    deps:", *(f"      - {dep}" for dep in (*data(stages[name]), *code(stages[name])))]
+            skip = True
+        elif skip and line.startswith("      - "):
+            continue
+        else:
+            skip = False
+            lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def needs(stages: dict[str, dict]) -> dict[str, set[str]]:
@@ -93,6 +143,10 @@ def main(flags: list[str] | None = None) -> int:
     flags = sys.argv[1:] if flags is None else flags
     if {"-h", "--help"} & set(flags):
         print(__doc__)
+        return 0
+    if flags == ["--code"]:
+        path = ROOT / "dvc.yaml"
+        path.write_text(with_code(path.read_text(encoding="utf-8")), encoding="utf-8")
         return 0
     first, lanes, rest = plan(graph())
     if repro(first, flags, {}):

@@ -173,7 +173,7 @@ def voices(folder: Path) -> None:
 def grid(folder: Path) -> None:
     """The stage-2 ablation, a few steps a run."""
     out = folder / "stage2_grid"
-    arguments = ["--config", "smoke/speechlm_stage2", "--out", str(out), "--work", str(out / "runs")]
+    arguments = ["--config", "smoke/speechlm", "--out", str(out), "--work", str(out / "runs")]
     overrides = [o.replace("{}", str(folder)) for o in SPOKEN]
     program("omnilib.eval.stage2_grid").main(
         [*arguments, "--steps", "4", "--seeds", "1", "--set", *overrides]
@@ -211,7 +211,7 @@ RECIPES: dict[str, tuple[tuple[str, ...], Callable[[Path], None]]] = {
         ("backbone", "tokens"),
         run("speechlm", "smoke/speechlm_stage1", "speechlm_stage1", *SPOKEN[1:], "init={}/backbone"),
     ),
-    "speechlm": (("speechlm_stage1",), run("speechlm", "smoke/speechlm_stage2", "speechlm", *SPOKEN[1:])),
+    "speechlm": (("speechlm_stage1",), run("speechlm", "smoke/speechlm", "speechlm", *SPOKEN[1:])),
     "voices": ((), voices),
     "stage2_grid": (("speechlm_stage1",), grid),
     "brain_samples": (("corpus",), brain_samples),

@@ -85,7 +85,9 @@ def text_size(tokenizer: PreTrainedTokenizerBase) -> int:
     return tokenizer.convert_tokens_to_ids(AUDIO_TOKENS[-1]) + 1
 
 
-def train_tokenizer(texts: Iterable[str], size: int = 4096, alphabet: int = 2500) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], size: int = 4096, alphabet: int = 2500, longest: int | None = None
+) -> PreTrainedTokenizerFast:
     """Learn the nano BPE: any text encodes (byte fallback), case is folded, every word begins with its space.
 
     For a small speech model a token should sound the same wherever it stands: "The", " the" and "the" are
@@ -95,6 +97,7 @@ def train_tokenizer(texts: Iterable[str], size: int = 4096, alphabet: int = 2500
     Args:
         texts: the training text, already in spoken form.
         size: text ids in all, control tokens included.
+        longest: letters of a piece at most, its space included; unbounded by default.
     """
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=False))
     tokenizer.normalizer = normalizers.Sequence(
@@ -113,6 +116,7 @@ def train_tokenizer(texts: Iterable[str], size: int = 4096, alphabet: int = 2500
         vocab_size=size - len(AUDIO_TOKENS),
         special_tokens=special,
         limit_alphabet=alphabet,
+        max_token_length=longest,
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)

@@ -11,7 +11,7 @@ TOY = """
 stages:
   base: {cmd: echo base > base.txt, outs: [base.txt: {cache: false}]}
   hift: {cmd: "CODEC", deps: [base.txt], outs: [hift.txt: {cache: false}]}
-  speechlm_stage2: {cmd: "cp base.txt speechlm.txt", deps: [base.txt], outs: [speechlm.txt: {cache: false}]}
+  speechlm: {cmd: "cp base.txt speechlm.txt", deps: [base.txt], outs: [speechlm.txt: {cache: false}]}
   evaluate: {cmd: cat hift.txt speechlm.txt > all.txt, deps: [hift.txt, speechlm.txt], outs: [all.txt: {cache: false}]}
 """
 
@@ -23,7 +23,7 @@ def test_every_stage_runs_once_after_what_it_needs_and_no_lane_needs_the_other()
     assert (
         {"corpus", "tokens"} <= set(first)
         and {"flow", "hift"} <= set(lanes["codec"])
-        and "speechlm_stage2" in lanes["mouth"]
+        and "speechlm" in lanes["mouth"]
         and "evaluate" in rest
     )
     for names in lanes.values():
@@ -37,11 +37,29 @@ def test_every_stage_runs_once_after_what_it_needs_and_no_lane_needs_the_other()
         done.append(name)
 
 
+def test_every_stage_names_all_code_it_runs():
+    text = (retrain.ROOT / "dvc.yaml").read_text(encoding="utf-8")
+    assert retrain.with_code(text) == text, "imports have changed: python -m omnilib.retrain --code"
+    flow = retrain.graph()["flow"]["deps"]
+    assert {"omnilib/voice/flow.py", "omnilib/train/common.py", "omnilib/configs/nano/flow.yaml"} <= set(flow)
+    assert not {"omnilib/train/hift.py", "omnilib/configs/nano/hift.yaml"} & set(flow)
+    stale = text.replace("      - omnilib/voice/flow.py\n", "")
+    assert stale != text and retrain.with_code(stale) == text
+
+
+def test_a_stage_its_config_and_its_output_have_one_name():
+    for name, stage in retrain.graph().items():
+        words = stage["cmd"].split()
+        if words[2].startswith("omnilib.train.") and "--config" in words:
+            assert words[words.index("--config") + 1] == f"nano/{name}"
+            assert words[words.index("--out") + 1] == f"checkpoints/nano/{name}"
+
+
 def test_lanes_count_once_in_the_wall_time():
     seconds = {
         "corpus": 10.0,
         "hift": 30.0,
-        "speechlm_stage2": 20.0,
+        "speechlm": 20.0,
         "evaluate": 5.0,
         "not in the graph": 1.0,
     }

@@ -35,6 +35,7 @@ class Line:
     speaker: str
     seen: bool  # whether the speaker was heard in training
     path: Path
+    set: str = ""  # of the natural corpus: everyday, open, seen
 
     def wave(self, rate: int) -> torch.Tensor:
         """Samples (T,) at `rate`."""
@@ -63,6 +64,7 @@ class Frozen:
                 r["speaker"],
                 bool(r.get("seen_speaker")),
                 self.folder / r["path"],
+                r.get("set", ""),
             )
             for r in read_manifest(self.folder / "manifest.jsonl")
         ]

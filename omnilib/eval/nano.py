@@ -27,11 +27,12 @@ from tqdm import tqdm
 from omnilib import report
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, save_wave
 from omnilib.errors import AudioError, UserError
+from omnilib.eval import cloning, naturalness, rtf, similarity
 from omnilib.eval import results as files
-from omnilib.eval import rtf, similarity
 from omnilib.eval.frozen import FOLDER, Frozen, Heard, Line
 from omnilib.eval.judges import SpeakerJudge, Whisper
 from omnilib.eval.long_tts_eval import errors_along, voice_drift
+from omnilib.eval.naturalness import Naturalness
 from omnilib.eval.wer import Rates, bootstrap, corpus, line_rates
 from omnilib.mouth import decode
 from omnilib.mouth.decode import DecodeSettings, Request, Result
@@ -45,6 +46,11 @@ MEASURES = {
     "en": {"wer": "wer_en"},
     "zh": {"pinyin": "zh", "cer": "zh_cer"},
 }  # measure of a line -> name of its corpus figure
+EVERYDAY = {
+    "wer_en": "wer_everyday_en",
+    "zh": "zh_everyday",
+    "zh_cer": "zh_everyday_cer",
+}  # on everyday sentences
 BATCH = 16
 RETRIES = 5  # of the comparison with retries; the headline figures use none
 SPEED_LINES = 10
@@ -74,10 +80,12 @@ class Evaluation:
         self.demos: list[tuple[str, str, torch.Tensor, int]] = []  # name, caption, wave, rate
         self.judge: Whisper | None = None
         self.voices: SpeakerJudge | None = None
+        self.ears: Naturalness | None = None
 
-    def listen(self, judge: Whisper, voices: SpeakerJudge) -> None:
+    def listen(self, judge: Whisper, voices: SpeakerJudge, ears: Naturalness | None = None) -> None:
         """Bring in the judges (after the speed measurements)."""
-        self.judge, self.voices = judge, voices
+        self.judge, self.voices, self.ears = judge, voices, ears
+        self.gallery = cloning.Gallery(self.frozen, voices)
         self.heard = Heard(self.frozen.folder / "heard.json", judge)
         self.vectors: dict[str, np.ndarray] = {}
 
@@ -103,14 +111,17 @@ class Evaluation:
             self.vectors[line.id] = self.voices.embed(line.wave(TOKENIZER_RATE), TOKENIZER_RATE)
         return self.vectors[line.id]
 
-    def likeness(self, wave: torch.Tensor, line: Line) -> float:
-        """Similarity of a made wave to the reference of the line's speaker; a wave without speech scores 0."""
-        try:
-            return similarity.cosine(
-                self.voices.embed(wave, VOICE_RATE), self.vector(self.frozen.references[line.speaker])
-            )
-        except AudioError:
-            return 0.0
+    def sound(self, wave: torch.Tensor, line: Line) -> dict:
+        """What can be said of a made wave without its words: whose voice it is, how natural it sounds."""
+        reference = self.vector(self.frozen.references[line.speaker])
+        facts = self.gallery.compare(wave, VOICE_RATE, line.speaker, reference)
+        return facts | self.opinion(wave, line)
+
+    def opinion(self, wave: torch.Tensor, line: Line) -> dict:
+        """Naturalness of a test sentence."""
+        if self.ears is None or line.role != "eval":
+            return {}
+        return {"dnsmos": round(self.ears.score(wave, VOICE_RATE), 4)}
 
     def keep(self, name: str, wave: torch.Tensor) -> None:
         """Store a wave when asked to."""
@@ -221,6 +232,7 @@ def record_of(line: Line, system: str, transcript: str, **more) -> dict:
         "language": line.language,
         "speaker": line.speaker,
         "seen": line.seen,
+        "set": line.set,
     }
     return {**fields, "text": line.text, "transcript": transcript, **measures, **more}
 
@@ -233,8 +245,8 @@ def judge_wave(
         return lambda: record_of(line, system, "", similarity=0.0, seconds=0.0, **more)
     bench.keep(f"{line.id}-{system}", wave)
     heard = bench.judge.submit(wave, VOICE_RATE, line.language)
-    likeness, seconds = bench.likeness(wave, line), len(wave) / VOICE_RATE
-    return lambda: record_of(line, system, heard(), similarity=likeness, seconds=round(seconds, 3), **more)
+    sound, seconds = bench.sound(wave, line), len(wave) / VOICE_RATE
+    return lambda: record_of(line, system, heard(), seconds=round(seconds, 3), **sound, **more)
 
 
 def say(bench: Evaluation, line: Line, result: Result, system: str) -> Callable[[], dict]:
@@ -277,7 +289,7 @@ def measure_short(bench: Evaluation) -> None:
         for role, systems in (
             ("eval", ("gt", "codec", "tts")),
             ("open", ("gt", "tts")),
-            ("human", ("gt", "codec")),
+            ("human", ("gt", "codec", "tts")),
         ):
             lines = bench.lines(role, language)
             if role == "human" and lines:
@@ -322,8 +334,9 @@ def judge_lines(bench: Evaluation, lines: Sequence[Line], systems: Sequence[str]
                     bar.update()
     records = []
     for line, text in zip(lines, bench.heard.texts(list(lines)), strict=True):
-        offer_demo(bench, line, "gt", line.wave(VOICE_RATE))
-        records.append(record_of(line, "gt", text, similarity=None))
+        wave = line.wave(VOICE_RATE)
+        offer_demo(bench, line, "gt", wave)
+        records.append(record_of(line, "gt", text, similarity=None, **bench.opinion(wave, line)))
     return records + [record() for record in waiting]
 
 
@@ -360,14 +373,11 @@ def figures_of_language(bench: Evaluation, language: str) -> None:
                     if system == "tts_retry":
                         entry["retries"] = RETRIES
                     decoded = system.startswith("tts")
-                    bench.note(
-                        f"{name}{suffix}_{system}{group}",
-                        entry,
-                        "rate",
-                        True,
-                        decoded,
-                        normaliser_of(language),
-                    )
+                    names = [f"{name}{suffix}_{system}{group}"]
+                    if all(r.get("set") == "everyday" for r in found):
+                        names.append(f"{EVERYDAY[name]}_{system}{group}")
+                    for each in names:
+                        bench.note(each, entry, "rate", True, decoded, normaliser_of(language))
     short = pick(bench.records, "tts", language)
     if short:
         value, interval = bootstrap([float(bool(r["flags"])) for r in short])
@@ -393,6 +403,15 @@ def figures_of_voice(bench: Evaluation) -> None:
                 bench.note(
                     name + suffix, similarity.summary(scores, threshold), judged=True, decoded=system == "tts"
                 )
+    for name, entry in cloning.figures(bench.records, threshold).items():
+        bench.note(name, entry, "rate" if name.endswith("nearest") else "", judged=True, decoded=True)
+    for name, entry in naturalness.figures(bench.records).items():
+        bench.note(
+            name,
+            entry | {"judge": bench.ears.id if bench.ears else None},
+            "1 to 5",
+            decoded=name.endswith("tts"),
+        )
     human = [r["similarity"] for r in bench.records if r["role"] == "human" and r["system"] == "codec"]
     if human:
         bench.note("sim_human_codec", similarity.summary(human, threshold), judged=True)
@@ -494,6 +513,7 @@ def evaluate(
     parts: Sequence[str],
     judge: Callable[[], Whisper] = Whisper,
     voices: Callable[[], SpeakerJudge] = SpeakerJudge,
+    ears: Callable[[], Naturalness] = Naturalness,
 ) -> dict[str, float]:
     """Run the parts in order; returns the wall time of each. The judges are made only after speed was measured."""
     walls = {}
@@ -503,7 +523,7 @@ def evaluate(
             continue
         started = time.perf_counter()
         if part != "speed" and bench.judge is None:
-            bench.listen(judge(), voices())
+            bench.listen(judge(), voices(), ears())
             torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))  # the judges take the other cores
         steps[part](bench)
         walls[part] = round(time.perf_counter() - started, 1)
@@ -524,6 +544,8 @@ def write(
     settings["flow"] = {"temperature": flow.temperature, "guidance": flow.guidance}
     if bench.judge is not None:
         settings["judges"] = {"speech": bench.judge.id, "speaker": bench.voices.id}
+        if bench.ears is not None:
+            settings["judges"]["naturalness"] = bench.ears.id
     parameters = {"parts": list(parts), "limit": bench.limit, "seed": bench.seed}
     manifest = bench.frozen.folder / "manifest.jsonl"
     seconds = sum(walls.values())

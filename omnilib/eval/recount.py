@@ -46,6 +46,7 @@ class Records:
     def __init__(self, records: list[dict], long_records: list[dict], threshold: dict | None):
         self.records, self.long_records = records, long_records
         self.metrics = {"sim_threshold": threshold} if threshold else {}
+        self.ears = None
 
     def note(self, name: str, entry: dict, *_args, **_kwargs) -> None:
         self.metrics[name] = entry

@@ -32,6 +32,13 @@ from omnilib.report.folders import fresh_folder, replace_folder
 from omnilib.report.headlines import split_timings
 from omnilib.storage import SCALE
 
+NATURAL = (  # of a frozen set drawn from the natural corpus: there when measured
+    *("wer_everyday_en_gt", "wer_everyday_en_codec", "wer_everyday_en_tts"),
+    *("zh_everyday_gt", "zh_everyday_codec", "zh_everyday_tts"),
+    *("clone_similarity", "clone_impostor", "clone_nearest"),
+    *("clone_human_similarity", "clone_human_impostor", "clone_human_nearest"),
+    *(f"dnsmos_{language}_{system}" for language in ("en", "zh") for system in ("gt", "codec", "tts")),
+)
 SUMMARY = (
     *("wer_en_gt", "wer_en_codec", "wer_en_tts", "wer_en_open_gt", "wer_en_open_tts"),
     *("zh_gt", "zh_codec", "zh_tts", "zh_open_gt", "zh_open_tts", "zh_cer_gt", "zh_cer_tts"),
@@ -109,7 +116,10 @@ def write_summary(folder: Path, metrics: dict[str, dict], source: str) -> None:
         source: folder of the figures, as the tables name it; keys of other evaluations in the files stay.
     """
     nothing = {"value": None, "n": 0, "ci95": None}
-    flat = {name: {k: metrics.get(name, nothing)[k] for k in ("value", "n", "ci95")} for name in SUMMARY}
+    flat = {
+        name: {k: metrics.get(name, nothing)[k] for k in ("value", "n", "ci95")}
+        for name in (*SUMMARY, *(n for n in NATURAL if n in metrics))
+    }
     for path, own in zip(
         (folder / "summary.json", folder / "timings.json"), split_timings(flat), strict=True
     ):

@@ -11,7 +11,7 @@ A conversation as the mouth sees it (`streams` speech ids beside every text id, 
 Shapes: R rows, k streams.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -142,9 +142,15 @@ def prompt_rows(
 
 
 def chunk_sentences(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], rules: ChunkRules
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    rules: ChunkRules,
+    split: Callable[[int], list[int]] | None = None,
 ) -> tuple[list[int], list[tuple[int, int]], list[int]]:
     """Where the chunk machine will split the joined sentences (paper section 3.2).
+
+    Args:
+        split: id -> ids that spell the same, see `train.spelling`.
 
     Returns:
         token ids; (start, end) of the ids each chunk feeds; for each chunk how many sentences are complete at its end.
@@ -155,6 +161,14 @@ def chunk_sentences(
     joined, ends = join_sentences(texts)
     encoded = plain(tokenizer).encode(joined, add_special_tokens=False)
     ids, offsets = encoded.ids, encoded.offsets
+    if split:
+        parts = [split(i) for i in ids]
+        offsets = [
+            place
+            for (a, b), some in zip(offsets, parts, strict=True)
+            for place in [(a, a)] * (len(some) - 1) + [(a, b)]
+        ]  # a chunk that ends within a piece ends before it
+        ids = [i for some in parts for i in some]
     piece = pieces(tokenizer)
     spans = split_text(ids, piece, rules)
     done = []
@@ -180,16 +194,17 @@ def training_rows(
     voice_tokens: Tensor,
     sentences: Sequence[tuple[str, Tensor]],
     rules: ChunkRules | None = None,
+    split: Callable[[int], list[int]] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One training sample: rows and labels, both (R, 1 + k), laid out as the decoding loop would have
-    produced them.
+    """One training sample: rows and labels, both (R, 1 + k), laid out as the decoding loop would have produced them.
 
-    Speech that is over before its text is followed by eos in all streams until the chunk's text is through.
-    A chunk whose token count is not a multiple of k repeats its last token.
+    Speech that is over before its text is followed by eos in all streams until the chunk's text is through. A chunk
+    whose token count is not a multiple of k repeats its last token.
 
     Args:
         sentences: (text, its 25 Hz tokens) in order; a chunk may only end where a sentence ends.
         rules: where chunks end (the decoder must use the same); the published numbers by default.
+        split: id -> ids that spell the same, for the text to be spoken (`train.spelling`).
 
     Returns:
         rows without vocabulary offset; labels in the same numbering, -100 ignored: speech labels on all assistant rows
@@ -197,11 +212,11 @@ def training_rows(
 
     Raises:
         DataError: a chunk would end inside a sentence, or a token is out of range.
-
-    Source: paper section 3.2.
     """
     prompt = prompt_rows(tokenizer, layout, voice_text, voice_tokens, truncate=True)
-    ids, spans, done = chunk_sentences(tokenizer, [text for text, _ in sentences], rules or ChunkRules())
+    ids, spans, done = chunk_sentences(
+        tokenizer, [text for text, _ in sentences], rules or ChunkRules(), split
+    )
     rows, labels = [prompt], [torch.full_like(prompt, IGNORE)]
     first = 0
     for number, ((start, end), last) in enumerate(zip(spans, done, strict=True)):

@@ -11,9 +11,28 @@ from omnilib.paths import REPORTS
 from omnilib.provenance import read_json
 
 WORDS, SYLLABLES, CHARACTERS = "% of words", "% of syllables, pinyin without tones", "% of characters"
+OPINION = "opinion score, 1 to 5"
 COSINE, SPEED = "cosine, 0 to 1", "s of work for 1 s of speech"
 
 HEADLINES = {  # name -> (what it is, unit, what it is counted in)
+    "wer_everyday_en_gt": ("English word error, everyday sentences, recordings", "%", WORDS),
+    "wer_everyday_en_codec": ("English word error, everyday sentences, codec only", "%", WORDS),
+    "wer_everyday_en_tts": ("English word error, everyday sentences, text to speech", "%", WORDS),
+    "zh_everyday_gt": ("Mandarin pinyin error, everyday sentences, recordings", "%", SYLLABLES),
+    "zh_everyday_codec": ("Mandarin pinyin error, everyday sentences, codec only", "%", SYLLABLES),
+    "zh_everyday_tts": ("Mandarin pinyin error, everyday sentences, text to speech", "%", SYLLABLES),
+    "clone_similarity": ("cloned voice: similarity to its reference", "", COSINE),
+    "clone_impostor": ("cloned voice: similarity to the nearest of 40 strangers", "", COSINE),
+    "clone_nearest": ("cloned voice: its reference is the nearest", "%", "% of sentences"),
+    "clone_human_similarity": ("cloned human voice: similarity to its reference", "", COSINE),
+    "clone_human_impostor": ("cloned human voice: similarity to the nearest of 40 strangers", "", COSINE),
+    "clone_human_nearest": ("cloned human voice: its reference is the nearest", "%", "% of sentences"),
+    "dnsmos_en_gt": ("naturalness (DNSMOS), English recordings", "", OPINION),
+    "dnsmos_en_codec": ("naturalness (DNSMOS), English codec only", "", OPINION),
+    "dnsmos_en_tts": ("naturalness (DNSMOS), English text to speech", "", OPINION),
+    "dnsmos_zh_gt": ("naturalness (DNSMOS), Mandarin recordings", "", OPINION),
+    "dnsmos_zh_codec": ("naturalness (DNSMOS), Mandarin codec only", "", OPINION),
+    "dnsmos_zh_tts": ("naturalness (DNSMOS), Mandarin text to speech", "", OPINION),
     "wer_en_gt": ("English word error, recordings", "%", WORDS),
     "wer_en_codec": ("English word error, codec only", "%", WORDS),
     "wer_en_tts": ("English word error, text to speech", "%", WORDS),
@@ -58,6 +77,7 @@ HEADLINES = {  # name -> (what it is, unit, what it is counted in)
         "h of sound in 1 h",
     ),
 }
+OPTIONAL = re.compile("(wer|zh)_everyday|clone_|dnsmos_")  # not of every frozen set
 TIMING = re.compile(r"(^|_)(rtf|ttfs|first_sound|speedup)(_|$)")
 SHARE = re.compile(r"(^|_)(error|wer|cer|recall|share|waste|accuracy|baseline|agreement|dropped|kept)(_|$)")
 NO_SHARE = re.compile(r"_(over|change|spread|loss|s|ratio)(_|$)")
@@ -134,6 +154,8 @@ def summary_rows(scale: str, reports: Path = REPORTS) -> list[tuple[str, str, st
     summary, rows = load_summary(scale, reports), []
     extra = {k: (k.replace("_", " "), unit_of(k), "-") for k in sorted(summary.keys() - HEADLINES.keys())}
     for key, (name, unit, counted) in {**HEADLINES, **extra}.items():
+        if key not in summary and OPTIONAL.match(key):
+            continue
         entry = summary.get(key, {})
         rows.append(
             (name, number(entry, unit), counted, str(entry.get("n") or "-"), entry.get("source", "-"))

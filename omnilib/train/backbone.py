@@ -33,6 +33,7 @@ from omnilib.train.common import (
     save_state,
     seed_everything,
 )
+from omnilib.train.spelling import Splitter, pronunciations
 
 
 @dataclass
@@ -41,6 +42,8 @@ class Config:
 
     manifest: str = "nano/manifest.jsonl"
     text: str = "checkpoints/nano/text"
+    pronunciations: bool = False  # read "word = phonemes" lines too, see `train.spelling`
+    bpe_dropout: float = 0.0  # chance that a piece is taken apart
     width: int = 256
     layers: int = 4
     heads: int = 4
@@ -64,7 +67,7 @@ class Config:
     save_every: int = 150
 
 
-def read_text(manifest, tokenizer, split: str, seed: int) -> torch.Tensor:
+def read_text(manifest, tokenizer, split: str, config: Config) -> torch.Tensor:
     """All sentences of a split, shuffled, a few at a time joined to a passage, as one stream of ids (N,)."""
     groups = defaultdict(list)
     for record in read_manifest(manifest):
@@ -72,14 +75,23 @@ def read_text(manifest, tokenizer, split: str, seed: int) -> torch.Tensor:
             groups[record["language"]].append(record["text"])
     if not groups:
         raise DataError(f"{manifest} has no {split} text: build the corpus again")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(config.seed)
     passages = []
     for texts in groups.values():
         order = rng.permutation(len(texts))
         for first in range(0, len(order), 8):
             passages.append(join_sentences([texts[i] for i in order[first : first + 8]])[0])
+    if config.pronunciations and split == "train":
+        lines = pronunciations(text for texts in groups.values() for text in texts)
+        order = rng.permutation(len(lines))
+        passages += [
+            "\n".join(lines[i] for i in order[first : first + 8]) for first in range(0, len(order), 8)
+        ]
     end = tokenizer.convert_tokens_to_ids(IM_END)
-    ids = [i for p in rng.permutation(len(passages)) for i in (*encode(tokenizer, passages[p]), end)]
+    splitter = Splitter(tokenizer, config.bpe_dropout if split == "train" else 0.0, rng)
+    ids = []
+    for p in rng.permutation(len(passages)):
+        ids += [part for i in encode(tokenizer, passages[p]) for part in splitter(i)] + [end]
     return torch.tensor(ids)
 
 
@@ -97,7 +109,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     claim(args.out, config)
     tokenizer = load_tokenizer(ROOT / config.text)
     manifest = DATA / config.manifest
-    train, dev = (read_text(manifest, tokenizer, split, config.seed) for split in ("train", "dev"))
+    train, dev = (read_text(manifest, tokenizer, split, config) for split in ("train", "dev"))
     if min(len(train), len(dev)) < config.context + 2:
         raise DataError(
             f"{manifest} has too little text for a context of {config.context}: build more of the corpus"

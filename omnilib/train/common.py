@@ -18,12 +18,12 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from omnilib import config as configs
@@ -57,6 +57,9 @@ def lr_at(step: int, total: int, peak: float, warmup: int, floor: float = 0.05) 
     return peak * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+FIXED = {"phases", "seed", "manifest", "stage", "init", "text", "adapter", "optimizer", "storage", "shards"}
+
+
 @dataclass(frozen=True)
 class Phase:
     """A part of a run with settings of its own: steps `first` to `end` - 1."""
@@ -75,31 +78,42 @@ class Schedule:
     """The phases of a run, in order.
 
     A config's `phases` is a list such as `[{name: encoder, steps: 8000, encoder_only: true}, {name: all, steps: 5000, lr: 5e-4}]`:
-    each phase overrides fields of the config; without `phases` a run is one phase of `steps`. What depends on the
-    settings of a phase (its batches) is made when its first step comes, so a step's batch is a function of (config, step) alone.
+    each phase overrides fields of the config; without `phases` a run is one phase of `steps`. With both, the phases share `steps`
+    in proportion to their own (`--set steps=60` rehearses a whole run). What depends on the settings of a phase (its batches) is
+    made when its first step comes, so a step's batch is a function of (config, step) alone.
 
     Args:
         make: settings of a phase -> its data; called once a phase.
 
     Raises:
-        ConfigError: a phase without name or steps, or with a field that the config has not.
+        ConfigError: a run without steps; a phase without name or steps, with the name of another one, or with a field that the
+            config has not or that must not change within a run.
     """
 
     def __init__(self, config, make: Callable[[object], object] = lambda config: None):
         self.phases, self.make, self.made, self.lock = [], make, {}, threading.Lock()
-        first = 0
-        if config.phases and config.steps != type(config)().steps:
-            raise ConfigError(
-                "give `steps` or `phases`, not both: phases have steps of their own (--set phases=[] for one phase)"
-            )
-        for number, given in enumerate(config.phases or [{"name": "all", "steps": config.steps}]):
-            given = dict(given)
-            name, steps = given.pop("name", ""), given.pop("steps", 0)
-            if not name or not isinstance(steps, int) or steps < 1:
-                raise ConfigError(f"phase {number + 1}: give it a name and a number of steps of at least 1")
-            settings = configs.override(config, given | {"phases": [], "steps": steps})
-            self.phases.append(Phase(name, first, first + steps, settings))
-            first += steps
+        given = [dict(phase) for phase in config.phases] or [{"name": "all", "steps": config.steps}]
+        fixed = {f.name for f in fields(config) if is_dataclass(getattr(config, f.name))} | FIXED
+        for number, phase in enumerate(given, 1):
+            steps = phase.get("steps")
+            if not config.phases and not steps:
+                raise ConfigError("a run needs `steps`, or `phases` with steps of their own")
+            if not phase.get("name") or type(steps) is not int or steps < 1:
+                raise ConfigError(f"phase {number}: give it a name and a number of steps of at least 1")
+            if changed := sorted(fixed & phase.keys()):
+                raise ConfigError(f"phase '{phase['name']}': {', '.join(changed)} cannot change within a run")
+        if len({phase["name"] for phase in given}) < len(given):
+            raise ConfigError("two phases have one name: name each once")
+        own = sum(phase["steps"] for phase in given)
+        scale = (config.steps or own) / own
+        total, first = 0, 0
+        for phase in given:
+            total += phase["steps"]
+            end = max(first + 1, round(total * scale))
+            values = {k: v for k, v in phase.items() if k not in ("name", "steps")}
+            settings = configs.override(config, values | {"phases": [], "steps": end - first})
+            self.phases.append(Phase(str(phase["name"]), first, end, settings))
+            first = end
         self.steps = first
 
     def at(self, step: int) -> Phase:
@@ -276,25 +290,45 @@ def load_state(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer | d
         ) from error
 
 
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """A file of `omnilib.train.encode`: {record id: codes, vector or mel}.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        return load_file(str(path))
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"cannot read {path} ({error}): make it with `python -m omnilib.train.encode`"
+        ) from None
+
+
+def made_by(path: Path) -> str:
+    """sha256 of the weights that made a file of `omnilib.train.encode` (of tokenizer, speaker and flow for mels); "" when it is silent.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        with safe_open(str(path), "pt") as file:
+            return (file.metadata() or {}).get("model_sha256", "")
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"cannot read {path} ({error}): make it with `python -m omnilib.train.encode`"
+        ) from None
+
+
 def check_tokenizer(path: Path, folder: Path) -> None:
     """Refuse codes (or mels made from codes) of another speech tokenizer than the one in `folder`.
 
-    Files of `omnilib.train.encode` carry the sha256 of the weights that made them; files without it are not checked.
-
     Raises:
-        DataError: they are of another tokenizer. CheckpointError: there is no such tokenizer.
+        DataError: they are of another tokenizer, or damaged. CheckpointError: there is no such tokenizer.
     """
     weights = Path(folder) / "model.safetensors"
     if not weights.is_file():
         raise CheckpointError(f"no tokenizer {weights}: train it first (see `make retrain`)")
-    try:
-        with safe_open(str(path), "pt") as file:
-            made_by = (file.metadata() or {}).get("model_sha256", "")
-    except (OSError, SafetensorError) as error:
-        raise DataError(
-            f"cannot read {path} ({error}): make it again with `python -m omnilib.train.encode`"
-        ) from None
-    if made_by and sha256(weights) not in made_by.split():
+    if (hashes := made_by(path)) and sha256(weights) not in hashes.split():
         raise DataError(
             f"{path} holds codes of another tokenizer than {folder}: make it again with `python -m omnilib.train.encode`"
         )

@@ -49,8 +49,10 @@ class Config:
     tokens: str = "nano/tokens.safetensors"  # record id -> int16 (N,) speech tokens at 25 Hz
     speakers: str = "nano/speakers.safetensors"  # record id -> float (192,) speaker vector
     tokenizer: str = ""  # folder of the tokenizer whose codes these are; others are refused
-    steps: int = 10_000
-    phases: list[dict[str, Any]] = field(default_factory=list)  # see `common.Schedule`; instead of `steps`
+    steps: int = 0  # in all; 0: as many as the phases have
+    phases: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # stretches of the run with settings of their own, see `common.Schedule`
     encoder_only: bool = False  # the encoder learns alone, by the regression loss: about half the time a step
     batch_seconds: float = 60.0
     max_seconds: float = 16.0  # longer recordings are left out
@@ -294,7 +296,7 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
         optimizer.step()
         common.update_average(average, model, min(cfg.average, (1 + step) / (10 + step)))
 
-        done, last = step + 1, step + 1 == end
+        done, last = step + 1, step + 1 == phase.end
         heard += batch.lengths.sum().item() / 25
         if log and (done % cfg.log_every == 0 or last):
             speed = heard * ranks / (time.time() - started)
@@ -316,7 +318,14 @@ def train(cfg: Config, out: Path) -> dict[str, float]:
     if log:
         metrics = metrics or evaluate(average, dev, cfg, device, out / "samples" / f"{end:06d}.safetensors")
         seconds = spent + time.time() - started
-        meta = common.run_meta(cfg, end, seconds, metrics=metrics, manifest_sha256=sha256(manifest))
+        meta = common.run_meta(
+            cfg,
+            end,
+            seconds,
+            metrics=metrics,
+            manifest_sha256=sha256(manifest),
+            tokenizer_sha256=common.made_by(find_data(cfg.tokens)),
+        )
         common.export_model(out, average, cfg.model, meta, form=cfg.storage)
     return metrics
 

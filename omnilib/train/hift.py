@@ -62,8 +62,10 @@ class Config:
     )  # part or language -> how often its recordings count
     crop_seconds: float = 0.64
     batch_seconds: float = 5.12
-    steps: int = 10_000
-    phases: list[dict[str, Any]] = field(default_factory=list)  # see `common.Schedule`; instead of `steps`
+    steps: int = 0  # in all; 0: as many as the phases have
+    phases: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # stretches of the run with settings of their own, see `common.Schedule`
     adversarial: bool = False  # discriminators learn too and judge
     teacher_f0: bool = False  # the source hears the measured pitch instead of the predicted one
     lr: float = 1e-3
@@ -326,7 +328,7 @@ def train(cfg: Config, out: Path) -> dict:
         optimizers["generator"].step()
         common.update_average(average, model, min(cfg.average, (1 + step) / (10 + step)))
 
-        done, last = step + 1, step + 1 == schedule.steps
+        done, last = step + 1, step + 1 == phase.end
         seconds = spent + time.time() - started
         if log and (done % cfg.log_every == 0 or last):
             speed = (done - first) * cfg.batch_seconds * ranks / (time.time() - started)

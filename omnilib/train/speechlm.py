@@ -1,7 +1,7 @@
 """Train the mouth (paper section 3.2): stage 1 teaches adapter and speech rows beside a frozen LLM, stage 2 teaches all.
 
     python -m omnilib.train.speechlm --config nano/speechlm_stage1 --out checkpoints/nano/speechlm_stage1
-    python -m omnilib.train.speechlm --config nano/speechlm_stage2 --out checkpoints/nano/speechlm
+    python -m omnilib.train.speechlm --config nano/speechlm --out checkpoints/nano/speechlm
     accelerate launch --config_file omnilib/configs/deepspeed/zero2.yaml -m omnilib.train.speechlm --config paper/speechlm_stage1 --out runs/stage1
 
 A sample is a conversation: a reference recording of some speaker, then one to many sentences in that speaker's voice, laid
@@ -13,6 +13,7 @@ Shapes: B batch, L rows, k streams.
 """
 
 import copy
+import json
 import time
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -21,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -46,12 +46,15 @@ from omnilib.train.common import (
     count_parameters,
     export_pretrained,
     load_state,
+    load_tensors,
+    made_by,
     parse_args,
     run_meta,
     save_state,
     seed_everything,
 )
 from omnilib.train.prefetch import prefetch
+from omnilib.train.spelling import Splitter
 from omnilib.voice.phonemes import PhonemeHead, intelligibility
 
 DRAWS = 200  # of a sample, before the corpus is blamed
@@ -93,9 +96,12 @@ class Config:
     corrupt: float = (
         0.1  # share of speech cells replaced by random codes in the input: the model must listen to the text
     )
+    bpe_dropout: float = 0.0  # chance that a piece of the text to speak is taken apart, see `train.spelling`
     # optimiser
-    steps: int = 4000
-    phases: list[dict[str, Any]] = field(default_factory=list)  # see `common.Schedule`; instead of `steps`
+    steps: int = 0  # in all; 0: as many as the phases have
+    phases: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # stretches of the run with settings of their own, see `common.Schedule`
     lr: float = 1e-3
     adapter_lr_scale: float = 1.0  # the adapter's rate as a multiple of lr (paper: 5 in stage 2)
     optimizer: str = "adamw"  # adamw | muon (matrices by Muon, the rest by AdamW)
@@ -136,7 +142,7 @@ def read_pairs(config: Config, split: str) -> list[tuple[dict, Tensor]]:
         raise DataError(f"no speech tokens {path}: make them with `python -m omnilib.train.encode`")
     if config.tokenizer:
         check_tokenizer(path, ROOT / config.tokenizer)
-    codes = load_file(str(path))
+    codes = load_tensors(path)
     check_codes(max((int(c.max()) for c in codes.values() if len(c)), default=0), config, path)
     return [
         (r, codes[r["id"]].long())
@@ -202,6 +208,11 @@ class Conversations:
                 }
                 self.speakers[record["language"]][record["speaker"]].append(item)
         low, high = self.config.reference_seconds
+        self.seconds = {
+            speaker: sum(r["seconds"] for r in records)
+            for speakers in self.speakers.values()
+            for speaker, records in speakers.items()
+        }
         self.references = {
             speaker: [r for r in records if low <= r["seconds"] <= high] or records
             for speakers in self.speakers.values()
@@ -225,7 +236,10 @@ class Conversations:
 
     def sample(self, rng: np.random.Generator, language: str, seconds: float) -> tuple[Tensor, Tensor]:
         """Rows and labels (L, 1 + k) of one conversation of about `seconds` of speech."""
+        share = self.config.bpe_dropout
+        splitter = Splitter(self.tokenizer, share, rng) if share else None
         speakers = sorted(self.speakers[language])
+        speakers = [s for s in speakers if self.seconds[s] >= seconds] or speakers  # with enough to say
         parts = [self.speakers[language][s][0]["part"] for s in speakers]
         weights = np.sqrt([len(self.speakers[language][s]) for s in speakers])
         weights = weights * [self.config.weights.get(part, 1.0) for part in parts]
@@ -243,7 +257,13 @@ class Conversations:
             sentences = [(r["text"], r["codes"]) for r in chosen]
             try:
                 return training_rows(
-                    self.tokenizer, self.layout, reference["text"], reference["codes"], sentences, self.rules
+                    self.tokenizer,
+                    self.layout,
+                    reference["text"],
+                    reference["codes"],
+                    sentences,
+                    self.rules,
+                    splitter,
                 )
             except DataError:  # a sentence longer than a whole chunk: draw again
                 continue
@@ -327,6 +347,7 @@ def build(config: Config, tokenizer) -> SpeechLM:
     pairs = ShardWindows(config, "train").pairs(0) if config.shards else read_pairs(config, "train")
     silence = silence_codes(pairs, config.codes)
     if config.stage == 2:
+        check_init(config, folder)
         model = SpeechLM.load(folder)
         model.config.speech_blank, model.config.speech_blank_codes = silence[0] if silence else None, silence
         return model
@@ -464,7 +485,28 @@ def data_hashes(config: Config) -> dict[str, str]:
     """What the run was trained on."""
     if config.shards:
         return {"shards_sha256": sha256(DATA / config.shards / "index.json")}
-    return {"manifest_sha256": sha256(DATA / config.manifest), "tokens_sha256": sha256(DATA / config.tokens)}
+    tokens = DATA / config.tokens
+    return {
+        "manifest_sha256": sha256(DATA / config.manifest),
+        "tokens_sha256": sha256(tokens),
+        "tokenizer_sha256": made_by(tokens),
+    }
+
+
+def check_init(config: Config, folder: Path) -> None:
+    """Refuse a stage 1 that has learnt the codes of another tokenizer.
+
+    Raises:
+        DataError: it has.
+    """
+    try:
+        known = json.loads((folder / "meta.json").read_text(encoding="utf-8")).get("tokenizer_sha256", "")
+    except (OSError, ValueError):
+        return  # a published model does not say
+    if not config.shards and known and (own := made_by(DATA / config.tokens)) and own != known:
+        raise DataError(
+            f"{config.init} has learnt the codes of another tokenizer than {config.tokens} holds: train it again, or encode with its tokenizer"
+        )
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -537,7 +579,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             optimizer.zero_grad()
         rows_seen += int(mask.sum()) * world
         done = step + 1
-        if main_process and (done % config.log_every == 0 or done == schedule.steps):
+        if main_process and (done % config.log_every == 0 or done == phase.end):
             speed = rows_seen / (time.time() - log.started)
             losses = {
                 "loss": output.loss.item(),
@@ -551,7 +593,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 norm=round(float(norm or 0), 3),
                 rows_per_second=round(speed, 1),
             )
-        if done % config.eval_every == 0 or done == schedule.steps:
+        if done % config.eval_every == 0 or done == phase.end:
             metrics = evaluate(
                 wrapped, dev, device, config.bf16
             )  # by all: under ZeRO-3 nobody holds the model alone
@@ -559,7 +601,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 metrics |= read_aloud(model, tokenizer, dev)
             if main_process:
                 log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
-        if done % config.save_every == 0 or done == schedule.steps:
+        if done % config.save_every == 0 or done == phase.end:
             extra = {"seconds": seconds_before + time.time() - began}
             if sharded:
                 zero.save_state(accelerator, wrapped, args.out, done, extra)

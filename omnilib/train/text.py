@@ -11,15 +11,20 @@ from omnilib.data import read_manifest, sha256
 from omnilib.paths import DATA
 from omnilib.text import encode, save_tokenizer, train_tokenizer
 from omnilib.train.common import atomic_folder, parse_args
+from omnilib.train.spelling import pronunciations
 
 
 @dataclass
 class Config:
-    """`size`: text ids in all, control tokens included (byte-pair encoding, arXiv 1508.07909)."""
+    """Sizes of the vocabulary (byte-pair encoding, arXiv 1508.07909)."""
 
-    manifest: str = "nano/manifest.jsonl"
-    size: int = 4096
-    alphabet: int = 2500
+    manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
+    size: int = 4096  # text ids in all, control tokens included
+    alphabet: int = 2500  # single characters; rarer ones are spelt in bytes
+    longest: int = 0  # letters of a piece at most, its space included; 0: whole words are allowed
+    pronunciations: bool = (
+        False  # learn from the lines of the pronunciation task too, so that it has its signs
+    )
 
 
 def main(argv: list[str] | None = None) -> dict[str, float]:
@@ -27,7 +32,9 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     config = configs.load(Config, args.config, args.overrides)
     manifest = DATA / config.manifest
     records = [r for r in read_manifest(manifest) if r["split"] == "train"]
-    tokenizer = train_tokenizer((r["text"] for r in records), config.size, config.alphabet)
+    texts = [r["text"] for r in records]
+    lines = pronunciations(texts) if config.pronunciations else []
+    tokenizer = train_tokenizer([*texts, *lines], config.size, config.alphabet, config.longest or None)
     pieces = sum(len(encode(tokenizer, r["text"])) for r in records)
     seconds = sum(r["duration"] for r in records)
     metrics = {"pieces_per_second_of_speech": round(pieces / seconds, 3), "size": len(tokenizer)}

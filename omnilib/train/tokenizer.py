@@ -70,8 +70,10 @@ class Config:
 
     manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
     seed: int = 0
-    steps: int = 6000
-    phases: list[dict[str, Any]] = field(default_factory=list)  # see `common.Schedule`; instead of `steps`
+    steps: int = 0  # in all; 0: as many as the phases have
+    phases: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # stretches of the run with settings of their own, see `common.Schedule`
     batch_seconds: float = 120.0
     max_seconds: float = 16.0  # longer recordings are left out
     lr: float = 1.5e-3
@@ -380,7 +382,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         optimizer.zero_grad()
         heard += batch.seconds * world
         done = step + 1
-        if main_process and (done % config.log_every == 0 or done == schedule.steps):
+        if main_process and (done % config.log_every == 0 or done == phase.end):
             speed = heard / max(1e-9, time.time() - log.started)
             values = {k: round(v.item(), 5) for k, v in parts.items()}
             log.write(
@@ -392,10 +394,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
                 codes=len(codes.unique()),
                 x_real_time=round(speed, 1),
             )
-        if main_process and (done % config.eval_every == 0 or done == schedule.steps):
+        if main_process and (done % config.eval_every == 0 or done == phase.end):
             metrics = evaluate(model, dev, manifest.parent, config, accelerator.device)
             log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
-        if main_process and (done % config.save_every == 0 or done == schedule.steps):
+        if main_process and (done % config.save_every == 0 or done == phase.end):
             save_state(
                 args.out, model, optimizer, done, {"seconds": seconds_before + time.time() - log.started}
             )

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep import engines, nano, synthetic
+from data_prep import engines, speakers, synthetic
 from data_prep.speakers import Speaker
 from data_prep.synthetic import Command, Engines, Http, Rewriter, answers, build, finished, sample
 from omnilib.data import read_manifest
@@ -49,7 +49,7 @@ def hum(monkeypatch):
         Speaker("hum", "bob", 1.1, 10),
         Speaker("hum", "eve", 1.2, 0),
     ]
-    monkeypatch.setattr(nano, "SPEAKERS", people)
+    monkeypatch.setattr(speakers, "SPEAKERS", people)
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -374,7 +374,7 @@ def needs_flite():
 def test_processes_speak_what_one_does(lamini, tmp_path, monkeypatch):
     needs_flite()
     monkeypatch.setattr(
-        nano, "SPEAKERS", [s for s in nano.SPEAKERS if s.engine == "flite"]
+        speakers, "SPEAKERS", [s for s in speakers.SPEAKERS if s.engine == "flite"]
     )  # not the slow one
     one = build([lamini], tmp_path / "one", 0.01, **SPAN)
     assert build([lamini], tmp_path / "two", 0.01, workers=2, **SPAN) == one

@@ -69,7 +69,7 @@ def test_finished_runs_are_read_and_not_trained_again(tmp_path, monkeypatch):
         write_manifest(tmp_path / name / "manifest.jsonl", [record(f"{name}{i}", 2.0) for i in range(20)])
     write_manifest(tmp_path / "dev.jsonl", [record("dev", 1.0)])
     arguments = ["--raw", str(tmp_path / "raw"), "--curated", str(tmp_path / "curated"), "--steps", "7", "--out", str(tmp_path / "out"),
-                 "--work", str(tmp_path / "work"), "--config", "smoke/speechlm_stage2", "--set", f"manifest={tmp_path / 'dev.jsonl'}"]  # fmt: skip
+                 "--work", str(tmp_path / "work"), "--config", "smoke/speechlm", "--set", f"manifest={tmp_path / 'dev.jsonl'}"]  # fmt: skip
     summary = gain.main(arguments)
     assert trained == [("raw-s0", 0, 7), ("curated-s0", 0, 7)]
     assert summary["raw"]["dev_token_error"] == {"value": 1.5, "low": 1.5, "high": 1.5, "n": 1}

@@ -49,6 +49,15 @@ class Ear:
         return np.array([band.sum() for band in np.split(spectrum, 16)]) + 1e-6
 
 
+class Opinion:
+    """Naturalness: longer is better."""
+
+    id = "opinion"
+
+    def score(self, wave, rate):
+        return min(5.0, 1.0 + len(wave) / rate)
+
+
 def record(speaker: str, role: str, number: int, text: str, language: str, folder) -> dict:
     name = f"{speaker}-{role}-{number}"
     wave = tone(1.2 + 0.2 * number, RATE, HERTZ[speaker])
@@ -70,6 +79,7 @@ def record(speaker: str, role: str, number: int, text: str, language: str, folde
         "language": language,
         "speaker": speaker,
         "seen_speaker": seen,
+        "set": "everyday" if role == "eval" else "",
     } | fields
 
 
@@ -109,7 +119,7 @@ def run(frozen_folder, checkpoints, tmp_path_factory):
     bench = nano.Evaluation(speaker, Frozen(frozen_folder), seed=3)
     bench.note("params_total", results.parameters_of(checkpoints))
     bench.note("retrain_hours", results.training_hours(checkpoints), "h")
-    walls = nano.evaluate(bench, nano.PARTS, Parrot, Ear)
+    walls = nano.evaluate(bench, nano.PARTS, Parrot, Ear, Opinion)
     nano.write(bench, reports, "tiny", nano.PARTS, walls)
     return reports, bench
 
@@ -118,7 +128,10 @@ def test_summary_has_exactly_the_agreed_keys_and_keeps_those_of_others(run):
     plain, speed = (
         json.loads((run[0] / "tiny" / f"{file}.json").read_text()) for file in ("summary", "timings")
     )
-    assert set(plain) == {*results.SUMMARY, "curation_bad_kept"} - set(speed)
+    natural = {n for n in results.NATURAL if "human" not in n and not n.startswith(("clone", "zh_everyday"))}
+    natural |= {"zh_everyday_gt", "zh_everyday_codec", "zh_everyday_tts"}
+    natural |= {"clone_similarity", "clone_impostor", "clone_nearest"}
+    assert set(plain) == {*results.SUMMARY, *natural, "curation_bad_kept"} - set(speed)
     assert set(speed) == {"rtf_total", "rtf_mouth", "rtf_flow", "rtf_hift", "ttfs_stream_s"}, (
         "what another machine changes"
     )
@@ -128,6 +141,27 @@ def test_summary_has_exactly_the_agreed_keys_and_keeps_those_of_others(run):
             assert set(figures[name]) == {"value", "n", "ci95", "source"}
             assert figures[name]["value"] == measured[name]["value"] is not None, name
             assert figures[name]["source"] == f"reports/tiny/eval/{file}.json"
+
+
+def test_everyday_sentences_have_a_name_of_their_own_and_open_ones_do_not(run):
+    metrics = run[1].metrics
+    assert metrics["wer_everyday_en_tts"]["value"] == metrics["wer_en_tts"]["value"]
+    assert metrics["zh_everyday_gt"]["n"] == metrics["zh_gt"]["n"]
+    assert not [name for name in metrics if "everyday" in name and "open" in name]
+
+
+def test_cloned_voices_are_compared_with_strangers_and_sentences_get_an_opinion(run):
+    metrics, records = run[1].metrics, run[1].records
+    made = [r for r in records if r["system"] == "tts" and r["role"] == "eval" and not r["seen"]]
+    assert made and all(0 <= r["impostor"] <= 1 for r in made)
+    nearest = sum(r["similarity"] > r["impostor"] for r in made) / len(made)
+    assert metrics["clone_nearest"]["value"] == nearest and metrics["clone_nearest"]["n"] == len(made)
+    for system in ("gt", "codec", "tts"):
+        scores = [
+            r["dnsmos"] for r in records if (r["language"], r["system"], r["role"]) == ("en", system, "eval")
+        ]
+        assert metrics[f"dnsmos_en_{system}"]["value"] == pytest.approx(sum(scores) / len(scores))
+    assert not any("dnsmos" in r for r in records if r["role"] == "open")
 
 
 def test_figures_follow_from_what_the_judge_heard(run):

@@ -35,7 +35,7 @@ def test_finished_runs_are_read_and_not_trained_again(tmp_path, monkeypatch):
     monkeypatch.setattr(stage2_grid, "train_run", train_run)
     arguments = [
         "--config",
-        "smoke/speechlm_stage2",
+        "smoke/speechlm",
         "--steps",
         "7",
         "--out",

@@ -170,7 +170,7 @@ def test_the_exported_folder_builds_the_same_flow_and_the_loss_falls(corpus, tmp
 
 def test_the_encoder_learns_alone_then_both_and_the_log_says_which(corpus, tmp_path):
     shared = [
-        "steps=10000",
+        "steps=0",
         "lr=5e-3",
         "warmup=2",
         "eval_every=60",
@@ -206,15 +206,27 @@ def test_the_encoder_learns_alone_then_both_and_the_log_says_which(corpus, tmp_p
         (["phases=[{steps: 3}]"], "phase 1: give it a name and a number of steps"),
         (["phases=[{name: a, steps: 3, encoder_lr: 1}]"], "encoder_lr"),
         (["phases=[{name: a, steps: 3, lr: fast}]"], "fast"),
-        (["phases=[{name: a, steps: 3}]", "steps=9"], "not both"),
+        (["phases=[{name: a, steps: 3}, {name: a, steps: 3}]"], "one name"),
+        (["phases=[{name: a, steps: 3, seed: 1, model: {vocab: 9}}]"], "model, seed cannot change"),
+        (["steps=0"], "a run needs `steps`"),
     ],
 )
 def test_a_mistake_in_the_phases_is_one_line(corpus, tmp_path, overrides, words):
     with pytest.raises(ConfigError, match=words) as caught:
-        script.train(
-            settings(corpus, *(["steps=10000"] if "steps=9" not in overrides else []), *overrides), tmp_path
-        )
+        script.train(settings(corpus, "steps=0", *overrides), tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_rehearsal_runs_all_phases_in_fewer_steps(corpus):
+    phases = "phases=[{name: a, steps: 800, lr: 2e-3}, {name: b, steps: 150}, {name: c, steps: 50}]"
+    whole, short = (common.Schedule(settings(corpus, f"steps={n}", phases)) for n in (0, 20))
+    assert [(p.name, p.first, p.end) for p in whole.phases] == [
+        ("a", 0, 800),
+        ("b", 800, 950),
+        ("c", 950, 1000),
+    ]
+    assert [(p.name, p.first, p.end) for p in short.phases] == [("a", 0, 16), ("b", 16, 19), ("c", 19, 20)]
+    assert short.at(3).config.lr == 2e-3 and short.at(18).name == "b" and short.at(19).config.lr != 2e-3
 
 
 def test_codes_of_another_tokenizer_are_refused(corpus, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from data_prep.shards import write_shards
 from omnilib import config as configs
@@ -16,6 +17,7 @@ from omnilib.mouth.rows import layout_of
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.paths import CONFIGS
 from omnilib.text import load_tokenizer
+from omnilib.train import common
 from omnilib.train import speechlm as training
 from tests.train import corpus as tiny
 
@@ -32,7 +34,7 @@ def run(
 ) -> dict[str, float]:
     argv = [
         "--config",
-        f"smoke/speechlm_stage{stage}",
+        "smoke/speechlm_stage1" if stage == 1 else "smoke/speechlm",
         "--out",
         str(out),
         "--set",
@@ -104,7 +106,7 @@ def test_stage_1_changes_only_adapter_and_new_rows(corpus, stage1):
 def test_stage_2_changes_everything_and_the_adapter_learns_five_times_as_fast(corpus, stage1, stage2):
     before, after = SpeechLM.load(stage1).state_dict(), exact_state(stage2)
     assert all(not torch.equal(after[name], before[name]) for name in after)
-    config = configs.load(training.Config, "smoke/speechlm_stage2", corpus.overrides(stage1))
+    config = configs.load(training.Config, "smoke/speechlm", corpus.overrides(stage1))
     model = training.build(config, load_tokenizer(corpus.text))
     groups = [g for o in training.optimizers_of(model, config).values() for g in o.param_groups]
     adapter = {id(p) for p in model.tts_adapter.parameters()}
@@ -113,20 +115,53 @@ def test_stage_2_changes_everything_and_the_adapter_learns_five_times_as_fast(co
     assert config.adapter_lr_scale == 5.0  # paper
 
 
-def test_killed_run_resumes_with_the_same_losses(corpus, tmp_path):
-    flags = ["--config", "smoke/speechlm_stage1", "--set", *corpus.overrides()]
+@pytest.mark.parametrize(("last", "kept"), [("4", 3), ("5", 4)], ids=["within a phase", "between phases"])
+def test_killed_run_resumes_with_the_same_losses(corpus, tmp_path, last, kept):
+    phases = "phases=[{name: short, steps: 4, bpe_dropout: 0.3}, {name: long, steps: 2, lr: 2e-3, shares: [0.0, 1.0]}]"
+    flags = ["--config", "smoke/speechlm_stage1", "--set", *corpus.overrides(), "steps=0", phases]
     training.main([*flags, "--out", str(tmp_path / "whole")])
     script = Path(__file__).parent / "killed.py"
     killed = subprocess.run(
-        [sys.executable, script, "5", *flags, "--out", tmp_path / "cut"], capture_output=True, text=True
+        [sys.executable, script, last, *flags, "--out", tmp_path / "cut"], capture_output=True, text=True
     )
     assert killed.returncode == -9, killed.stderr
-    assert json.loads((tmp_path / "cut" / "state" / "meta.json").read_text())["step"] == 3
+    assert json.loads((tmp_path / "cut" / "state" / "meta.json").read_text())["step"] == kept
     assert not (tmp_path / "cut" / "model.safetensors").exists()
     training.main([*flags, "--out", str(tmp_path / "cut")])
     assert log_rows(tmp_path / "cut") == log_rows(tmp_path / "whole")
     for name, weight in exact_state(tmp_path / "whole").items():
         assert torch.equal(weight, exact_state(tmp_path / "cut")[name]), name
+
+
+def test_stage_2_refuses_a_stage_1_that_learnt_other_codes(corpus, stage1, tmp_path):
+    codes = common.load_tensors(corpus.tokens)
+    for name, digest in (("own", "a" * 64), ("other", "b" * 64)):
+        save_file(codes, tmp_path / f"{name}.safetensors", {"model_sha256": digest})
+    run(corpus, tmp_path / "one", 1, f"tokens={tmp_path}/own.safetensors", "steps=1")
+    run(corpus, tmp_path / "two", 2, f"tokens={tmp_path}/own.safetensors", "steps=1", init=tmp_path / "one")
+    with pytest.raises(DataError, match="learnt the codes of another tokenizer") as caught:
+        run(
+            corpus,
+            tmp_path / "no",
+            2,
+            f"tokens={tmp_path}/other.safetensors",
+            "steps=1",
+            init=tmp_path / "one",
+        )
+    assert "\n" not in str(caught.value)
+
+
+def test_long_samples_come_from_speakers_with_enough_speech(corpus):
+    config = configs.load(training.Config, "smoke/speechlm_stage1", corpus.overrides())
+    tokenizer = load_tokenizer(corpus.text)
+    model = training.build(config, tokenizer)
+    talk = training.Conversations(config, tokenizer, training.layout_of(model.config, tokenizer))
+    few, many = sorted(talk.speakers["en"])
+    talk.speakers["en"][few] = talk.speakers["en"][few][:1]
+    talk.seconds[few] = talk.speakers["en"][few][0]["seconds"]
+    rng = training.step_rng(0, 0)
+    lengths = [len(talk.sample(rng, "en", 0.9 * talk.seconds[many])[0]) for _ in range(6)]
+    assert min(lengths) > 0.5 * max(lengths), "a speaker of one sentence cannot fill a long sample"
 
 
 def test_finished_run_exports_the_published_layout(stage2):
@@ -149,12 +184,16 @@ def test_finished_run_exports_the_published_layout(stage2):
         (["adapter='[1,48,2_2,64]'"], ConfigError, "48 wide"),
         (["init=/nowhere"], CheckpointError, "train the stage before"),
         (["tokens=/nowhere.safetensors"], DataError, "no speech tokens"),
+        (["tokens=DAMAGED"], DataError, "cannot read.*omnilib.train.encode"),
+        (["steps=0"], ConfigError, "a run needs `steps`"),
         (["manifest=/nowhere.jsonl"], DataError, "no manifest"),
         (["languages=[zh]"], DataError, "zh"),
         (["codes=8"], DataError, "codes"),
     ],
 )
 def test_mistakes_are_told_in_one_line(corpus, tmp_path, overrides, error, words):
+    (tmp_path / "damaged.safetensors").write_bytes(corpus.tokens.read_bytes()[:200])  # a disk that was full
+    overrides = [o.replace("DAMAGED", str(tmp_path / "damaged.safetensors")) for o in overrides]
     with pytest.raises(error, match=words) as caught:
         run(corpus, tmp_path, 1, *overrides)
     assert "\n" not in str(caught.value)
@@ -170,7 +209,7 @@ def test_state_of_another_model_is_refused(corpus, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", sorted(f"{p.parent.name}/{p.stem}" for p in CONFIGS.glob("*/speechlm_stage*.yaml"))
+    "name", sorted(f"{p.parent.name}/{p.stem}" for p in CONFIGS.glob("*/speechlm*.yaml"))
 )
 def test_every_config_loads(name):
     config = configs.load(training.Config, name)
