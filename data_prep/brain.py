@@ -344,7 +344,7 @@ def families(count: int, seed: int) -> list[tuple[str, Iterator[Item]]]:
 
 
 def mixed(make: Callable[[], Iterator[Item]], rng: random.Random) -> Iterator[Item]:
-    """A finite source in an order of its own."""
+    """A finite source, shuffled by its own seed."""
     every = list(make())
     yield from rng.sample(every, len(every))
 

@@ -3,7 +3,7 @@
     python -m data_prep.cost --hours 400000
     python -m data_prep.cost --hours 400000 --days 14 --gpu-price 3.1 --assume keep_wild=0.3,0.4,0.5 --json plan.json
 
-Rates come from the benchmark of this repository (`reports/nano/curation/bench.json`, written by `omnilib.bench.curation`:
+Rates come from the benchmark of this repository (`reports/nano/curation/bench.json`, written by `data_prep.bench.curation`:
 `{"steps": {name: {"audio_hours_per_core_hour": x, "audio_hours_per_gpu_hour": y}}}`, either key may be absent). Steps without a
 measured rate use a published one where there is one, and else stay empty and are listed. Everything else is an assumption: low,
 likely, high, with its source. Each figure is the 5th, 50th and 95th percentile of 20,000 draws from triangular distributions.
@@ -67,7 +67,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prices:
-    """Placeholders to replace by your own; nothing here is a quotation."""
+    """Example prices, to be replaced by your own; they come from no provider."""
 
     gpu_hour: float = 2.5
     core_hour: float = 0.04
@@ -200,11 +200,11 @@ def read_rates(path: Path) -> dict[str, dict[str, float]]:
         }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{path} is not a curation benchmark ({error}): run `python -m omnilib.bench.curation` again"
+            f"{path} is not a curation benchmark ({error}): run `python -m data_prep.bench.curation` again"
         ) from None
     if bad := [name for name, row in rates.items() if any(not 0 < v < np.inf for v in row.values())]:
         raise DataError(
-            f"{path}: rate of {', '.join(bad)} is not a positive number; run `python -m omnilib.bench.curation` again"
+            f"{path}: rate of {', '.join(bad)} is not a positive number; run `python -m data_prep.bench.curation` again"
         )
     return {name: row for name, row in rates.items() if row}
 
@@ -385,7 +385,7 @@ def render(result: dict) -> str:
                 for s in rows
             ],
         ),
-        f"\n**Not measured, so not in the sums: {unmeasured}. Run `python -m omnilib.bench.curation` first.**"
+        f"\n**Not measured, so not in the sums: {unmeasured}. Run `python -m data_prep.bench.curation` first.**"
         if unmeasured
         else "",
         "\n## Sums\n",

@@ -9,9 +9,12 @@ and card.md. A mistake in recipe or input is one line on stderr and exit code 2.
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
-from data_prep.pipeline import MAX_BAD, curate
+from data_prep.corpora import MAX_BAD
+from data_prep.pipeline import curate
+from data_prep.pipeline.parts import Engine
 from omnilib.errors import UserError
 
 
@@ -39,9 +42,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        table = curate(
-            args.manifest, args.recipe, args.out, args.engine, args.workers, args.address, args.max_bad
-        )
+        engine = ray_cluster(args.workers, args.address) if args.engine == "ray" else None
+        table = curate(args.manifest, args.recipe, args.out, engine, args.workers, args.max_bad)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -51,6 +53,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"bad lines of the manifest, left out: {why}; see {args.out / 'dropped.jsonl'}")
     print(f"kept {kept['records']} records, {kept['hours']:.2f} h; funnel and data card in {args.out}")
     return 0
+
+
+def ray_cluster(workers: int | None, address: str | None) -> Engine:
+    """The engine of a Ray cluster, imported only where it is asked for."""
+    from data_prep.pipeline.engine_ray import ray_engine
+
+    return partial(ray_engine, workers=workers, address=address)
 
 
 if __name__ == "__main__":

@@ -211,7 +211,7 @@ class Gcin:
         self.voice = voice
 
     def syllable(self, bopomofo: str) -> tuple[np.ndarray, int] | None:
-        """Trimmed, capped, faded recording of one syllable with its tone mark; None when nobody recorded it."""
+        """Trimmed, capped, faded recording of one syllable with its tone mark; None when there is no recording of it."""
         base = bopomofo.rstrip("ˊˇˋ˙")
         digit = {"ˊ": "2", "ˇ": "3", "ˋ": "4", "˙": "1"}.get(bopomofo[-1], "")
         for name in (base + digit, base):  # a missing neutral tone falls back to the first tone

@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from data_prep import texts
 from data_prep.engines import RATE
-from data_prep.nano import SPEAKERS, key_of
+from data_prep.nano import key_of
+from data_prep.speakers import SPEAKERS
 from omnilib.audio import TOKENIZER_RATE, resample
 from omnilib.data import load_segment, read_manifest, write_manifest
 from omnilib.errors import DataError, MissingTool, UserError
@@ -187,7 +188,7 @@ def choose_open(records: list[dict]) -> list[tuple[str, dict]]:
 
 
 def freeze(corpus: Path, out: Path, every: bool = False) -> str:
-    """Write the subset, or with `every` all of `choose`'s and nothing else; returns the manifest's sha256."""
+    """Write the subset, or with `every` all chosen test lines; returns the manifest's sha256."""
     records = read_manifest(corpus / "manifest.jsonl")
     (out / "audio").mkdir(parents=True, exist_ok=True)
     frozen = []

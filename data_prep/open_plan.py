@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from data_prep import kokoro, texts
-from data_prep.nano import SPEAKERS
+from data_prep.speakers import SPEAKERS
 from data_prep.texts import Line
 
 HOURS = {"raw": 72.0, "en": 10.4, "zh": 5.0}  # of training speech

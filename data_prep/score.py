@@ -88,7 +88,7 @@ AIMS = {  # headline figure: what it is, our aim in words and as a number, how i
         "audio-hours per hour without a recogniser",
         ">= 100",
         100.0,
-        "2 cores, omnilib.bench.curation",
+        "2 cores, data_prep.bench.curation",
     ),
 }
 HALF = 0.5
@@ -388,7 +388,7 @@ def mistake(unit: dict) -> bool:
 
 
 def aim_rows(metrics: dict[str, dict]) -> list[dict]:
-    """AIMS against what was measured, as rows of `Run.paper_table`; the paper reports nothing of the kind."""
+    """AIMS against what was measured, as rows of `Run.paper_table`; the paper reports no such figures."""
     rows = []
     for name, (claim, words, limit, judge) in AIMS.items():
         value = metrics.get(name, {}).get("value", float("nan"))

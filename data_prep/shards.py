@@ -1,16 +1,17 @@
-"""Curated records -> Parquet shards by length, and the loader that streams them into training.
+"""Curated records -> Parquet shards by length, as `omnilib.shards` streams them into training.
 
     python -m data_prep.shards --manifest out/manifest.jsonl --out shards --workers 2
     datasets.load_dataset("shards", split="train")        # or streaming=True; `audio` holds FLAC bytes
 
-Records of a split are ordered by length (lengths within RATIO mixed by a hash of the id) and cut every `seconds` of audio, so a
-shard holds records of nearly one length and a batch of it pads little. Writing again continues: a shard is complete or absent.
+Records of a split are ordered by length (lengths within RATIO mixed by a hash of the id) and cut every
+`seconds` of audio, so a shard holds records of nearly one length and a batch of it pads little. Writing
+again continues: a shard is complete or absent.
 
     shards/<split>/00000-<key>.parquet    id, audio {bytes, path}, duration, rate, ..., more (JSON of the other fields)
     shards/index.json                     written last: records, seconds, lengths, sha256 of each shard
     shards/checksums.sha256, README.md    for `sha256sum -c` and for `load_dataset`
 
-Shapes: B batch, T samples. Units: seconds.
+Units: seconds.
 """
 
 import argparse
@@ -18,7 +19,7 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -33,36 +34,16 @@ import soundfile
 from tqdm import tqdm
 
 from data_prep.corpora import MAX_BAD, BadRows
-from data_prep.pipeline import (
-    Audio,
-    BadRow,
-    digest,
-    file_digest,
-    file_name,
-    read_json,
-    rows,
-    temporary,
-    write_json,
-)
+from data_prep.pipeline.audio import Audio
+from data_prep.pipeline.files import digest, file_digest, file_name, temporary, write_json
+from data_prep.pipeline.manifest import BadRow, rows
 from omnilib import options
-from omnilib.data import FIELDS, bucket_batches, padding_waste
 from omnilib.errors import AudioError, ConfigError, DataError, UserError
 from omnilib.eval.results import add_to_summary
+from omnilib.shards import SCHEMA, Shards
 
 SECONDS = 900.0
 RATIO = 1.05  # lengths that may be mixed
-PIECE = 25  # lengths are counted in 1/25 s, the length of a speech token
-AUDIO_TYPE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-SCHEMA = pyarrow.schema(
-    [
-        ("id", pyarrow.string()),
-        ("audio", AUDIO_TYPE),
-        ("duration", pyarrow.float64()),
-        ("rate", pyarrow.int64()),
-    ]
-    + [(name, pyarrow.string()) for name in FIELDS if name not in ("id", "path", "start", "duration", "rate")]
-    + [("more", pyarrow.string())]
-)
 
 
 @dataclass(frozen=True)
@@ -74,7 +55,8 @@ class Shard:
 
 
 def plan(manifest: Path, seconds: float, bad: BadRows) -> list[Shard]:
-    """Which records go into which shard: depends on the records only, not on their order. Lines that are no record are counted in `bad`.
+    """Which records go into which shard: depends on the records only, not on their order. Lines that are no
+    record are counted in `bad`.
 
     Raises:
         DataError: a record was never decoded.
@@ -197,7 +179,8 @@ def write_shards(
 ) -> dict:
     """Write, or go on writing, the shards of a manifest; returns the index.
 
-    Lines that are no record and records whose audio cannot be read are left out and counted in the index under `dropped`.
+    Lines that are no record and records whose audio cannot be read are left out and counted in the index
+    under `dropped`.
 
     Raises:
         DataError: no manifest, more than a share of `max_bad` of it is bad, or no place to write.
@@ -267,96 +250,6 @@ def card(lines: list[dict], manifest: Path) -> str:
         f"| split | shards | records | hours |\n|---|---|---|---|\n{''.join(rows)}\n"
         + (about.read_text(encoding="utf-8") if about.is_file() else "")
     )
-
-
-class Shards:
-    """Batches of an epoch, streamed shard by shard.
-
-    Args:
-        batch_seconds: audio a batch holds, padding included.
-        rank, world: this process and how many share the epoch.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        split: str = "train",
-        batch_seconds: float = 120.0,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-    ):
-        self.folder, self.batch_seconds, self.seed, self.rank, self.world = (
-            Path(folder),
-            batch_seconds,
-            seed,
-            rank,
-            world,
-        )
-        index = read_json(self.folder / "index.json")
-        self.shards = [s for s in index["shards"] if s["split"] == split] if index else []
-        if not self.shards:
-            raise DataError(
-                f"no shards of split '{split}' in {folder}: write them with `python -m data_prep.shards`"
-            )
-
-    def plan(self, shard: dict, epoch: int) -> tuple[list[list[int]], list[int]]:
-        """Batches (row numbers) of one shard, and all its lengths in 1/25 s; reads no audio."""
-        durations = parquet.read_table(self.folder / shard["path"], columns=["duration"])[
-            "duration"
-        ].to_pylist()
-        lengths = [math.ceil(d * PIECE) for d in durations]
-        return bucket_batches(lengths, round(self.batch_seconds * PIECE), self.seed, epoch), lengths
-
-    def records(self, numbers: Iterable[int]) -> list[dict]:
-        """Fields of the records of some shards, without their sound."""
-        columns = [name for name in SCHEMA.names if name != "audio"]
-        rows = [
-            row
-            for n in numbers
-            for row in parquet.read_table(self.folder / self.shards[n]["path"], columns=columns).to_pylist()
-        ]
-        return [fields_of(row) for row in rows]
-
-    def batches(self, epoch: int = 0, skip: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray, list[dict]]]:
-        """Waves (B, T) float32 padded with zeros, lengths (B,), records. `skip`: batches that a resumed run has had."""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.shards))[
-            self.rank :: self.world
-        ]
-        for number in order:
-            shard = self.shards[number]
-            batches, _ = self.plan(shard, epoch)
-            if skip >= len(batches):
-                skip -= len(batches)
-                continue
-            rows = parquet.read_table(self.folder / shard["path"]).to_pylist()
-            for batch in batches[skip:]:
-                yield collate([rows[i] for i in batch])
-            skip = 0
-
-    def padding_waste(self, epoch: int = 0) -> float:
-        """Share of padded samples in an epoch's batches."""
-        batches, lengths = [], []
-        for shard in self.shards:
-            own, its = self.plan(shard, epoch)
-            batches += [[len(lengths) + i for i in batch] for batch in own]
-            lengths += its
-        return padding_waste(batches, lengths)
-
-
-def collate(rows: list[dict]) -> tuple[np.ndarray, np.ndarray, list[dict]]:
-    """Decode and pad."""
-    waves = [soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")[0] for row in rows]
-    lengths = np.array([len(wave) for wave in waves])
-    padded = np.zeros((len(waves), lengths.max()), np.float32)
-    for line, wave in zip(padded, waves, strict=True):
-        line[: len(wave)] = wave
-    return padded, lengths, [fields_of(row) for row in rows]
-
-
-def fields_of(row: dict) -> dict:
-    """A record again, without its sound."""
-    return {k: v for k, v in row.items() if k not in ("audio", "more")} | json.loads(row["more"])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -39,7 +39,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from data_prep import nano
+from data_prep import speakers
 from data_prep.corpora import lines, parse
 from data_prep.engines import ENGINES, RATE, render
 from omnilib import options
@@ -143,7 +143,7 @@ def sample(
 
 @dataclass(frozen=True)
 class Rewriter:
-    """Answers retold for the ear by an OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY."""
+    """Answers rewritten as spoken language by an OpenAI-compatible endpoint; the key comes from OPENAI_API_KEY."""
 
     endpoint: str
     model: str
@@ -208,6 +208,9 @@ class Voice:
             write_audio(Path(self.clip), wave, rate)
 
 
+ENGINE_CACHE: dict[str, object] = {}  # engine and voice -> engine, opened once a process
+
+
 @dataclass(frozen=True)
 class Engines:
     """The engines of the nano corpus; their training speakers are the voices."""
@@ -215,13 +218,13 @@ class Engines:
     name = "engines"
 
     def voices(self, language: str) -> list[Voice]:
-        return [Voice(s.name, language) for s in nano.SPEAKERS if s.language == language and s.lines]
+        return [Voice(s.name, language) for s in speakers.SPEAKERS if s.language == language and s.lines]
 
     def say(self, text: str, language: str, voice: Voice) -> tuple[np.ndarray, int]:
         if language == "zh" and re.search("[A-Za-z]", text):
             raise ValueError("the syllable engine speaks Chinese only")
-        speaker = next(s for s in nano.SPEAKERS if s.name == voice.name)
-        engine = nano.ENGINE_CACHE.setdefault(
+        speaker = next(s for s in speakers.SPEAKERS if s.name == voice.name)
+        engine = ENGINE_CACHE.setdefault(
             f"{speaker.engine}-{speaker.voice}", ENGINES[speaker.engine](speaker.voice)
         )
         rng, pieces = np.random.default_rng(number(text, voice.name)), []

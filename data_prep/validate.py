@@ -18,7 +18,9 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 from tqdm import tqdm
 
-from data_prep.pipeline import DEFAULTS, BadRow, file_digest, number_of, read_json, rows
+from data_prep.pipeline.files import file_digest, read_json
+from data_prep.pipeline.join import number_of
+from data_prep.pipeline.manifest import DEFAULTS, BadRow, rows
 from omnilib.errors import DataError, UserError
 from omnilib.recording import BadRecording, missing_seconds, opened
 

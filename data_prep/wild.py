@@ -38,7 +38,7 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from data_prep.pipeline import dump
+from data_prep.pipeline.files import dump
 from data_prep.steps.levels import frame_levels
 from omnilib.data import read_manifest
 from omnilib.errors import ConfigError, DataError, UserError
@@ -188,7 +188,7 @@ class Sentence:
 
 @dataclass
 class Item:
-    """A file to write, what the crawler knows of it and what is true of it."""
+    """A file to write, what its manifest says about it, and the truth."""
 
     source: str
     form: str
@@ -203,7 +203,7 @@ class Item:
 
 
 def generator(seed: int, *key: object) -> np.random.Generator:
-    """Random numbers that depend on nothing but the seed and a name."""
+    """A random generator determined by seed and name alone."""
     return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed} {key}".encode()).digest()[:8]))
 
 
@@ -610,7 +610,7 @@ def mirrored(item: Item, source: str, rng: np.random.Generator) -> Item:
 
 
 def save(item: Item, number: int, seed: int, out: Path) -> tuple[dict, dict]:
-    """Write a file; returns its manifest record and its truth. The id tells the source and nothing else."""
+    """Write a file; returns its manifest record and its truth. The id names the source only."""
     item.id = f"{item.source}-{hashlib.sha256(f'{seed} {number}'.encode()).hexdigest()[:8]}"
     path = out / "sources" / item.source / f"{item.id}.{item.form}"
     path.parent.mkdir(parents=True, exist_ok=True)

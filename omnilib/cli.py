@@ -311,7 +311,7 @@ def tell(line: str, to_errors: bool = False) -> None:
 
 
 def reproduce(args: argparse.Namespace) -> int:
-    """Evaluation, notebooks, index: what fails is named at the end and the rest goes on.
+    """Evaluation, notebooks, index: failures are listed at the end and stop nothing else.
 
     Only a whole run without a failure writes the front page; changed parameters never touch the plain reports.
     """
@@ -561,7 +561,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def stop_on_signals() -> dict:
-    """Let a polite kill unwind as Ctrl-C does, so that half-written files go; returns the handlers from before."""
+    """Treat SIGTERM like Ctrl-C, so that half-written files are removed; returns the earlier handlers."""
     if threading.current_thread() is not threading.main_thread():
         return {}
 

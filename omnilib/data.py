@@ -107,7 +107,7 @@ class FlacShard:
 def load_segment(record: dict, root: Path, start: float = 0.0, duration: float | None = None) -> torch.Tensor:
     """Samples of one record, or of a part of it, as float32 in [-1, 1] at the record's own rate: (T,).
 
-    A record may be a copy played faster or slower than its file, `speed` times as fast, pitch and all: its `start` and
+    A record may be a copy of its file resampled by `speed`, which also shifts pitch: its `start` and
     `recorded` seconds are the file's, its `duration` is its own and may end in silence.
 
     Raises:

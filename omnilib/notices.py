@@ -74,6 +74,8 @@ def doubtful(text: str) -> list[str]:
 def silent_symbols(text: str, language: str) -> list[str]:
     """Symbols and emoji that the spoken form has no word for."""
     symbols = dict.fromkeys(c for c in text if unicodedata.category(c) in ("So", "Sm") and c not in "<>|~")
+    if not symbols:
+        return []
     frames = ("一{}二", "5{}5") if language == "zh" else ("one {} two", "5{}5")
     plain = [clean_text(frame.format(" "), language) for frame in frames]
     lost = [c for c in symbols if [clean_text(frame.format(f" {c} "), language) for frame in frames] == plain]

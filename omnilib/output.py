@@ -29,7 +29,7 @@ OPEN_LENGTH = 0xFFFFFFFF  # of a WAV stream; players read on to the end
 
 
 def is_stream(path: Path) -> bool:
-    """Standard output, a pipe or a device: nothing to keep, nothing to rename."""
+    """Whether it is standard output, a pipe or a device, which cannot be replaced by renaming."""
     if str(path) in STANDARD_OUTPUT:
         return True
     try:
@@ -40,7 +40,7 @@ def is_stream(path: Path) -> bool:
 
 
 def shown(path: Path) -> str:
-    """A path as it can be printed anywhere."""
+    """A path with characters that a terminal may not print escaped."""
     if str(path) in STANDARD_OUTPUT:
         return "standard output"
     name = "".join(
@@ -110,7 +110,7 @@ def pcm(wave) -> bytes:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete temporary files whose writer is gone: nobody holds their lock."""
+    """Delete temporary files that no running process has locked."""
     if fcntl is None:
         return
     for path in folder.glob(".omni-*.part"):

@@ -124,7 +124,7 @@ def write_stamp(folder: Path, record: dict, speed: dict | None = None) -> None:
 
 
 def read_stamp(folder: Path) -> dict:
-    """The whole record of a report; {} when nothing was stamped.
+    """provenance.json of a report; {} when there is none.
 
     Raises:
         DataError: damaged file.

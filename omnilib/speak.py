@@ -4,7 +4,8 @@
     speaker.speak("the light of the morning").save("hello.wav")
     for piece in speaker.stream("the light of the morning"): play(piece)          # (n,) samples at 24 kHz
 
-text -> `mouth.decode` (25 Hz tokens in the reference's manner) -> `voice.codec` (flow, then vocoder, in the reference's voice).
+text -> `mouth.decode` (25 Hz tokens in the reference's manner) -> `voice.codec` (flow, then vocoder, in the
+reference's voice).
 
 Shapes: N tokens (25 Hz), T samples (24 kHz).
 """
@@ -25,19 +26,20 @@ from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, save_wave
 from omnilib.device import check_device
 from omnilib.errors import AudioError, CheckpointError, UserError
 from omnilib.mouth import decode
-from omnilib.mouth.chunking import Chunk, is_sentence_end
+from omnilib.mouth.chunking import Chunk, ChunkRules, is_sentence_end
 from omnilib.mouth.decode import DecodeSettings, Request
-from omnilib.mouth.passes import check_length, chunk_ids, expected_seconds, fit, left_over
-from omnilib.mouth.readable import Reader
+from omnilib.mouth.front_end import FrontEnd, Script
+from omnilib.mouth.passes import chunk_ids, fit, left_over
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.paths import CHECKPOINTS
 from omnilib.reference import load_reference
-from omnilib.text import clean_text, detect_language, encode, layout_of, load_tokenizer, prompt_rows
+from omnilib.text import detect_language, load_tokenizer
 from omnilib.voice.codec import Codec, Voice
 from omnilib.voice.ending import FRAMES, Levels, ends_loud
 
 LANGUAGES = ("en", "zh")
 LONGEST_REFERENCE = 30.0  # seconds
+TRANSCRIPT = "the transcript of the voice"
 RETRY_CHUNKS = 20  # a pass of more chunks is not decoded again because of one of them
 
 
@@ -56,7 +58,7 @@ def check_text(text: str, language: str | None = None) -> str:
 
 @dataclass
 class SpeakResult:
-    """What was said, and what it cost."""
+    """Speech, its tokens and chunks, and the time it took."""
 
     wave: Tensor  # (T,)
     rate: int
@@ -112,12 +114,19 @@ class SpeechStream:
 
 @dataclass
 class Reference:
-    """A voice to speak with: the recording as the codec sees it, and what is said in it."""
+    """A voice to speak with: the recording as the codec sees it, and what is said in it.
+
+    Attributes:
+        text: the transcript as given; `said` is the same as the mouth reads it.
+        prompt: (R, 1 + k) rows that every text in this voice begins with.
+    """
 
     voice: Voice
     text: str
-    language: str = "en"
-    name: str = ""
+    language: str
+    name: str
+    said: Script
+    prompt: Tensor
 
 
 @dataclass
@@ -127,6 +136,7 @@ class Job:
     Attributes:
         request: with the ids of the whole text.
         settings: those of one pass.
+        rules: where the chunks of a pass end.
         seconds: of speech that are expected.
         messages: what is to be said about the text and the voice.
         whole: whether all of the text can be spoken.
@@ -135,6 +145,7 @@ class Job:
     reference: Reference
     request: Request
     settings: DecodeSettings
+    rules: ChunkRules
     seconds: float
     messages: list[str]
     whole: bool
@@ -171,12 +182,14 @@ class TextToSpeech:
         self.model, self.tokenizer, self.codec = model.eval(), tokenizer, codec
         self.settings, self.folder, self.voices = settings, folder, voices
         self.rate, self.bilingual = VOICE_RATE, bilingual
-        self.reader, self.layout = Reader(tokenizer), layout_of(model.config, tokenizer)
+        self.front = FrontEnd(model.config, tokenizer)
+        self.reader = self.front.reader
         self.heard: dict[tuple, Reference] = {}  # recordings are analysed once
 
     @classmethod
     def load(cls, scale: str | Path = "nano", device: str = "cpu") -> "TextToSpeech":
-        """Read checkpoints/<scale>, a folder of the same layout, or a published MGM-Omni-TTS folder (see `weights.py`).
+        """Read checkpoints/<scale>, a folder of the same layout, or a published MGM-Omni-TTS folder (see
+        `weights.py`).
 
         Raises:
             CheckpointError: a module is missing, truncated or of another model.
@@ -215,7 +228,7 @@ class TextToSpeech:
         """The voice of a name, of a recording, or the language's default.
 
         Raises:
-            UserError: unknown name, or a recording without its transcript.
+            UserError: unknown name, or a recording without its transcript, or with one that does not fit it.
             AudioError: the recording cannot be used.
         """
         if voice is None:
@@ -246,34 +259,33 @@ class TextToSpeech:
                 raise AudioError(
                     f"{path} lasts {len(wave) / TOKENIZER_RATE:.0f} s: cut out 3 to {LONGEST_REFERENCE:.0f} s and give their text"
                 )
-            self.heard[key] = Reference(self.codec.voice(wave, TOKENIZER_RATE), text, spoken, str(voice))
+            analysed, said = self.codec.voice(wave, TOKENIZER_RATE), self.front.read(text)
+            notices.unreadable(said.reading, TRANSCRIPT)
+            prompt = self.front.prompt(said, analysed.tokens)
+            self.heard[key] = Reference(analysed, text, spoken, str(voice), said, prompt)
         return self.heard[key]
 
     def job(self, text: str, voice, voice_text, language, seed: int, temperature: float | None) -> Job:
-        """What both ways of speaking need; every mistake of the caller is found here."""
-        changes = {"seed": seed} | ({} if temperature is None else {"temperature": temperature})
+        """Everything `speak` and `stream` need; all errors about the arguments are raised here."""
+        changes = {"seed": seed, "normalise": False} | (
+            {} if temperature is None else {"temperature": temperature}
+        )
         settings = replace(self.settings, **changes)
         language = check_text(text, language)
-        reading = self.reader.read(clean_text(text, language))
+        script = self.front.read(text, language)  # the one place where a text is normalised
+        reading = script.reading
         messages = notices.unreadable(reading) + notices.doubtful(reading.text)
-        messages += notices.long_words(text, lambda word: self.seconds_of(clean_text(word, language)))
-        seconds = check_length(len(encode(self.tokenizer, reading.text)), self.layout)
+        messages += notices.long_words(text, lambda word: self.front.seconds(word, language))
+        seconds = self.front.check_length(script)
         messages += notices.silent_symbols(text, language)
         reference = self.reference(voice, voice_text, language)
         if not self.bilingual:
             messages += notices.wrong_voice(reading.text, reference.name, reference.language, self.voices)
-        said = self.reader.read(clean_text(reference.text))
-        messages += notices.unreadable(said, "the transcript of the voice")
-        prompt = prompt_rows(self.tokenizer, self.layout, said.text, reference.voice.tokens)
-        settings = fit(settings, self.model.config.max_position_embeddings, len(prompt))
-        final = clean_text(reading.text, language)  # what was left out has left blanks
-        ids = tuple(encode(self.tokenizer, final))
-        request = Request(final, said.text, reference.voice.tokens, ids)
-        return Job(reference, request, settings, seconds, messages, not reading.left_out)
-
-    def seconds_of(self, text: str) -> float:
-        """How long a text in spoken form will be, about."""
-        return expected_seconds(len(encode(self.tokenizer, text)), self.layout)
+        messages += notices.unreadable(reference.said.reading, TRANSCRIPT)
+        settings = fit(settings, self.model.config.max_position_embeddings, len(reference.prompt))
+        request = Request(script.text, reference.said.text, reference.voice.tokens, script.ids)
+        rules = self.front.rules(settings)
+        return Job(reference, request, settings, rules, seconds, messages, not reading.left_out)
 
     def prepare(
         self, text: str, voice, voice_text, language, seed: int, temperature: float | None
@@ -286,9 +298,8 @@ class TextToSpeech:
         self, job: Job, ids: tuple[int, ...], trial: int = 0
     ) -> Generator[list[int], None, tuple[list[Chunk], tuple[int, ...]]]:
         """One pass: its tokens row by row; returns its chunks and the ids it leaves over."""
-        machine = yield from decode.stream(
-            self.model, self.tokenizer, replace(job.request, ids=ids), job.settings, trial
-        )
+        machine = self.front.machine(ids, job.rules)
+        yield from decode.run(self.model, job.reference.prompt, machine, job.settings, trial)
         for chunk, part in zip(machine.chunks, chunk_ids(ids, machine), strict=False):
             chunk.text = self.tokenizer.decode(part).strip()
         return machine.chunks, left_over(machine)
@@ -331,7 +342,8 @@ class TextToSpeech:
         return SpeakResult(join(waves), self.rate, torch.cat(tokens), chunks, timings, messages, complete)
 
     def speak_pass(self, job: Job, ids: tuple[int, ...], timings: dict[str, float], bar: tqdm) -> "Pass":
-        """One pass, decoded again while a chunk of it is flagged; of the trials the one with the fewest flags."""
+        """One pass, decoded again while a chunk of it is flagged; of the trials the one with the fewest
+        flags."""
         best = None
         for trial in range(job.settings.speak_retries + 1):
             begun, started = bar.n, time.perf_counter()
@@ -430,7 +442,7 @@ def flag_loud_ends(chunks: list[Chunk], levels: Levels) -> None:
 
 
 def join(waves: list[Tensor]) -> Tensor:
-    """Waves (n,) one after the other: (T,). The list is emptied, so that an hour is not held twice."""
+    """Waves (n,) one after the other: (T,). The list is emptied meanwhile, to save memory."""
     if len(waves) == 1:
         return waves.pop()
     whole, at = waves[0].new_empty(sum(map(len, waves))), 0

@@ -464,18 +464,21 @@ def test_reproduce_goes_on_after_failures_and_exits_1(tmp_path, monkeypatch, cap
 
 
 def test_reproduce_leaves_out_chapters_whose_parts_are_not_there(tmp_path, monkeypatch, capsys):
-    from omnilib import report, scales
+    from omnilib import checkpoints, report
 
     ran = []
     (tmp_path / "tokenizer").mkdir()
     monkeypatch.setattr(cli, "REPORTS", tmp_path / "reports")
-    monkeypatch.setattr(scales, "CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path)
     monkeypatch.setattr(report, "check_scale", lambda scale: None)
     monkeypatch.setattr(report, "run_notebooks", lambda notebooks, *a, **k: ran.extend(notebooks) or [])
     monkeypatch.setattr(report, "build_index", lambda *a, **k: None)
     assert omni("reproduce", "--notebooks") == 0
     told = capsys.readouterr().out
-    assert "08_the_brain left out: checkpoints/nano/encoders is missing" in told and "omni train encoders" in told
+    assert (
+        "08_the_brain left out: checkpoints/nano/encoders is missing" in told
+        and "omni train encoders" in told
+    )
     assert [p.stem[:2] for p in ran] == [f"{n:02d}" for n in range(8)], "the others run"
     assert omni("reproduce", "--only", "08") == 2, "nothing is left to run: that is no success"
     assert "checkpoints/nano/encoders is missing" in capsys.readouterr().err

@@ -151,10 +151,10 @@ def test_numbers_of_the_paper_are_those_of_its_tables(path):
 
 @pytest.mark.parametrize("path", EVERY, ids=lambda p: p.stem)
 def test_what_a_notebook_needs_can_be_trained(path):
-    from omnilib import scales
+    from omnilib import smoke
 
     needs = read(path).metadata.get("needs", [])
-    assert set(needs) <= set(scales.RECIPES)
+    assert set(needs) <= set(smoke.RECIPES)
     code = "\n".join(c.source for c in read(path).cells if c.cell_type == "code")
     wanted = re.findall(r'"(encoders|brain_stage1|brain)"', code)
     loads = "load_trained(folder" in code or "Brain.load(folder" in code or "training_log" in code

@@ -46,6 +46,13 @@ def test_behind_the_evaluation_stand_model_judge_data_checkpoints_and_packages_b
     assert {"torch", "transformers", "jiwer", "faster-whisper"} <= found["packages"].keys()
 
 
+def test_public_names_and_smoke_training_put_no_other_part_behind_a_result():
+    """`from omnilib import x` runs omnilib/__init__.py, which names Brain; a change in the brain makes no voice figure old."""
+    ours, _ = sources.closure(["from omnilib import frozen, speak\nimport omnilib.eval.stage2_grid"])
+    assert {"omnilib", "omnilib.frozen", "omnilib.train.speechlm"} <= ours
+    assert not [name for name in ours if name.startswith(("omnilib.brain", "omnilib.smoke"))]
+
+
 def test_behind_curation_stand_the_steps_that_its_recipe_names():
     files = sources.behind("curation")["files"]
     assert {

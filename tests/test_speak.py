@@ -9,7 +9,10 @@ import soundfile
 import torch
 
 from omnilib import speak as speaking
+from omnilib import spoken
 from omnilib.errors import AudioError, CheckpointError, ConfigError, UserError
+from omnilib.mouth import decode
+from omnilib.mouth.speechlm import SpeechLMConfig
 from omnilib.speak import TextToSpeech
 from tests.tiny import tone, write_checkpoints
 
@@ -78,6 +81,47 @@ def test_streamed_speech_has_the_same_tokens_and_length(with_settings):
     assert len(streamed) == len(whole.wave)
     expected = speaker.codec.decode(whole.tokens, speaker.reference(None, None, "en").voice, streaming=True)
     assert torch.allclose(streamed, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("way", ["speak", "stream"])
+def test_a_text_is_normalised_once_and_a_transcript_once_a_voice(with_settings, monkeypatch, way):
+    """Counted inside the normaliser, so that a call from anywhere is seen; several passes and trials are made."""
+    speaker, seen = with_settings(max_rows=60, speak_retries=1), []
+    original = spoken.strip_markdown
+    monkeypatch.setattr(spoken, "strip_markdown", lambda text: seen.append(text) or original(text))
+    for text in (LONG, "It is 5 pm, isn't it?"):
+        seen.clear()
+        speaker.heard.clear()
+        spoke = getattr(speaker, way)(text, seed=1)
+        list(spoke) if way == "stream" else None
+        assert len(spoke.chunks) > (2 if text is LONG else 0)
+        assert sorted(seen) == sorted([text.strip(), "the light of the morning"])
+        getattr(speaker, way)(text, seed=2)
+        assert seen.count(text.strip()) == 2 and len(seen) == 3, "the voice was known"
+
+
+def test_layout_and_piece_table_are_built_once_a_model(folder, monkeypatch):
+    built, original = [], SpeechLMConfig.layout
+    monkeypatch.setattr(
+        SpeechLMConfig, "layout", lambda self, **ids: built.append(1) or original(self, **ids)
+    )
+    speaker = TextToSpeech.load(folder)
+    speaker.settings = replace(speaker.settings, rows_per_token=2.0)
+    for text in (TEXT, "the water."):
+        speaker.speak(text)
+        list(speaker.stream(text))
+    assert built == [1]
+    job = speaker.job(TEXT, None, None, None, 0, None)
+    machines = [speaker.front.machine(job.request.ids, job.rules) for _ in range(2)]
+    assert all(m.piece is speaker.front.piece and m.layout is speaker.front.layout for m in machines)
+
+
+def test_the_prompt_of_a_voice_is_built_once_and_is_that_of_the_decoder(speaker, monkeypatch):
+    reference, request, settings = speaker.prepare(TEXT, None, None, None, 1, None)
+    assert speaker.prepare("the water.", None, None, None, 2, None)[0].prompt is reference.prompt
+    tokens = [t for row in decode.stream(speaker.model, speaker.tokenizer, request, settings) for t in row]
+    job = speaker.job(TEXT, None, None, None, 1, None)
+    assert tokens == [t for row in speaker.decode(job, job.request.ids) for t in row]
 
 
 def test_default_voice_speaks_the_language_of_the_text(speaker):

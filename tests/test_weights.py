@@ -219,7 +219,7 @@ def test_a_tied_head_may_be_absent(tmp_path):
     model = SpeechLM(config)
     model.save_pretrained(tmp_path)
     assert "lm_head.weight" not in load_file(str(tmp_path / "model.safetensors"))
-    loaded = weights.load_speechlm(tmp_path)
+    loaded = SpeechLM.load(tmp_path)
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 

@@ -214,7 +214,7 @@ def tidy(text: str | None) -> str | None:
 
 @dataclass
 class Shelf:
-    """Turns the items of one corpus into records and sees to it that ids are unique and paths stay inside.
+    """Turns the items of one corpus into records; checks that ids are unique and that no path leaves the folder.
 
     Args:
         root: folder of the corpus.

@@ -14,7 +14,7 @@ from data_prep.pipeline import Audio, Step, dropped, register
 
 
 def voice_of(record: dict) -> tuple[str, str]:
-    """Whose voice it is, as far as the source tells."""
+    """The speaker a record belongs to, by what its source says."""
     return record["source"], record.get("speaker") or record.get("recording") or record.get(
         "parent"
     ) or record["id"]

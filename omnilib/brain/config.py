@@ -26,7 +26,7 @@ MEL_HOP = 160  # samples of a mel frame at 16 kHz
 
 @strict
 class BrainConfig(Qwen2_5_VLTextConfig):
-    """Sizes and settings of a brain.
+    """Sizes and settings of a brain (paper section 3.1).
 
     Raises:
         ConfigError: fields that contradict each other.

@@ -55,6 +55,8 @@ def mel_windows(wave: Tensor, window: int, bins: int, quirks: bool = False) -> T
 
     Raises:
         AudioError: no samples.
+
+    Source: Whisper, arXiv 2212.04356, section 2.2.
     """
     if wave.numel() == 0 and not quirks:
         raise AudioError("audio of 0 samples: give a recording with sound")
@@ -112,7 +114,10 @@ def common_layers(main: nn.Module | None, aux: nn.Module | None) -> int:
 
 
 class SpeechTower(nn.Module):
-    """Main and auxiliary encoder, either of which may be absent. Names of parameters as published."""
+    """Main and auxiliary encoder, either of which may be absent. Names of parameters as published.
+
+    Source: paper section 3.1.
+    """
 
     def __init__(self, main: Qwen2AudioEncoderConfig | None, aux: WhisperConfig | None):
         super().__init__()

@@ -67,7 +67,7 @@ def grow(
     labels: Sequence[int] | None = None,
     merge: int = 2,
 ) -> Row:
-    """Grow placeholders and number the positions.
+    """Grow placeholders and number the positions (Qwen2-VL, arXiv 2409.12191, section 2.1).
 
     Args:
         ids: text ids, IMAGE and SPEECH.

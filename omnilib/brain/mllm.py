@@ -66,7 +66,7 @@ def attention_for(device: str, dtype: torch.dtype) -> str:
 
 
 class BrainModel(Qwen2_5_VLTextModel):
-    """Language model and towers, without the head."""
+    """Language model and towers, without the head (paper section 3.1)."""
 
     config_class = BrainConfig
 
@@ -89,7 +89,10 @@ class BrainModel(Qwen2_5_VLTextModel):
     # ---- pictures ------------------------------------------------------------------------------------------
 
     def see(self, pixel_values: Tensor, grid_thw: Tensor) -> Tensor:
-        """Patches of all pictures and videos (P, 1176) and their grids (pictures, 3) -> (P / merge^2, D)."""
+        """Patches of all pictures and videos (P, 1176) and their grids (pictures, 3) -> (P / merge^2, D).
+
+        Source: Qwen2.5-VL, arXiv 2502.13923.
+        """
         if "vision_tower" not in self.vision_tower:
             raise ConfigError(
                 "this brain has no vision tower: give a config with vision_tower_config, or picture_features",
@@ -109,7 +112,10 @@ class BrainModel(Qwen2_5_VLTextModel):
         return self.speech_tower(windows, frames)
 
     def fuse(self, main: Tensor | None, aux: Tensor | None, positions: Tensor) -> Tensor:
-        """Frames of both encoders -> one feature a position of all windows: (sum of positions, D)."""
+        """Frames of both encoders -> one feature a position of all windows: (sum of positions, D).
+
+        Source: paper section 3.1, eq. 1.
+        """
         kind = self.config.mm_speech_projector_type
         if any(wanted and frames is None for wanted, frames in zip(needs(kind), (main, aux))):
             raise ConfigError(
@@ -161,7 +167,10 @@ class BrainModel(Qwen2_5_VLTextModel):
 
 
 class Brain(Qwen2_5_VLPreTrainedModel, GenerationMixin):
-    """The brain with its text head. `forward` trains and scores, `decode.stream` answers step by step."""
+    """The brain with its text head. `forward` trains and scores, `decode.stream` answers step by step.
+
+    Source: paper section 3.1.
+    """
 
     config_class = BrainConfig
     config: BrainConfig

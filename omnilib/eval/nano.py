@@ -240,7 +240,7 @@ def record_of(line: Line, system: str, transcript: str, **more) -> dict:
 def judge_wave(
     bench: Evaluation, line: Line, system: str, wave: torch.Tensor | None, **more
 ) -> Callable[[], dict]:
-    """Start judging a made wave; call the result for its record. No wave at all is heard as silence."""
+    """Start judging a made wave; call the result for its record. A wave without samples is judged as silence."""
     if wave is None:
         return lambda: record_of(line, system, "", similarity=0.0, seconds=0.0, **more)
     bench.keep(f"{line.id}-{system}", wave)

@@ -23,7 +23,7 @@ CJK = re.compile("([\u4e00-\u9fff])")
 
 
 def check_language(language: str) -> None:
-    """Raises UserError for a language nobody here can judge."""
+    """Raises UserError for a language that no judge here supports."""
     if language not in LANGUAGES:
         raise UserError(f"unknown language '{language}': choose one of {', '.join(LANGUAGES)}")
 

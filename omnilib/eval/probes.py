@@ -13,12 +13,12 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from torch import Tensor
 
-from omnilib import scales
+from omnilib import frozen
 from omnilib.audio import TOKENIZER_RATE, fbank_80, log_mel_128
 from omnilib.mouth.chunking import ChunkRules, Layout
 from omnilib.mouth.decode import DecodeSettings, Request, Result, generate
+from omnilib.mouth.rows import training_rows
 from omnilib.mouth.speechlm import IGNORE, SpeechLM
-from omnilib.text import training_rows
 from omnilib.voice.phonemes import PhonemeHead, intelligibility
 from omnilib.voice.speaker import SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer
@@ -30,7 +30,7 @@ CODE_SECONDS = 0.04
 
 def codes_of(tokenizer: SpeechTokenizer, record: dict, skip_ms: float = 0.0) -> Tensor:
     """Codes (N,) of a frozen recording, its first `skip_ms` milliseconds cut off."""
-    wave = scales.wave_of(record, TOKENIZER_RATE)[round(skip_ms * TOKENIZER_RATE / 1000) :]
+    wave = frozen.wave_of(record, TOKENIZER_RATE)[round(skip_ms * TOKENIZER_RATE / 1000) :]
     return tokenizer.encode(log_mel_128(wave)[None])[0][0].clone()
 
 
@@ -79,14 +79,14 @@ def speaker_accuracy(features: Sequence[np.ndarray], speakers: Sequence[str]) ->
 
 
 def code_histogram(codes: Tensor, size: int) -> np.ndarray:
-    """How often each code occurs, square root taken so that the common ones do not drown the rest: (K,)."""
+    """How often each code occurs, as square roots, so that rare codes stay visible: (K,)."""
     return torch.bincount(codes, minlength=size).double().sqrt().numpy()
 
 
 @torch.no_grad()
 def speaker_vector(encoder: SpeakerEncoder, record: dict) -> np.ndarray:
     """Speaker vector (E,) of a frozen recording."""
-    return encoder(fbank_80(scales.wave_of(record, TOKENIZER_RATE))[None])[0].numpy()
+    return encoder(fbank_80(frozen.wave_of(record, TOKENIZER_RATE))[None])[0].numpy()
 
 
 # ------------------------------------------------------------------------------------------------ the mouth
@@ -94,7 +94,7 @@ def speaker_vector(encoder: SpeakerEncoder, record: dict) -> np.ndarray:
 
 def references() -> dict[str, dict]:
     """speaker -> its frozen reference recording."""
-    return {r["speaker"]: r for r in scales.recordings("reference")}
+    return {r["speaker"]: r for r in frozen.recordings("reference")}
 
 
 def samples(

@@ -21,15 +21,16 @@ from pathlib import Path
 import torch
 
 from omnilib import config as configs
-from omnilib import scales
+from omnilib import frozen
 from omnilib.errors import ConfigError
 from omnilib.eval.probes import phoneme_errors, speak_records
 from omnilib.mouth.decode import DecodeSettings
+from omnilib.mouth.rows import layout_of
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.paths import REPORTS, ROOT, RUNS
 from omnilib.provenance import stamp, write_json
 from omnilib.report import sources
-from omnilib.text import layout_of, load_tokenizer
+from omnilib.text import load_tokenizer
 from omnilib.train.common import autocast, check_finite, count_parameters, lr_at, seed_everything
 from omnilib.train.speechlm import Config, Conversations, build, evaluate, optimizers_of
 from omnilib.voice.phonemes import PhonemeHead
@@ -49,7 +50,7 @@ SPOKEN_LINES = 24
 
 def spoken_error(model: SpeechLM, tokenizer, config: Config, parts: Path) -> float:
     """Phoneme error of frozen English test sentences decoded from text, in the voice of their own speaker."""
-    records = scales.recordings("eval", "en")[::3][:SPOKEN_LINES]
+    records = frozen.recordings("eval", "en")[::3][:SPOKEN_LINES]
     settings = DecodeSettings(
         seed=config.seed, chunk_min_tokens=config.chunk_min, chunk_max_tokens=config.chunk_max
     )
@@ -123,7 +124,7 @@ def summarise(
 
 
 def fingerprint(config: Config) -> str:
-    """Changes with any setting, so that a run kept in --work is never taken for one of other settings."""
+    """Hash of all settings: a run kept in --work is used again only for the same settings."""
     return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -144,7 +145,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
     warmup = max(1, args.steps // 10)
     fixed = [*args.overrides, f"steps={args.steps}", f"warmup={warmup}"]
     for seed in range(args.seeds):
-        for name, (frozen, rate) in VARIANTS.items():
+        for name, (backbone_frozen, rate) in VARIANTS.items():
             config = configs.load(
                 Config, args.config, [*fixed, f"seed={seed}", f"adapter_lr_scale={rate}", "stage=2"]
             )
@@ -154,7 +155,12 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
                 parts = (ROOT / config.text).parent
                 write_json(
                     kept,
-                    {"variant": name, "seed": seed, "steps": args.steps, **train_run(config, frozen, parts)},
+                    {
+                        "variant": name,
+                        "seed": seed,
+                        "steps": args.steps,
+                        **train_run(config, backbone_frozen, parts),
+                    },
                 )
             runs.append(json.loads(kept.read_text(encoding="utf-8")))
     summary = summarise(runs)

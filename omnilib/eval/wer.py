@@ -17,9 +17,8 @@ import numpy as np
 
 from omnilib.errors import MissingTool
 from omnilib.eval.normalize import CJK, normalize
+from omnilib.intervals import bootstrap
 from omnilib.spoken import integer_zh
-
-BOOTSTRAP = 2000
 
 
 @dataclass(frozen=True)
@@ -127,24 +126,6 @@ def min_rule(text: str, text_norm: str, hypothesis: str, language: str) -> Rates
     raw = rates(normalize(text, language), normalize(hypothesis, language))
     spoken = rates(normalize(text_norm, language), normalize(hypothesis, language))
     return raw if raw.error < spoken.error else spoken
-
-
-def bootstrap(
-    values: Sequence[float], weights: Sequence[float] | None = None, seed: int = 0
-) -> tuple[float, list[float]]:
-    """Weighted mean over samples and its 95 % interval.
-
-    Raises:
-        ValueError: no samples.
-    """
-    x = np.asarray(values, dtype=float)
-    w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=float)
-    if not len(x):
-        raise ValueError("no samples: nothing to average")
-    draws = np.random.default_rng(seed).integers(len(x), size=(BOOTSTRAP, len(x)))
-    means = (x[draws] * w[draws]).sum(1) / w[draws].sum(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float((x * w).sum() / w.sum()), [float(low), float(high)]
 
 
 def corpus(lines: Sequence[Rates], seed: int = 0) -> dict:

@@ -31,7 +31,10 @@ BLANK_TEXT = re.compile(r"[ \n*#]+")
 
 @dataclass(frozen=True)
 class Layout:
-    """The ids of a row: one text id and `streams` speech ids, each numbered from 0 (no vocabulary offset)."""
+    """The ids of a row: one text id and `streams` speech ids, each numbered from 0 (no vocabulary offset).
+
+    Source: paper eq. 2.
+    """
 
     text_size: int  # text ids; the last three are the audio control tokens
     speech_size: int  # ids of one stream: codes, then eos, then pad
@@ -64,7 +67,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class ChunkRules:
-    """When a chunk ends and when it has failed; defaults are the published ones."""
+    """When a chunk ends and when it has failed; defaults are the published ones (paper section 3.2)."""
 
     min_tokens: int = 50  # a sentence end closes the chunk only beyond this many text ids
     max_tokens: int = 100  # any id closes it beyond this many
@@ -137,7 +140,7 @@ def is_blank_text(piece: str) -> bool:
 
 
 class ChunkMachine:
-    """One text being spoken.
+    """One text being spoken (paper section 3.2).
 
     Args:
         layout: ids.
@@ -290,7 +293,10 @@ def chunk_is_full(count: int, piece: str, rules: ChunkRules) -> bool:
 
 
 def split_text(ids: Sequence[int], piece: Callable[[int], str], rules: ChunkRules) -> list[tuple[int, int]]:
-    """(start, end) of the text ids each chunk feeds, blanks at chunk starts left out: where the machine will split."""
+    """(start, end) of the text ids each chunk feeds, blanks at chunk starts left out: where the machine will split.
+
+    Source: paper section 3.2.
+    """
     spans, start, size = [], 0, len(ids)
     while True:
         while start < size and is_blank_text(piece(ids[start])):

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from omnilib.errors import ConfigError, UserError
 from omnilib.mouth.chunking import Chunk, ChunkMachine, ChunkRules, Kind, Layout, Row, split_text
+from omnilib.mouth.rows import layout_of, prompt_rows
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.mouth.step import Stepper
-from omnilib.text import clean_text, encode, layout_of, pieces, prompt_rows
+from omnilib.text import clean_text, encode, pieces
 
 NOISE_ROWS = 128  # uniform numbers drawn at a time
 SEEDS = (-(2**63), 2**64 - 1000)  # what torch.Generator takes, less room for the number of a trial
@@ -152,7 +153,7 @@ def choose(logits: Tensor, settings: DecodeSettings, temperature: float, noise: 
 
 
 class Decoder:
-    """A batch of texts decoding in lockstep; `step` moves each by one row.
+    """A batch of texts decoding in lockstep; `step` moves each by one row (paper section 3.2).
 
     Args:
         model: in eval mode.
@@ -265,7 +266,7 @@ def generate(
     settings: DecodeSettings | None = None,
     batch: int = 16,
 ) -> list[Result]:
-    """Speak every request; results stand in the order of the requests.
+    """Speak every request; results stand in the order of the requests (paper section 3.2).
 
     Args:
         batch: sequences decoded together; neighbours in length share a batch.
@@ -310,25 +311,24 @@ def stream(
     settings = settings or DecodeSettings()
     layout, rules = layout_of(model.config, tokenizer), settings.rules(model.config.speech_blank_codes)
     prompt, make = prepare(model, tokenizer, request, layout, rules, settings)
-    machine = make()
-    decoder = Decoder(
-        model,
-        layout,
-        [prompt],
-        [machine],
-        settings,
-        settings.temperature + trial * settings.retry_step,
-        seed=trial,
-    )
+    return (yield from run(model, prompt, make(), settings, trial))
+
+
+def run(
+    model: SpeechLM, prompt: Tensor, machine: ChunkMachine, settings: DecodeSettings, trial: int = 0
+) -> Generator[list[int], None, ChunkMachine]:
+    """`stream` of what is prepared already: prompt rows (R, 1 + k) and a fresh chunk machine, which is returned."""
+    temperature = settings.temperature + trial * settings.retry_step
+    decoder = Decoder(model, machine.layout, [prompt], [machine], settings, temperature, seed=trial)
     while not decoder.done:
         for _, row in decoder.step():
-            if tokens := row_tokens(row, layout, model.config.speech_blank):
+            if tokens := row_tokens(row, machine.layout, model.config.speech_blank):
                 yield tokens
     return machine
 
 
 def row_tokens(row: Row, layout: Layout, blank: int | None) -> list[int]:
-    """The tokens of one row that reach the ear."""
+    """The tokens of one row that reach the ear (paper section 3.2)."""
     if (
         row.kind not in (Kind.TEXT, Kind.PADDING)
         or row.index < layout.pre_pad
@@ -370,8 +370,3 @@ def split_tokens(rows: Tensor, layout: Layout, blank: int | None = None, quirks:
     tokens = speech.flatten()
     stray = tokens >= layout.speech_eos
     return tokens[~stray] if blank is None else tokens.masked_fill(stray, blank)
-
-
-def vocoder_blocks(tokens: Tensor, size: int = 6000) -> list[Tensor]:
-    """Pieces the vocoder takes one after the other, 4 minutes each, as the reference cuts them."""
-    return list(tokens.split(size)) if len(tokens) else []

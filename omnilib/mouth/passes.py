@@ -1,10 +1,9 @@
 """Texts of any length: what does not fit one pass of the mouth goes on in the next, in the same voice.
 
-What limits a pass is its rows: `max_rows` and `pass_rows` of the settings, and the positions that the model knows, less those
-of the prompt.
-A pass ends where a chunk ends, at a sentence end wherever there is one, as soon as the next chunk might not fit
-(`ChunkRules.rows`). So no estimate can lose text: how long a text will be is only foretold for the progress bar, and to refuse
-what is longer than an hour.
+What limits a pass is its rows: `max_rows` and `pass_rows` of the settings, and the positions that the model
+knows, less those of the prompt. A pass ends where a chunk ends, at a sentence end wherever there is one, as
+soon as the next chunk might not fit (`ChunkRules.rows`). So no estimate can lose text: how long a text will
+be is only foretold for the progress bar, and to refuse what is longer than an hour.
 """
 
 from collections.abc import Sequence

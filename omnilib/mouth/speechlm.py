@@ -65,6 +65,8 @@ class SpeechLMConfig(Qwen3Config):
     `vocab_size` must be `tokenizer_text_size + speech_token_count * tokenizer_speech_size`; the text size is derived
     from it when absent. `tts_adapter_config` reads "[layers,width,heads_gqa,mlp width]": "16_2" is 16 heads sharing
     keys in groups of 2.
+
+    Source: paper section 3.2, eq. 2.
     """
 
     model_type = "MGMTTS"
@@ -154,7 +156,10 @@ def padded_on_the_right(mask: Tensor) -> bool:
 
 
 class TTSAdapter(nn.Module):
-    """Qwen3 blocks between the backbone and the head; own attention cache, no final norm."""
+    """Qwen3 blocks between the backbone and the head; own attention cache, no final norm.
+
+    Source: paper section 3.2.
+    """
 
     def __init__(self, config: SpeechLMConfig):
         super().__init__()
@@ -181,7 +186,10 @@ class TTSAdapter(nn.Module):
 
 
 class SpeechLM(Qwen3PreTrainedModel):
-    """The mouth. `forward` is for training and whole sequences; `decode.py` steps row by row through a cache."""
+    """The mouth. `forward` is for training and whole sequences; `decode.py` steps row by row through a cache.
+
+    Source: paper section 3.2, eqs. 2 to 4.
+    """
 
     config_class = SpeechLMConfig
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -299,7 +307,7 @@ class SpeechLM(Qwen3PreTrainedModel):
         return F.linear(hidden, self.lm_head.weight[: self.config.tokenizer_text_size])
 
     def speech_head(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., k, S)."""
+        """(..., D) -> (..., k, S) (paper eq. 4)."""
         logits = F.linear(hidden, self.lm_head.weight[self.config.tokenizer_text_size :])  # (..., k S)
         return logits.unflatten(-1, (self.config.speech_token_count, self.config.tokenizer_speech_size))
 
@@ -360,7 +368,10 @@ class SpeechLM(Qwen3PreTrainedModel):
         return F.cross_entropy(self.text_head(hidden[:, :-1][chosen]).float(), target[chosen])
 
     def speech_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy over all labelled cells of all streams: hidden (B, L, D), labels (B, L, k)."""
+        """Mean cross-entropy over all labelled cells of all streams: hidden (B, L, D), labels (B, L, k).
+
+        Source: paper section 3.2.
+        """
         target = labels[:, 1:]
         chosen = (target != IGNORE).any(-1)  # (B, L - 1)
         if not chosen.any():
@@ -402,6 +413,8 @@ class SpeechLM(Qwen3PreTrainedModel):
         """Stage 1: the adapter and the new rows (audio control tokens, speech) of embedding and head learn, nothing else.
 
         The rows of old text ids get no gradient; give embedding and head no weight decay, which would still move them.
+
+        Source: paper section 3.3.
         """
         self.model.requires_grad_(False)
         old = self.config.tokenizer_text_size - CONTROL_ROWS

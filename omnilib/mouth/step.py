@@ -18,13 +18,16 @@ from omnilib.mouth.speechlm import SpeechLM
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position of (B, heads, L, H); `sin` carries the sign of the first half."""
+    """Rotary position of (B, heads, L, H); `sin` carries the sign of the first half.
+
+    Source: RoPE, arXiv 2104.09864, eq. 34.
+    """
     half = x.shape[-1] // 2
     return x * cos + torch.cat((x[..., half:], x[..., :half]), dim=-1) * sin
 
 
 class Stepper:
-    """A batch of sequences being decoded.
+    """A batch of sequences being decoded (paper eqs. 3, 4).
 
     Args:
         model: in eval mode.

@@ -29,7 +29,7 @@ COST = {
     ALL_LINES: (35, 4),
     CURATION: (45, 4),
     "make retrain": (720, 8),
-    "python -m omnilib.bench.curation": (10, 4),
+    "python -m data_prep.bench.curation": (10, 4),
 }
 # command -> minutes on 2 cores, GB of memory at most, rounded up; those of evaluation and chapters are in their timings.json
 
@@ -82,7 +82,7 @@ def command_of(key: str) -> str:
     if key.endswith("_all"):
         return ALL_LINES
     if key == "curation_audio_hours_per_hour_no_asr":
-        return "python -m omnilib.bench.curation"
+        return "python -m data_prep.bench.curation"
     return CURATION if key.startswith("curation") else "make retrain" if key == "retrain_hours" else EVAL
 
 

@@ -226,7 +226,7 @@ OLDER_HEAD = ("figures", "since", "why they are kept")
 
 
 def older_section(scale: str, reports: Path) -> str:
-    """Results that are kept although something behind them has changed, as HTML; "" when there are none."""
+    """Results that are kept although their code or data changed, as HTML; "" when there are none."""
     rows = sources.notes(reports, scale)
     return f"<h2>{OLDER}</h2>{html_table(OLDER_HEAD, rows)}\n" if rows else ""
 

@@ -54,15 +54,15 @@ def list_notebooks(only: str | None = None, folder: Path = NOTEBOOKS) -> list[Pa
 
 
 def check_scale(scale: str) -> None:
-    """Find out before anything runs that chapters cannot run at a scale.
+    """Check before anything runs that chapters can run at a scale.
 
     Raises:
         UserError: no chapter runs at it, or its checkpoints are missing.
     """
     if scale != "smoke":  # smoke trains what it needs
-        from omnilib import scales
+        from omnilib import checkpoints
 
-        scales.checkpoints(scale, "tokenizer", "flow", "hift", "speechlm")
+        checkpoints.folder(scale, "tokenizer", "flow", "hift", "speechlm")
 
 
 def parts_needed(notebook: Path) -> list[str]:
@@ -79,7 +79,7 @@ def with_parts(notebooks: list[Path], scale: str) -> tuple[list[Path], list[str]
 
     At smoke a chapter trains what it needs, so all stay. So does a notebook that cannot be read: its turn says why.
     """
-    from omnilib import scales
+    from omnilib import checkpoints
 
     chosen, lines = [], []
     for notebook in notebooks:
@@ -89,7 +89,7 @@ def with_parts(notebooks: list[Path], scale: str) -> tuple[list[Path], list[str]
             needed = []
         try:
             if needed and scale != "smoke":
-                scales.checkpoints(scale, *needed)
+                checkpoints.folder(scale, *needed)
             chosen.append(notebook)
         except CheckpointError as error:
             lines.append(f"{notebook.stem} left out: {error}")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from omnilib.intervals import bootstrap
 from omnilib.report.index import number
 
 
@@ -25,8 +26,6 @@ def range_of_items(
     Args:
         weights: of each item, for example its number of phonemes.
     """
-    from omnilib.eval.wer import bootstrap
-
     if len(values) < 2:
         return None
     return tuple(bootstrap(values, weights)[1])

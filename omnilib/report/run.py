@@ -27,7 +27,7 @@ def start(name: str, scale: str, seed: int = 0, out_dir: str = "", **parameters:
     """
     from omnilib.environment import device_model, versions
     from omnilib.provenance import git_state
-    from omnilib.train.common import seed_everything
+    from omnilib.seed import seed_everything
 
     seed_everything(seed)
     folder = ROOT / out_dir if out_dir else RUNS / "notebooks" / scale / name  # an absolute out_dir wins
@@ -227,7 +227,7 @@ class Run:
 
 
 def significant(value: float) -> float:
-    """Six digits (whole numbers stay): another processor adds in another order and changes the eighth or so."""
+    """Six digits (whole numbers stay): processors differ in rounding from about the eighth digit on."""
     return float(value) if float(value).is_integer() else float(f"{value:.6g}")
 
 

@@ -29,9 +29,10 @@ from omnilib.paths import REPORTS, ROOT
 PRESENTATION = ("omnilib.report", "omnilib.plots", "omnilib.provenance", "omnilib.environment", "omnilib.cli", "omnilib.errors",
                 "omnilib.paths", "omnilib.eval.results", "omnilib.output", "omnilib.diagrams")  # fmt: skip
 LAZY = (
-    "omnilib.scales",
+    "omnilib",
+    "omnilib.smoke",
     "omnilib.weights",
-)  # their functions import what a nano result does not use: smoke training, the brain
+)  # only their outermost imports count: type hints of the public names, smoke training and the brain are not behind a nano result
 SPOKEN = ("text", "tokenizer", "speaker", "flow", "hift", "speechlm", "voices", "decode.yaml", "codec.yaml")
 CHECKPOINT_FILES = ("model.safetensors", "config.yaml", "config.json", "tokenizer.json", "voices.json")
 FROZEN = ("data_prep/frozen",)  # manifest, texts and every recording
@@ -208,7 +209,7 @@ def record(folder: Path, name: str, scale: str = "nano") -> None:
 
 
 def changes(known: dict, now: dict) -> list[str]:
-    """One phrase for each thing that differs."""
+    """One phrase for each difference."""
     found = []
     for kind, verb in (("files", ""), ("packages", "package ")):
         for name in sorted(known[kind].keys() | now[kind].keys()):
@@ -254,7 +255,7 @@ def check(reports: Path = REPORTS, scale: str = "nano") -> dict[str, list[str]]:
 
 
 def notes(reports: Path = REPORTS, scale: str = "nano") -> list[tuple[str, str, str]]:
-    """(result, date, reason) of every result that is kept although something behind it has changed."""
+    """(result, date, reason) of every result that is kept although its code or data changed."""
     found = []
     for path in sorted((reports / scale).glob("*/sources.json")):
         stored = json.loads(path.read_text(encoding="utf-8"))
@@ -263,12 +264,12 @@ def notes(reports: Path = REPORTS, scale: str = "nano") -> list[tuple[str, str, 
 
 
 def strip(state: dict) -> dict:
-    """Without what a later acceptance says is gone."""
+    """Sources without those that a later acceptance lists as removed."""
     return {kind: {k: v for k, v in entries.items() if v is not None} for kind, entries in state.items()}
 
 
 def accept(name: str, why: str, reports: Path = REPORTS, scale: str = "nano") -> list[str]:
-    """Keep a result although something behind it has changed, and say why; returns the changes.
+    """Keep a result although its code or data changed, with the reason; returns the changes.
 
     Raises:
         UserError: no such result, nothing has changed, or no reason given.

@@ -31,7 +31,7 @@ class SpeakBox:
             self.say()
 
     def say(self, _: Any = None) -> None:
-        """Speak what is in the box, with the controls switched off until it is done."""
+        """Speak the text of the box; the controls are disabled meanwhile."""
         from IPython.display import Audio, clear_output, display
 
         controls = (self.box, self.menu, self.button)

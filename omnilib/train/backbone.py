@@ -38,7 +38,7 @@ from omnilib.train.spelling import Splitter, pronunciations
 
 @dataclass
 class Config:
-    """Sizes of the language model, and how long it reads."""
+    """Sizes of the language model, and how long it reads (stands for Qwen3, paper section 3.2)."""
 
     manifest: str = "nano/manifest.jsonl"
     text: str = "checkpoints/nano/text"

@@ -78,7 +78,7 @@ PARTS = {  # beginnings of parameter names
 
 @dataclass
 class BrainTraining(Base):
-    """One experiment; the fields of `Base` say what lies below it."""
+    """One experiment; the fields of `Base` say what lies below it (paper section 3.1)."""
 
     stage: int = 1
     init: str = ""  # the result of an earlier stage on the same base
@@ -233,7 +233,7 @@ def build(config: BrainTraining) -> tuple[Brain, BrainProcessor, set[str]]:
 
 
 def lora_of(config: BrainTraining) -> Lora:
-    """The LoRA that a config asks for."""
+    """The LoRA that a config asks for (LoRA, arXiv 2106.09685)."""
     return Lora(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
 
 

@@ -14,7 +14,6 @@ import json
 import math
 import os
 import pickle
-import random
 import shutil
 import threading
 import time
@@ -22,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -32,6 +30,7 @@ from omnilib import config as configs
 from omnilib import storage
 from omnilib.data import sha256
 from omnilib.errors import CheckpointError, ConfigError, DataError, UserError
+from omnilib.seed import seed_everything as seed_everything  # scripts import it from here
 from omnilib.storage import load_weights, unique_tensors
 from omnilib.text import save_tokenizer
 
@@ -47,15 +46,11 @@ def parse_args(doc: str, argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - libraries still draw from the old generator
-    torch.manual_seed(seed)
-
-
 def lr_at(step: int, total: int, peak: float, warmup: int, floor: float = 0.05) -> float:
-    """Linear warm-up to `peak`, then cosine down to `floor * peak` at `total`."""
+    """Linear warm-up to `peak`, then cosine down to `floor * peak` at `total`.
+
+    Source: SGDR, arXiv 1608.03983, eq. 5.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = min(1.0, (step - warmup) / max(1, total - warmup))
@@ -341,7 +336,7 @@ def check_tokenizer(path: Path, folder: Path) -> None:
 
 @torch.no_grad()
 def update_average(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * model."""
+    """average <- decay * average + (1 - decay) * model (arXiv 1803.05407)."""
     torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 
 

@@ -107,7 +107,10 @@ def greedy(logits: Tensor, length: int) -> str:
 
 
 class Transcriber(nn.Module):
-    """Whisper's encoder and a CTC head. Names: `encoder.*` as in transformers, `head.*`."""
+    """Whisper's encoder and a CTC head. Names: `encoder.*` as in transformers, `head.*`.
+
+    Source: Whisper, arXiv 2212.04356.
+    """
 
     def __init__(self, config: WhisperConfig):
         super().__init__()

@@ -40,7 +40,10 @@ SAMPLES = 960  # of 24 kHz audio in a token
 
 @dataclass
 class Config:
-    """One run. Files are paths, or names below the data folder."""
+    """One run. Files are paths, or names below the data folder.
+
+    Source: CosyVoice 2, arXiv 2412.10117, section 2.4.
+    """
 
     manifest: str = "nano/manifest.jsonl"
     tokens: str = "nano/tokens.safetensors"  # record id -> int16 (N,) speech tokens at 25 Hz
@@ -192,6 +195,8 @@ def evaluate(model: Flow, dev: Utterances, cfg: Config, device: torch.device, ou
     """Flow loss at fixed draws, squared error of mu, and the distance of sampled mels to the truth with the first third of the item as prompt.
 
     Keeps one sampled mel and its target in `out`, for ears (any HiFT makes it a wave) and eyes.
+
+    Source: flow matching, arXiv 2210.02747, eq. 23.
     """
     records = dev.segments.records[:: max(1, len(dev.segments.records) // cfg.eval_items)][: cfg.eval_items]
     losses, distances, priors, example = [], [], [], {}

@@ -17,7 +17,7 @@ from omnilib.train.common import atomic_folder
 
 
 def is_fsdp(accelerator: Accelerator) -> bool:
-    """True when `accelerate launch` was given an FSDP config.
+    """True when `accelerate launch` was given an FSDP config (FSDP, arXiv 2304.11277).
 
     Raises:
         ConfigError: it was, on a machine without GPU: each process would take itself for the only one.

@@ -49,7 +49,7 @@ FRAMES = 50  # mel frames a second
 
 @dataclass
 class Config:
-    """One vocoder run."""
+    """One vocoder run (HiFi-GAN, arXiv 2010.05646, section 2.4)."""
 
     manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
     mels: str = (
@@ -225,7 +225,10 @@ def development_crops(records: list[dict], root: Path, cfg: Config) -> Tensor:
 
 
 def train(cfg: Config, out: Path) -> dict:
-    """Run or continue a run in `out`; returns the final development metrics."""
+    """Run or continue a run in `out`; returns the final development metrics.
+
+    Source: HiFi-GAN, arXiv 2010.05646, eqs. 1 to 6.
+    """
     common.seed_everything(cfg.seed)
     common.claim(out, cfg)
     accelerator = Accelerator()

@@ -20,7 +20,7 @@ from omnilib.errors import DataError
 
 
 class LengthBatches:
-    """Indices of the samples of each step.
+    """Indices of the samples of each step (paper section 3.1).
 
     Args:
         lengths: positions of each sample.

@@ -76,7 +76,7 @@ class Config:
 
 
 class Classifier(nn.Module):
-    """Encoder and one direction a speaker."""
+    """Encoder and one direction a speaker (ArcFace, arXiv 1801.07698)."""
 
     def __init__(self, encoder: SpeakerEncoder, speakers: int):
         super().__init__()
@@ -89,7 +89,10 @@ class Classifier(nn.Module):
 
 
 def margin_loss(cosine: Tensor, speaker: Tensor, margin: float, scale: float) -> Tensor:
-    """Cross-entropy of scaled cosines (B, S), the true angle made larger by `margin`."""
+    """Cross-entropy of scaled cosines (B, S), the true angle made larger by `margin`.
+
+    Source: ArcFace, arXiv 1801.07698, eq. 3.
+    """
     angle = cosine.clamp(-1 + 1e-6, 1 - 1e-6).acos()
     harder = torch.where(
         nn.functional.one_hot(speaker, cosine.shape[1]).bool(), (angle + margin).cos(), cosine

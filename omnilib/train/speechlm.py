@@ -5,9 +5,9 @@
     accelerate launch --config_file omnilib/configs/deepspeed/zero2.yaml -m omnilib.train.speechlm --config paper/speechlm_stage1 --out runs/stage1
 
 A sample is a conversation: a reference recording of some speaker, then one to many sentences in that speaker's voice, laid
-out as the decoding loop would have produced them (`text.training_rows`). Sentences are drawn and joined anew at every step,
+out as the decoding loop would have produced them (`rows.training_rows`). Sentences are drawn and joined anew at every step,
 so no two batches are alike although the corpus is small; samples of a batch are of similar length and the batch shrinks as
-they grow (paper section 3.3). The paper gives no optimiser, rates or steps: ours are in the configs.
+they grow (paper section 3.2). The paper gives no optimiser, rates or steps: ours are in the configs.
 
 Shapes: B batch, L rows, k streams.
 """
@@ -31,9 +31,10 @@ from omnilib.data import read_manifest, sha256, step_rng
 from omnilib.errors import CheckpointError, ConfigError, DataError
 from omnilib.mouth.chunking import ChunkRules
 from omnilib.mouth.decode import DecodeSettings, Request, generate
+from omnilib.mouth.rows import layout_of, training_rows
 from omnilib.mouth.speechlm import CONTROL_ROWS, IGNORE, SpeechLM, SpeechLMConfig
 from omnilib.paths import DATA, ROOT
-from omnilib.text import layout_of, load_tokenizer, text_size, training_rows
+from omnilib.text import load_tokenizer, text_size
 from omnilib.train import zero
 from omnilib.train.common import (
     JsonlLog,
@@ -53,6 +54,7 @@ from omnilib.train.common import (
     seed_everything,
 )
 from omnilib.train.prefetch import prefetch
+from omnilib.train.spelling import Splitter
 from omnilib.voice.phonemes import PhonemeHead, intelligibility
 
 DRAWS = 200  # of a sample, before the corpus is blamed
@@ -60,7 +62,7 @@ DRAWS = 200  # of a sample, before the corpus is blamed
 
 @dataclass
 class Config:
-    """One experiment. Sizes of the backbone come from `init`; the adapter's are here."""
+    """One experiment. Sizes of the backbone come from `init`; the adapter's are here (paper section 3.3)."""
 
     stage: int = 1
     init: str = "checkpoints/nano/backbone"  # stage 1: a text backbone; stage 2: the result of stage 1
@@ -157,7 +159,7 @@ class ShardWindows:
     """
 
     def __init__(self, config: Config, split: str):
-        from data_prep.shards import Shards
+        from omnilib.shards import Shards
 
         self.config, self.shards = config, Shards(DATA / config.shards, split, seed=config.seed)
         self.per_pass = -(-len(self.shards.shards) // config.window)
@@ -178,7 +180,7 @@ class ShardWindows:
 
 
 class Conversations:
-    """Training samples; a batch is a function of (seed, step) alone."""
+    """Training samples; a batch is a function of (seed, step) alone (paper section 3.2)."""
 
     def __init__(self, config: Config, tokenizer, layout, split: str = "train"):
         self.config, self.tokenizer, self.layout = config, tokenizer, layout
@@ -234,6 +236,8 @@ class Conversations:
 
     def sample(self, rng: np.random.Generator, language: str, seconds: float) -> tuple[Tensor, Tensor]:
         """Rows and labels (L, 1 + k) of one conversation of about `seconds` of speech."""
+        share = self.config.bpe_dropout
+        splitter = Splitter(self.tokenizer, share, rng) if share else None
         speakers = sorted(self.speakers[language])
         speakers = [s for s in speakers if self.seconds[s] >= seconds] or speakers  # with enough to say
         parts = [self.speakers[language][s][0]["part"] for s in speakers]
@@ -330,6 +334,8 @@ def build(config: Config, tokenizer) -> SpeechLM:
     """Stage 1: a text backbone plus fresh adapter and speech rows. Stage 2: the result of stage 1, or of another stage 2.
 
     The codes that mean silence are counted anew: an earlier run may have learnt the codes of another tokenizer.
+
+    Source: paper section 3.3.
     """
     folder = ROOT / config.init
     if not (folder / "config.json").is_file():

@@ -16,7 +16,7 @@ from omnilib.train.spelling import pronunciations
 
 @dataclass
 class Config:
-    """Sizes of the vocabulary."""
+    """Sizes of the vocabulary (byte-pair encoding, arXiv 1508.07909)."""
 
     manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
     size: int = 4096  # text ids in all, control tokens included

@@ -63,7 +63,10 @@ from omnilib.voice.tokenizer import (
 
 @dataclass
 class Config:
-    """One experiment; `tokenizer` and `head` are the sizes, the rest is how long and how hard."""
+    """One experiment; `tokenizer` and `head` are the sizes, the rest is how long and how hard.
+
+    Source: CosyVoice 2, arXiv 2412.10117, section 2.2.
+    """
 
     manifest: str = "nano/manifest.jsonl"  # below the data folder, or a path
     seed: int = 0
@@ -200,7 +203,10 @@ def collate(items: list[tuple], rate: int, head: PhonemeHead, speed: float = 1.0
 
 
 class Recogniser(nn.Module):
-    """Tokenizer and phoneme head, trained together; `direct` reads the encoder before the codes and is thrown away after."""
+    """Tokenizer and phoneme head, trained together; `direct` reads the encoder before the codes and is thrown away after.
+
+    Source: CosyVoice 2, arXiv 2412.10117, section 2.2.
+    """
 
     def __init__(self, tokenizer: SpeechTokenizer, head: PhonemeHead):
         super().__init__()

@@ -40,7 +40,7 @@ def is_zero(accelerator: Accelerator) -> bool:
 
 
 def set_up(accelerator: Accelerator, optimizers: int, clip: float) -> None:
-    """Tell DeepSpeed what the script decides; call before `accelerator.prepare`.
+    """Tell DeepSpeed what the script decides; call before `accelerator.prepare` (ZeRO, arXiv 1910.02054).
 
     Raises:
         ConfigError: more than one optimiser.

@@ -14,7 +14,10 @@ def length_mask(lengths: Tensor, size: int) -> Tensor:
 
 
 def chunk_mask(queries: int, keys: int, chunk: int, device: torch.device) -> Tensor:
-    """True where a key lies in the query's chunk or left of it; queries are the last of the keys: (queries, keys)."""
+    """True where a key lies in the query's chunk or left of it; queries are the last of the keys: (queries, keys).
+
+    Source: CosyVoice 2, arXiv 2412.10117, section 2.4.
+    """
     position = torch.arange(keys - queries, keys, device=device)
     return torch.arange(keys, device=device) < ((position // chunk + 1) * chunk)[:, None]
 
@@ -22,7 +25,10 @@ def chunk_mask(queries: int, keys: int, chunk: int, device: torch.device) -> Ten
 def attention_mask(
     queries: int, keys: int, valid: Tensor | None, chunk: int | None, device: torch.device
 ) -> Tensor | None:
-    """Which keys each query may see, (B or 1, 1, queries or 1, keys); None when it may see all (the fast kernel)."""
+    """Which keys each query may see, (B or 1, 1, queries or 1, keys); None when it may see all (the fast kernel).
+
+    Source: CosyVoice 2, arXiv 2412.10117, section 2.4.
+    """
     chunked = None if chunk is None or chunk >= keys else chunk_mask(queries, keys, chunk, device)[None, None]
     if valid is None:
         return chunked
@@ -54,7 +60,7 @@ class Cache:
 
 
 class CausalConv(nn.Conv1d):
-    """Convolution over (B, T, D) that sees only the past."""
+    """Convolution over (B, T, D) that sees only the past (CosyVoice 2, arXiv 2412.10117, section 2.4)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int):
         super().__init__(inputs, outputs, kernel)

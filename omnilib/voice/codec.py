@@ -12,8 +12,8 @@ Where the waves of `stream` and `decode` differ
 - `decode(..., streaming=True)` and `stream` give the same samples up to float rounding, whatever the hops.
 - `decode(..., streaming=False)`, the default, lets the flow see a whole block instead of the chunks to the left, so its
   mel, and with it the wave, is another (slightly better) rendering of the same tokens; block boundaries differ too.
-- `CrossFadeStream`, the reference's vocoder stream, restarts the phase at each piece and sums Hamming halves that add up
-  to 1.08: kept for parity, not used.
+- The reference's vocoder stream restarts the phase at each piece and sums Hamming halves that add up to 1.08. It is not
+  used here; `tests/voice/test_codec.py` holds it and compares our HiFT in it with the reference's sound.
 
 Shapes: N tokens, P prompt tokens, F = 2N mel frames, M = 80 mel bins, T samples.
 """
@@ -335,37 +335,3 @@ class MelStream:
                 return torch.cat(mels, dim=-1)
             self.queue = torch.cat([self.given[self.block :], self.queue])
             self.begin(self.given[self.block - self.context : self.block], self.tail)
-
-
-class CrossFadeStream:
-    """The reference's vocoder stream: 8 cached mel frames, cached excitation, Hamming cross-fade.
-
-    Each piece but the last holds back `frames` frames of samples; the next piece speaks them again, with the same
-    excitation, and fades over.
-    """
-
-    def __init__(self, hift: HiFT, frames: int = 8, window: Tensor | None = None):
-        self.hift, self.frames, self.samples = hift, frames, frames * hift.config.hop
-        self.window = (
-            torch.hamming_window(2 * self.samples, periodic=False, dtype=torch.float64)
-            if window is None
-            else window
-        )
-        self.mel = self.source = self.wave = None
-
-    def push(self, mel: Tensor, last: bool = False, noise: Tensor | None = None) -> Tensor:
-        """mel (1, M, F) of new frames -> samples (1, n); noise (1, L, H) covers cached and new frames."""
-        if self.mel is not None:
-            mel = torch.cat([self.mel, mel], dim=-1)
-        wave, source = self.hift.inference(mel, self.source, noise)
-        if self.wave is not None:
-            n, wave = self.samples, wave.clone()
-            wave[:, :n] = wave[:, :n] * self.window[:n] + self.wave * self.window[n:]
-        if last:
-            return wave
-        self.mel, self.source, self.wave = (
-            mel[..., -self.frames :],
-            source[..., -self.samples :],
-            wave[:, -self.samples :],
-        )
-        return wave[:, : -self.samples]

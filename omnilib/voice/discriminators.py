@@ -31,7 +31,10 @@ class DiscriminatorConfig:
 
 
 class PeriodDiscriminator(nn.Module):
-    """Folds the wave into rows of one period and convolves along the columns."""
+    """Folds the wave into rows of one period and convolves along the columns.
+
+    Source: HiFi-GAN, arXiv 2010.05646, section 2.3.
+    """
 
     def __init__(self, period: int, channels: list[int]):
         super().__init__()
@@ -56,7 +59,10 @@ class PeriodDiscriminator(nn.Module):
 
 
 class ResolutionDiscriminator(nn.Module):
-    """Convolves the complex spectrum at one FFT size, each frequency band with its own filters."""
+    """Convolves the complex spectrum at one FFT size, each frequency band with its own filters.
+
+    Source: Descript Audio Codec, arXiv 2306.06546.
+    """
 
     def __init__(self, n_fft: int, edges: list[float], channels: int):
         super().__init__()
@@ -111,18 +117,24 @@ class Discriminators(nn.Module):
 
 
 def discriminator_loss(real: list[Judged], fake: list[Judged]) -> Tensor:
-    """Least squares: real scores towards 1, fake ones towards 0, summed over the discriminators."""
+    """Least squares: real scores towards 1, fake ones towards 0, summed over the discriminators.
+
+    Source: HiFi-GAN, arXiv 2010.05646, eq. 1.
+    """
     pairs = zip(real, fake, strict=True)
     return sum((1 - r.float()).square().mean() + f.float().square().mean() for (r, _), (f, _) in pairs)
 
 
 def adversarial_loss(fake: list[Judged]) -> Tensor:
-    """Least squares seen by the generator: fake scores towards 1."""
+    """Least squares seen by the generator: fake scores towards 1 (HiFi-GAN, arXiv 2010.05646, eq. 2)."""
     return sum((1 - f.float()).square().mean() for f, _ in fake)
 
 
 def feature_loss(real: list[Judged], fake: list[Judged]) -> Tensor:
-    """Feature matching: L1 between the inner maps of both waves, times 2 as in HiFi-GAN."""
+    """Feature matching: L1 between the inner maps of both waves, times 2 as in HiFi-GAN.
+
+    Source: HiFi-GAN, arXiv 2010.05646, eq. 4.
+    """
     pairs = zip(real, fake, strict=True)
     return 2 * sum(
         F.l1_loss(g.float(), r.detach().float())
@@ -132,7 +144,10 @@ def feature_loss(real: list[Judged], fake: list[Judged]) -> Tensor:
 
 
 def relativistic_loss(real: list[Judged], fake: list[Judged], tau: float = 0.04) -> Tensor:
-    """Truncated point-wise relativistic term: where a fake beats its real partner by more than the median, up to tau."""
+    """Truncated point-wise relativistic term: where a fake beats its real partner by more than the median, up to tau.
+
+    Source: HiFTNet, arXiv 2309.09493.
+    """
     total = torch.zeros((), device=real[0][0].device)
     for (r, _), (f, _) in zip(real, fake, strict=True):
         gap = r.float() - f.float()
@@ -142,7 +157,10 @@ def relativistic_loss(real: list[Judged], fake: list[Judged], tau: float = 0.04)
 
 
 def spectral_loss(real: Tensor, fake: Tensor, fft_sizes: tuple[int, ...] = (512, 1024, 2048)) -> Tensor:
-    """Multi-resolution STFT loss: relative error of the magnitudes plus L1 of their logarithms, mean over sizes."""
+    """Multi-resolution STFT loss: relative error of the magnitudes plus L1 of their logarithms, mean over sizes.
+
+    Source: Parallel WaveGAN, arXiv 1910.11480.
+    """
     total = torch.zeros((), device=real.device)
     for n_fft in fft_sizes:
         window = torch.hann_window(n_fft, device=real.device)

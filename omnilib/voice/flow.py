@@ -38,6 +38,8 @@ from omnilib.voice.flow_estimator import Estimator, EstimatorConfig
 
 @dataclass
 class FlowConfig:
+    """Sizes and rules of the flow; the defaults are CosyVoice 2's (arXiv 2412.10117, section 2.4)."""
+
     vocab: int = 6561
     mels: int = 80
     speaker_dim: int = 192
@@ -73,7 +75,10 @@ def noise_at(start: int, count: int, mels: int) -> Tensor:
 
 
 def cosine_times(steps: int) -> Tensor:
-    """Times 0 .. 1, dense near 0 where the velocity turns fastest: (steps + 1,)."""
+    """Times 0 .. 1, dense near 0 where the velocity turns fastest: (steps + 1,).
+
+    Source: CosyVoice 2, arXiv 2412.10117, section 2.4.
+    """
     return 1 - torch.cos(torch.linspace(0, 1, steps + 1) * 0.5 * math.pi)
 
 
@@ -114,7 +119,10 @@ def draw_prompts(
 
 
 class FlowMatching(nn.Module):
-    """The two equations of the module docstring around the estimator."""
+    """The two equations of the module docstring around the estimator.
+
+    Source: flow matching, arXiv 2210.02747, eqs. 22, 23.
+    """
 
     def __init__(self, c: FlowConfig):
         super().__init__()
@@ -143,7 +151,10 @@ class FlowMatching(nn.Module):
         draws: Draws,
         streaming: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Mean squared velocity error over real frames, and the predicted velocity (B, F, M)."""
+        """Mean squared velocity error over real frames, and the predicted velocity (B, F, M).
+
+        Source: flow matching, arXiv 2210.02747, eq. 23.
+        """
         t, x0, keep = draws.t, draws.x0, draws.keep.to(mu.dtype)
         x_t = (1 - (1 - self.sigma) * t) * x0 + t * x1
         u = x1 - (1 - self.sigma) * x0
@@ -163,7 +174,10 @@ class FlowMatching(nn.Module):
         caches: list[Cache] | None = None,
         past: int = 0,
     ) -> Tensor:
-        """Euler steps from noise x (B, F, M) to the mel; `caches` holds one a step when chunks follow each other."""
+        """Euler steps from noise x (B, F, M) to the mel; `caches` holds one a step when chunks follow each other.
+
+        Source: guidance: arXiv 2207.12598, eq. 6.
+        """
         batch, times = x.shape[0], cosine_times(steps).to(x)
         copies = 2 if self.guidance else 1  # with guidance, the second half of the batch sees no condition
         mu, prompt, speaker = (torch.cat([c] * copies) for c in (mu, prompt, speaker))
@@ -182,7 +196,10 @@ class FlowMatching(nn.Module):
 
 
 class Flow(nn.Module):
-    """Tokens, a voice prompt and a speaker vector -> mel."""
+    """Tokens, a voice prompt and a speaker vector -> mel.
+
+    Source: paper section 3.2; CosyVoice 2, arXiv 2412.10117, section 2.4.
+    """
 
     def __init__(self, config: FlowConfig):
         super().__init__()
@@ -361,7 +378,7 @@ class Flow(nn.Module):
 
 
 class FlowStream:
-    """Tokens in, mel out, each chunk computed once.
+    """Tokens in, mel out, each chunk computed once (CosyVoice 2, arXiv 2412.10117, section 2.4).
 
     Gives the mel that `inference(streaming=True)` would on all tokens. A chunk is computed when its tokens and
     the look-ahead are there; the chunks of the prompt are computed at the start, before any token is known.

@@ -93,7 +93,10 @@ def same_padding(kernel: int, dilation: int = 1) -> int:
 
 
 class Snake(nn.Module):
-    """x + sin(a x)^2 / a: a periodic activation whose frequency `a` is learnt per channel (BigVGAN)."""
+    """x + sin(a x)^2 / a: a periodic activation whose frequency `a` is learnt per channel (BigVGAN).
+
+    Source: BigVGAN, arXiv 2206.04658.
+    """
 
     def __init__(self, channels: int):
         super().__init__()
@@ -105,7 +108,7 @@ class Snake(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Residual pairs of convolutions: dilated, then plain."""
+    """Residual pairs of convolutions: dilated, then plain (HiFi-GAN, arXiv 2010.05646, section 2.2)."""
 
     def __init__(self, channels: int, kernel: int, dilations: list[int]):
         super().__init__()
@@ -131,7 +134,10 @@ class ResBlock(nn.Module):
 
 
 class F0Predictor(nn.Module):
-    """Five convolutions from mel to the fundamental frequency in Hz, one value a frame (near 0 = unvoiced)."""
+    """Five convolutions from mel to the fundamental frequency in Hz, one value a frame (near 0 = unvoiced).
+
+    Source: HiFTNet, arXiv 2309.09493.
+    """
 
     def __init__(self, in_channels: int, channels: int):
         super().__init__()
@@ -154,7 +160,7 @@ def cycles_per_frame(f0: Tensor, harmonics: int, rate: int, hop: int) -> Tensor:
 
 
 def harmonic_phase(f0: Tensor, harmonics: int, rate: int, hop: int, start: Tensor | None = None) -> Tensor:
-    """Phase, in cycles modulo 1, of f0 and its overtones at every sample.
+    """Phase, in cycles modulo 1, of f0 and its overtones at every sample (source filter: arXiv 1810.11946).
 
     The sum runs over frames (one frame adds `hop` samples) and is spread linearly between frame middles, so the first
     and last half frame hold their phase, as in the reference.
@@ -173,7 +179,10 @@ def harmonic_phase(f0: Tensor, harmonics: int, rate: int, hop: int, start: Tenso
 
 
 class HarmonicSource(nn.Module):
-    """Sines where voiced plus noise everywhere, mixed into one excitation by a learnt linear layer."""
+    """Sines where voiced plus noise everywhere, mixed into one excitation by a learnt linear layer.
+
+    Source: source filter: arXiv 1810.11946.
+    """
 
     def __init__(self, config: HiFTConfig):
         super().__init__()
@@ -206,7 +215,7 @@ class HarmonicSource(nn.Module):
 
 
 class HiFT(nn.Module):
-    """The generator.
+    """The generator (paper section 3.2; HiFTNet, arXiv 2309.09493).
 
     Example: `wave, source = HiFT(HiFTConfig()).inference(mel)` with mel (B, 80, F) gives wave (B, 480 F).
     """
@@ -252,7 +261,7 @@ class HiFT(nn.Module):
         self.f0_predictor.classifier.weight.mul_(30.0)
 
     def decode(self, mel: Tensor, source: Tensor) -> Tensor:
-        """mel (B, M, F) and excitation (B, 1, L) -> wave (B, L)."""
+        """mel (B, M, F) and excitation (B, 1, L) -> wave (B, L) (iSTFTNet, arXiv 2203.02395)."""
         c = self.config
         s = torch.stft(
             source.squeeze(1).float(), c.istft_n_fft, c.istft_hop_len, window=self.window, return_complex=True

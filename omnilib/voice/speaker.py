@@ -35,7 +35,10 @@ def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    """Dilated convolution, 1x1 convolution, channel gate, residual."""
+    """Dilated convolution, 1x1 convolution, channel gate, residual.
+
+    Source: ECAPA-TDNN, arXiv 2005.07143, section 3.
+    """
 
     def __init__(self, width: int, dilation: int):
         super().__init__()
@@ -54,7 +57,10 @@ class Layer(nn.Module):
 
 
 class SpeakerEncoder(nn.Module):
-    """Filter bank of any length -> vector (not normalised: the flow does that)."""
+    """Filter bank of any length -> vector (not normalised: the flow does that).
+
+    Source: ECAPA-TDNN, arXiv 2005.07143; published: CAM++, arXiv 2303.00332.
+    """
 
     def __init__(self, config: SpeakerConfig):
         super().__init__()

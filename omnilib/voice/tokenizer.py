@@ -73,25 +73,31 @@ def rotary_table(size: int, head_dim: int, device: torch.device) -> tuple[Tensor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions on (B, H, T, head_dim)."""
+    """Rotary positions on (B, H, T, head_dim) (RoPE, arXiv 2104.09864, eq. 34)."""
     left, right = x.chunk(2, dim=-1)
     return (x * cos + torch.cat((-right, left), -1) * sin).to(x.dtype)
 
 
 def values_to_codes(values: Tensor) -> Tensor:
-    """Digits in {-1, 0, 1} (..., D) -> code = sum_i (digit_i + 1) 3^i (...)."""
+    """Digits in {-1, 0, 1} (..., D) -> code = sum_i (digit_i + 1) 3^i (...).
+
+    Source: FSQ, arXiv 2309.15505; CosyVoice 2, arXiv 2412.10117, section 2.2.
+    """
     powers = 3 ** torch.arange(values.shape[-1], device=values.device)
     return ((values.detach().round().long() + 1) * powers).sum(-1)
 
 
 def codes_to_values(codes: Tensor, dims: int) -> Tensor:
-    """The inverse: (...) -> (..., D) float."""
+    """The inverse: (...) -> (..., D) float (FSQ, arXiv 2309.15505)."""
     powers = 3 ** torch.arange(dims, device=codes.device)
     return (codes.long()[..., None] // powers % 3 - 1).float()
 
 
 class FSMNAttention(nn.Module):
-    """Self-attention plus a depth-wise convolution over the values, which gives cheap local memory."""
+    """Self-attention plus a depth-wise convolution over the values, which gives cheap local memory.
+
+    Source: SAN-M, arXiv 2006.01713.
+    """
 
     def __init__(self, width: int, heads: int, kernel: int):
         super().__init__()
@@ -158,7 +164,10 @@ class Encoder(nn.Module):
 
 
 class Codebook(nn.Module):
-    """FSQ: no table to learn, only the projection to D numbers."""
+    """FSQ: no table to learn, only the projection to D numbers.
+
+    Source: FSQ, arXiv 2309.15505; CosyVoice 2, section 2.2.
+    """
 
     def __init__(self, width: int, dims: int):
         super().__init__()
@@ -182,7 +191,10 @@ class Quantizer(nn.Module):
 
 
 class SpeechTokenizer(nn.Module):
-    """Log-mel spectrum -> FSQ codes at 25 Hz."""
+    """Log-mel spectrum -> FSQ codes at 25 Hz.
+
+    Source: paper section 3.2; CosyVoice 2, arXiv 2412.10117, section 2.2.
+    """
 
     def __init__(self, config: SpeechTokenizerConfig):
         super().__init__()

@@ -122,7 +122,7 @@ def test_a_measured_gpu_rate_replaces_the_published_one():
 def test_what_is_not_measured_is_said_and_left_out(tmp_path):
     assert read_rates(tmp_path / "bench.json") == {}
     text = render(plan(400_000, {}))
-    assert "Not measured, so not in the sums: decode," in text and "omnilib.bench.curation" in text
+    assert "Not measured, so not in the sums: decode," in text and "data_prep.bench.curation" in text
     assert "core-hours" not in text.split("## Sums")[1].split("## Assumptions")[0]
     assert "**They do not add up.**" in text
     whole = render(plan(400_000, RATES))
@@ -146,7 +146,7 @@ def test_measured_rates_are_read_from_the_benchmark(tmp_path):
         '{"rates": {}}',
     ):
         bench.write_text(content)
-        with pytest.raises(DataError, match="bench.json.*run `python -m omnilib.bench.curation` again"):
+        with pytest.raises(DataError, match="bench.json.*run `python -m data_prep.bench.curation` again"):
             read_rates(bench)
 
 

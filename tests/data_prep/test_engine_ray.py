@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from curation_steps import STEPS, contents, corpus, recipe, workers
 
 from data_prep.curate import main
 from data_prep.pipeline import curate
+from data_prep.pipeline.engine_ray import ray_engine
 
 LIMIT = 900  # seconds after which a run counts as hanging
 
@@ -88,7 +90,9 @@ def test_a_killed_worker_and_a_killed_node_lose_and_double_nothing(tmp_path, clu
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    curate(manifest, recipe(tmp_path, *steps, part_seconds=1.0), tmp_path / "ray", engine="ray", workers=2)
+    curate(
+        manifest, recipe(tmp_path, *steps, part_seconds=1.0), tmp_path / "ray", partial(ray_engine, workers=2)
+    )
     killer.join(1)
     assert killed == ["worker", "node"]
     monkeypatch.delenv("CURATION_LOG")

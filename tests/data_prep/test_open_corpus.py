@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import engines, fetch, frozen, kokoro, nano, open_corpus, open_plan, texts
+from data_prep import engines, fetch, frozen, kokoro, open_corpus, open_plan, speakers, texts
 from data_prep.texts import Line
 from omnilib.data import load_segment, read_manifest, sha256
 from omnilib.errors import DataError, MissingTool
@@ -305,7 +305,7 @@ def test_without_kokoro_the_plain_engines_speak_and_one_line_says_what_is_lost(
     )
     records = [json.loads(line) for line in (tmp_path / "plan.jsonl").read_text().splitlines()]
     assert {r["engine"] for r in records} == {"flite", "piper", "gcin"}
-    unseen = {s.name for s in nano.SPEAKERS if not s.lines}
+    unseen = {s.name for s in speakers.SPEAKERS if not s.lines}
     assert {r["speaker"] for r in records if r["set"] == "everyday"} == unseen
     assert not unseen & {r["speaker"] for r in records if r["split"] == "train"}
 

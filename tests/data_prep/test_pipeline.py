@@ -18,7 +18,8 @@ from curation_steps import RATE, STEPS, contents, corpus, recipe
 
 from data_prep import pipeline
 from data_prep.curate import main
-from data_prep.pipeline import Audio, curate
+from data_prep.pipeline import Audio, curate, files, join, parts
+from data_prep.pipeline import run as running
 from omnilib.errors import AudioError, ConfigError, DataError
 
 
@@ -142,7 +143,7 @@ def test_a_run_killed_in_the_middle_continues_to_the_same_result(run, tmp_path):
 
 
 def test_killed_between_two_steps_of_a_group_only_joins_again(run, tmp_path, monkeypatch):
-    plain, real, count = contents(run("plain")), pipeline.write_json, []
+    plain, real, count = contents(run("plain")), join.write_json, []
     (tmp_path / "log").unlink()
 
     def killed(out, target, value):
@@ -151,7 +152,7 @@ def test_killed_between_two_steps_of_a_group_only_joins_again(run, tmp_path, mon
             raise KeyboardInterrupt
         real(out, target, value)
 
-    monkeypatch.setattr(pipeline, "write_json", killed)
+    monkeypatch.setattr("data_prep.pipeline.join.write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         run()
     assert [p.parent.name for p in count] == ["00_input", "02_test_level", "01_test_halve"]
@@ -203,9 +204,9 @@ def test_a_step_that_loses_or_doubles_records_is_stopped(run):
 def test_the_many_pieces_of_one_part_go_through_a_step_in_portions(tmp_path):
     """A part that began as one file of eight hours must not have all its waves in memory at once."""
     pieces = [{"id": str(i), "duration": 600.0} for i in range(48)]
-    assert [len(p) for p in pipeline.portions_of(pieces)] == [3] * 16
-    assert [len(p) for p in pipeline.portions_of(pieces[:2] + [{"id": "x", "duration": None}])] == [3]
-    assert list(pipeline.portions_of([])) == []
+    assert [len(p) for p in parts.portions_of(pieces)] == [3] * 16
+    assert [len(p) for p in parts.portions_of(pieces[:2] + [{"id": "x", "duration": None}])] == [3]
+    assert list(parts.portions_of([])) == []
     seen = []
 
     class Notes(pipeline.Step):
@@ -220,7 +221,7 @@ def test_the_many_pieces_of_one_part_go_through_a_step_in_portions(tmp_path):
 
     state = {"part": {}, "records": pieces, "lines": [], "seconds": []}
     for step in (Notes(), NotesAll()):
-        state = pipeline.advance(state, step, None)
+        state = parts.advance(state, step, None)
     assert seen == [3] * 16 + [48] and [r["id"] for r in state["records"]] == [r["id"] for r in pieces]
 
 
@@ -420,7 +421,7 @@ def test_unreadable_folder_is_one_line(run, tmp_path, monkeypatch, capsys):
     def denied(self, *args, **kwargs):
         raise PermissionError(errno.EACCES, "Permission denied", str(self))
 
-    monkeypatch.setattr(pipeline, "file_digest", denied)
+    monkeypatch.setattr(running, "file_digest", denied)
     arguments = [
         "--recipe",
         str(recipe(tmp_path, *STEPS)),
@@ -497,7 +498,7 @@ def test_another_manifest_does_not_overwrite_a_finished_run(run):
 
 @pytest.mark.parametrize("fails_at", [1, 6, 30, 34, 39])
 def test_full_disk_is_one_line_and_a_second_run_completes(run, tmp_path, monkeypatch, capsys, fails_at):
-    plain, real, count = contents(run("plain")), pipeline.os.replace, []
+    plain, real, count = contents(run("plain")), files.os.replace, []
 
     def full(*args):
         count.append(1)
@@ -505,7 +506,7 @@ def test_full_disk_is_one_line_and_a_second_run_completes(run, tmp_path, monkeyp
             raise OSError(errno.ENOSPC, "No space left on device", str(args[1]))
         return real(*args)
 
-    monkeypatch.setattr(pipeline.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     arguments = [
         "--recipe",
         str(recipe(tmp_path, *STEPS)),
@@ -556,7 +557,7 @@ def test_many_files_of_one_bad_type_end_in_one_line_with_the_lists_complete(run,
 
 def test_two_runs_do_not_work_in_one_folder(run, tmp_path):
     (tmp_path / "out").mkdir()
-    with pipeline.FileLock(tmp_path / "out/.lock"), pytest.raises(DataError, match="another run is working"):
+    with running.FileLock(tmp_path / "out/.lock"), pytest.raises(DataError, match="another run is working"):
         run()
 
 

@@ -8,8 +8,9 @@ import pytest
 import soundfile
 
 from data_prep import shards
-from data_prep.shards import Shards, main, write_shards
+from data_prep.shards import main, write_shards
 from omnilib.errors import DataError
+from omnilib.shards import Shards
 
 RATE = 8000
 

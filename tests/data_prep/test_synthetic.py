@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep import engines, nano, synthetic
+from data_prep import engines, speakers, synthetic
+from data_prep.speakers import Speaker
 from data_prep.synthetic import Command, Engines, Http, Rewriter, answers, build, finished, sample
 from omnilib.data import read_manifest
 from omnilib.errors import ConfigError, DataError, MissingTool
@@ -44,11 +45,11 @@ def hum(monkeypatch):
     """Two training voices and one that only the test split may hear."""
     monkeypatch.setitem(engines.ENGINES, "hum", Hum)
     people = [
-        nano.Speaker("hum", "ann", 1.0, 10),
-        nano.Speaker("hum", "bob", 1.1, 10),
-        nano.Speaker("hum", "eve", 1.2, 0),
+        Speaker("hum", "ann", 1.0, 10),
+        Speaker("hum", "bob", 1.1, 10),
+        Speaker("hum", "eve", 1.2, 0),
     ]
-    monkeypatch.setattr(nano, "SPEAKERS", people)
+    monkeypatch.setattr(speakers, "SPEAKERS", people)
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -373,7 +374,7 @@ def needs_flite():
 def test_processes_speak_what_one_does(lamini, tmp_path, monkeypatch):
     needs_flite()
     monkeypatch.setattr(
-        nano, "SPEAKERS", [s for s in nano.SPEAKERS if s.engine == "flite"]
+        speakers, "SPEAKERS", [s for s in speakers.SPEAKERS if s.engine == "flite"]
     )  # not the slow one
     one = build([lamini], tmp_path / "one", 0.01, **SPAN)
     assert build([lamini], tmp_path / "two", 0.01, workers=2, **SPAN) == one

@@ -7,6 +7,7 @@ import pytest
 import soundfile
 import torch
 
+from omnilib import packages
 from omnilib.errors import AudioError, MissingTool, UserError
 from omnilib.eval import judges
 from omnilib.eval.judges import (
@@ -102,7 +103,7 @@ def test_a_transcript_that_loops_is_searched_again_without_repeats(whisper, monk
 
 
 def test_judge_id_names_the_weights_and_the_decoding(whisper):
-    assert judges.BASE_SHA256[:12] in whisper.id
+    assert packages.BASE_SHA256[:12] in whisper.id
     assert (
         "int8" in whisper.id
         and "beam 5" in whisper.id
@@ -118,7 +119,7 @@ def test_unknown_language_is_refused_before_listening(whisper):
 
 def test_joined_model_is_whole_or_absent(tmp_path, monkeypatch):
     target = joined_base_folder(tmp_path)
-    assert judges.file_sha256(target / "model.bin") == judges.BASE_SHA256
+    assert packages.file_sha256(target / "model.bin") == packages.BASE_SHA256
     assert sorted(p.name for p in target.iterdir()) == [
         "config.json",
         "model.bin",
@@ -126,14 +127,14 @@ def test_joined_model_is_whole_or_absent(tmp_path, monkeypatch):
         "vocabulary.json",
     ]
     assert [p.name for p in tmp_path.iterdir()] == ["whisper-base"]
-    monkeypatch.setattr(judges, "BASE_SHA256", "0" * 64)
+    monkeypatch.setattr(packages, "BASE_SHA256", "0" * 64)
     with pytest.raises(MissingTool, match="do not hold the known base model"):
         joined_base_folder(tmp_path / "other")
     assert list((tmp_path / "other").iterdir()) == []
 
 
 def test_missing_packages_say_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(judges, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(MissingTool, match=r"pip install -e '.\[judge\]'"):
         joined_base_folder(tmp_path)
     with pytest.raises(MissingTool, match="pip install --no-deps Resemblyzer"):

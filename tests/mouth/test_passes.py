@@ -9,7 +9,8 @@ from omnilib.errors import ConfigError, UserError
 from omnilib.mouth.chunking import ChunkMachine, split_text
 from omnilib.mouth.decode import DecodeSettings, Request, generate, stream
 from omnilib.mouth.passes import check_length, chunk_ids, duration, fit, left_over
-from omnilib.text import encode, layout_of, pieces
+from omnilib.mouth.rows import layout_of
+from omnilib.text import encode, pieces
 
 LONG = (
     "He maketh me to lie down in green pastures. Yes, I do! The lord is my shepherd; I shall not want. " * 4

@@ -301,9 +301,9 @@ def test_only_whole_names_of_folders_are_replaced():
 
 
 def test_a_chapter_names_the_parts_it_needs_and_runs_when_they_are_there(tmp_path, monkeypatch):
-    from omnilib import scales
+    from omnilib import checkpoints
 
-    monkeypatch.setattr(scales, "CHECKPOINTS", tmp_path / "checkpoints")
+    monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path / "checkpoints")
     plain, needy = (write_notebook(tmp_path, name, "1") for name in ("01_plain", "08_needy"))
     node = nbformat.read(needy, as_version=4)
     node.metadata["needs"] = ["brain"]

@@ -13,9 +13,10 @@ from data_prep.shards import write_shards
 from omnilib import config as configs
 from omnilib.data import read_manifest, write_manifest
 from omnilib.errors import CheckpointError, ConfigError, DataError
+from omnilib.mouth.rows import layout_of
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.paths import CONFIGS
-from omnilib.text import layout_of, load_tokenizer
+from omnilib.text import load_tokenizer
 from omnilib.train import common
 from omnilib.train import speechlm as training
 from tests.train import corpus as tiny

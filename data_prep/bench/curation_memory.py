@@ -1,6 +1,6 @@
 """Memory of the whole curation pipeline on single files of growing length: it must not grow with them.
 
-    python -m omnilib.bench.curation_memory --hours 1 8 --out reports/nano/curation/memory.json       # 15 minutes
+    python -m data_prep.bench.curation_memory --hours 1 8 --out reports/nano/curation/memory.json       # 15 minutes
 
 Each file is one recording that goes through every step but the recogniser, in one process that is manager and worker at once. Its
 peak resident memory is what a worker of a cluster must have; imports of torch are in it (about 500 MB). The file is 20 minutes of
@@ -22,7 +22,8 @@ import numpy as np
 import soundfile
 import soxr
 
-from omnilib.bench.curation import RATE, alone, recordings
+from data_prep.bench.curation import RATE, alone, recordings
+from data_prep.pipeline import curate
 from omnilib.data import write_manifest
 from omnilib.errors import UserError
 from omnilib.paths import REPORTS
@@ -63,8 +64,6 @@ def minutes_of_sound(hours: float) -> Iterator[np.ndarray]:
 def curate_one(hours: float) -> dict:
     """Curate one file of `hours` in this process, and what that took."""
     import torch
-
-    from data_prep.pipeline import curate
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:

@@ -1,128 +1,46 @@
-"""One dial for size: where the recordings and the trained parts of a scale are.
+"""Tiny parts on demand: every training script runs a few steps on the frozen recordings. Seconds each;
+numbers mean nothing.
 
-    smoke   every training script runs a few steps on the frozen recordings: seconds, kept in runs/smoke, numbers mean nothing
-    nano    checkpoints/nano, trained in hours on 2 CPU cores and committed
+    folder = smoke.folder("tokenizer", "flow")             # runs/smoke/<fingerprint>, trained at the first call
 
-Both have the same folders, so a chapter reads the same at either scale:
-
-    folder = scales.checkpoints(scale, "tokenizer")        # trains it first at smoke
-    codes, _ = SpeechTokenizer.load(folder / "tokenizer").encode(mel)
+The folder's name changes with the code and the recordings, so a stale model is never read.
 """
 
 import contextlib
 import hashlib
+import importlib
 import json
 import random
 import shutil
 import wave as wavefile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor
-from transformers.utils import logging
 
-from omnilib.audio import VOICE_RATE, load_wave
+from omnilib import config as configs
+from omnilib import frozen
+from omnilib.audio import VOICE_RATE
 from omnilib.data import read_manifest, write_manifest
-from omnilib.errors import CheckpointError, ConfigError, DataError
-from omnilib.paths import CHECKPOINTS, CONFIGS, REPORTS, ROOT, RUNS
+from omnilib.paths import CONFIGS, ROOT, RUNS
 
-FROZEN = ROOT / "data_prep" / "frozen"
 SMOKE = RUNS / "smoke"
 KEPT = 3  # smoke folders of earlier code that stay
-DEV_LINES = 2  # of each speaker's training lines, at smoke
-
-# ------------------------------------------------------------------------------------------------ recordings
+DEV_LINES = 2  # of each speaker's training lines
 
 
-def recordings(role: str | None = None, language: str | None = None) -> list[dict]:
-    """Records of the frozen subset, by role: reference, eval, open, pair, train, human.
-
-    Raises:
-        DataError: none fits.
-    """
-    records = [
-        r
-        for r in read_manifest(FROZEN / "manifest.jsonl")
-        if role in (None, r["role"]) and language in (None, r["language"])
-    ]
-    if not records:
-        raise DataError(
-            f"the frozen subset has no '{role}' recording in '{language}': restore data_prep/frozen with `git checkout`"
-        )
-    return records
-
-
-def wave_of(record: dict, rate: int) -> Tensor:
-    """Sound of a frozen record at `rate`: (T,)."""
-    return load_wave(FROZEN / record["path"], rate)
-
-
-def long_texts() -> list[dict]:
-    """The texts of 300-500 words for long-form speech, each with the speaker who is to read it."""
-    path = FROZEN / "longform.jsonl"
-    if not path.is_file():
-        raise DataError("no data_prep/frozen/longform.jsonl: restore it with `git checkout`")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-# ------------------------------------------------------------------------------------------------ checkpoints
-
-
-def checkpoints(scale: str, *parts: str) -> Path:
-    """Folder that holds `parts` of a scale; at smoke, parts not there yet are trained first (seconds).
-
-    Raises:
-        ConfigError: no such scale or part.
-        CheckpointError: a committed part is missing.
-    """
-    logging.disable_progress_bar()  # a bar for each loaded file only fills a report's pages
-    unknown = [p for p in parts if p not in RECIPES]
-    if unknown:
-        raise ConfigError(f"no part '{unknown[0]}': choose from {', '.join(RECIPES)}")
-    if scale == "nano":
-        missing = [p for p in parts if not (CHECKPOINTS / scale / p).is_dir()]
-        if missing:
-            how = TRAINED_BY.get(missing[0], "run `make retrain`")
-            raise CheckpointError(
-                f"checkpoints/nano/{missing[0]} is missing: restore it with `git checkout` or {how}"
-            )
-        return CHECKPOINTS / scale
-    if scale != "smoke":
-        raise ConfigError(
-            f"scale '{scale}': a chapter runs at smoke or nano; paper scale needs the published weights (see weights.py)"
-        )
-    folder = SMOKE / fingerprint()
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        train_missing(folder, parts)
+def folder(*parts: str) -> Path:
+    """The smoke folder, with these parts trained."""
+    home = SMOKE / fingerprint()
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / ".lock"):
+        train_missing(home, parts)
     for stale in sorted(SMOKE.glob("*/"), key=lambda p: p.stat().st_mtime)[:-KEPT]:
         shutil.rmtree(stale, ignore_errors=True)
-    return folder
-
-
-def training_log(scale: str, part: str) -> list[dict]:
-    """What a training script logged, one dict a line."""
-    path = checkpoints(scale, part) / part / "log.jsonl"
-    if not path.is_file():
-        raise CheckpointError(f"no {part}/log.jsonl at {scale}: train it with `make retrain`")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def meta(scale: str, part: str) -> dict:
-    """meta.json of a trained part: resolved config, steps, wall time, final metrics."""
-    return json.loads((checkpoints(scale, part) / part / "meta.json").read_text(encoding="utf-8"))
-
-
-def report_of(scale: str, name: str) -> dict | None:
-    """metrics.json of a report that a script wrote; at smoke the script runs now; None when nobody ran it at nano."""
-    path = (checkpoints(scale, name) / name if scale == "smoke" else REPORTS / scale / name) / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-# ------------------------------------------------------------------------------------------------ smoke
+    return home
 
 
 def fingerprint() -> str:
@@ -132,7 +50,7 @@ def fingerprint() -> str:
         *(ROOT / "omnilib").rglob("*.py"),
         *CONFIGS.glob("smoke/*.yaml"),
         *CONFIGS.glob("nano/*.yaml"),
-        FROZEN / "manifest.jsonl",
+        frozen.FOLDER / "manifest.jsonl",
     ]
     for path in sorted(files):
         digest.update(path.read_bytes())
@@ -170,12 +88,13 @@ def quiet(path: Path) -> Iterator[None]:
 
 
 def smoke_corpus(folder: Path) -> None:
-    """The frozen training lines as WAV shards: most to train on, some as dev; other speakers' recordings as test."""
+    """The frozen training lines as WAV shards: most to train on, some as dev; other speakers' recordings as
+    test."""
     records, seen = [], {}
-    for record in [*recordings("train"), *recordings("pair")]:
+    for record in [*frozen.recordings("train"), *frozen.recordings("pair")]:
         number = seen[record["speaker"]] = seen.get(record["speaker"], 0) + 1
         split = "test" if record["role"] == "pair" else "dev" if number <= DEV_LINES else "train"
-        samples = (wave_of(record, VOICE_RATE).clamp(-1, 1) * 32767).short().numpy()
+        samples = (frozen.wave_of(record, VOICE_RATE).clamp(-1, 1) * 32767).short().numpy()
         path = f"{record['id']}.wav"
         with wavefile.open(str(folder / "corpus" / path), "wb") as file:
             file.setparams((1, 2, VOICE_RATE, 0, "NONE", ""))
@@ -190,16 +109,19 @@ def smoke_corpus(folder: Path) -> None:
         records.append(record | place)
     write_manifest(folder / "corpus" / "manifest.jsonl", records)
     # the text tokenizer reads every frozen text: whole words keep transcripts shorter than their recordings
-    write_manifest(folder / "corpus" / "text.jsonl", [r | {"split": "train"} for r in recordings()])
+    write_manifest(folder / "corpus" / "text.jsonl", [r | {"split": "train"} for r in frozen.recordings()])
+
+
+def program(name: str) -> ModuleType:
+    """A training or evaluation program, imported by name so that this module depends on none of them."""
+    return importlib.import_module(name)
 
 
 def run(module: str, config: str, part: str, *overrides: str) -> Callable[[Path], None]:
     """A recipe: one training script with one config; `{}` in an override is the smoke folder."""
 
     def recipe(folder: Path) -> None:
-        import importlib
-
-        script = importlib.import_module(f"omnilib.train.{module}")
+        script = program(f"omnilib.train.{module}")
         chosen = [o.replace("{}", str(folder)) for o in ("manifest={}/corpus/manifest.jsonl", *overrides)]
         script.main(["--config", config, "--out", str(folder / part), "--set", *chosen])
 
@@ -208,9 +130,7 @@ def run(module: str, config: str, part: str, *overrides: str) -> Callable[[Path]
 
 def hift(folder: Path) -> None:
     """The vocoder script has no command line inside; its loop is called with the config."""
-    from omnilib import config as configs
-    from omnilib.train import hift as script
-
+    script = program("omnilib.train.hift")
     script.train(
         configs.load(script.Config, "smoke/hift", [f"manifest={folder}/corpus/manifest.jsonl"]),
         folder / "hift",
@@ -221,10 +141,8 @@ def encode(kind: str, part: str, name: str) -> Callable[[Path], None]:
     """A recipe: codes or speaker vectors of the whole smoke corpus."""
 
     def recipe(folder: Path) -> None:
-        from omnilib.train.encode import export
-
         records = read_manifest(folder / "corpus" / "manifest.jsonl")
-        export(
+        program("omnilib.train.encode").export(
             records,
             folder / "corpus",
             kind,
@@ -237,11 +155,12 @@ def encode(kind: str, part: str, name: str) -> Callable[[Path], None]:
 
 
 def voices(folder: Path) -> None:
-    """Reference recordings and decoding settings, as `speak.TextToSpeech` reads them; short, because a smoke model never stops."""
+    """Reference recordings and decoding settings, as `speak.TextToSpeech` reads them; short, because a
+    smoke model never stops."""
     entries = {}
-    for record in recordings("reference"):
+    for record in frozen.recordings("reference"):
         name = Path(record["path"]).name
-        shutil.copy(FROZEN / record["path"], folder / "voices" / name)
+        shutil.copy(frozen.FOLDER / record["path"], folder / "voices" / name)
         entries[record["speaker"]] = {"file": name, "text": record["text"], "language": record["language"]}
     (folder / "voices" / "voices.json").write_text(
         json.dumps(entries, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
@@ -253,27 +172,19 @@ def voices(folder: Path) -> None:
 
 def grid(folder: Path) -> None:
     """The stage-2 ablation, a few steps a run."""
-    from omnilib.eval import stage2_grid
-
-    arguments = [
-        "--config",
-        "smoke/speechlm",
-        "--out",
-        str(folder / "stage2_grid"),
-        "--work",
-        str(folder / "stage2_grid" / "runs"),
-    ]
-    stage2_grid.main(
-        [*arguments, "--steps", "4", "--seeds", "1", "--set", *(o.replace("{}", str(folder)) for o in SPOKEN)]
+    out = folder / "stage2_grid"
+    arguments = ["--config", "smoke/speechlm", "--out", str(out), "--work", str(out / "runs")]
+    overrides = [o.replace("{}", str(folder)) for o in SPOKEN]
+    program("omnilib.eval.stage2_grid").main(
+        [*arguments, "--steps", "4", "--seeds", "1", "--set", *overrides]
     )
 
 
 def brain_samples(folder: Path) -> None:
     """A few samples of every task of the brain, questions spoken by flite where it is installed."""
-    import importlib
-
-    data = importlib.import_module("data_prep.brain")  # by name: the library does not depend on data_prep
-    data.build(folder / "brain_samples", 4, engine="flite", corpus=folder / "corpus" / "manifest.jsonl")
+    program("data_prep.brain").build(
+        folder / "brain_samples", 4, engine="flite", corpus=folder / "corpus" / "manifest.jsonl"
+    )
 
 
 TINY = ("manifest={}/corpus/text.jsonl", "size=3000", "alphabet=1500")
@@ -311,9 +222,3 @@ RECIPES: dict[str, tuple[tuple[str, ...], Callable[[Path], None]]] = {
         run("brain", "smoke/brain_stage2", "brain", *EYES, *LONGER, "init={}/brain_stage1"),
     ),
 }
-TRAINED_BY = {  # parts that `make retrain` does not train
-    "encoders": "run `omni train encoders --config nano/encoders --out checkpoints/nano/encoders`",
-    "brain_stage1": "run `omni train brain --config nano/brain_stage1 --out checkpoints/nano/brain_stage1`",
-    "brain": "run `omni train brain --config nano/brain_stage2 --out checkpoints/nano/brain`",
-}
-SPEAKER = ("speechlm", "tokenizer", "speaker", "flow", "hift", "voices")  # what `speak.TextToSpeech` needs

@@ -1,7 +1,7 @@
 """Speed and memory of every curation step: audio-hours a core-hour, peak memory, and all steps but the recogniser together.
 
-    python -m omnilib.bench.curation --minutes 20 --out reports/nano/curation/bench.json
-    python -m omnilib.bench.curation --minutes 5 --steps vad quality
+    python -m data_prep.bench.curation --minutes 20 --out reports/nano/curation/bench.json
+    python -m data_prep.bench.curation --minutes 5 --steps vad quality
 
 The frozen recordings are joined into Opus files of about a minute with pauses between, repeated until they are `minutes` long. Time
 is processor time (so other work on the machine hardly counts): of the recogniser in a process of its own, of the other steps in one
@@ -9,8 +9,8 @@ worker that takes everything through all of them, as a run does. Peak memory is 
 torch included (about 500 MB). Loading a model happens once a worker and is reported beside. Duplicates come last: a repeated
 subset is full of them.
 
-The rate of all steps together is stated twice: per hour of sound that reaches each step (nothing is gained from pauses that fall
-away), and per hour of raw recording, of which the pauses are a quarter here.
+The rate of all steps together is stated twice: per hour of sound that reaches each step (pauses already removed are not
+counted), and per hour of raw recording, of which a quarter is pauses here.
 """
 
 import argparse
@@ -29,6 +29,9 @@ import soundfile
 from tqdm import tqdm
 
 from data_prep import frozen
+from data_prep.pipeline import STEPS, Audio, load_recipe
+from data_prep.pipeline.parts import advance
+from data_prep.shards import write_shards
 from omnilib.data import read_manifest, write_manifest
 from omnilib.errors import UserError
 from omnilib.eval.results import add_to_summary
@@ -107,8 +110,6 @@ def measure(step: str, parameters: dict, records: list[dict], folder: Path) -> t
     """Run a step in this process: what it kept, and what it cost."""
     import torch
 
-    from data_prep.pipeline import STEPS, Audio, load_recipe
-
     load_recipe("wild")  # registers every step
     torch.set_num_threads(1)
     opened = STEPS[step](**parameters)
@@ -127,8 +128,6 @@ def measure_run(steps: list[str], records: list[dict], folder: Path) -> dict[str
     """Processor time of each of the steps when one worker takes the records through all of them: what one step wrote or read is
     still in memory for the next."""
     import torch
-
-    from data_prep.pipeline import STEPS, Audio, advance, load_recipe
 
     load_recipe("wild")
     torch.set_num_threads(1)
@@ -170,8 +169,6 @@ def with_words(records: list[dict]) -> list[dict]:
 
 def measure_shards(records: list[dict], folder: Path) -> dict:
     """Cost of writing Parquet shards of the records, in this process."""
-    from data_prep.shards import write_shards
-
     write_manifest(folder / "manifest.jsonl", [r | {"split": "train"} for r in records])
     began = time.process_time()
     write_shards(folder / "manifest.jsonl", folder / "shards", workers=1)

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from data_prep import needle
 from data_prep.brain_long import places
 from omnilib.brain.ask import Reply
-from omnilib.eval import needle
 
 ROWS = places(0, minutes=(0.2, 0.5), depths=3, each=2)
 

@@ -1,11 +1,12 @@
 """The Ray engine: the parts of a job flow through Ray Data operators on a cluster.
 
-    curate(manifest, "paper", out, engine="ray", address="auto")
+    curate(manifest, "paper", out, engine=partial(ray_engine, workers=None, address="auto"))
 
-Consecutive steps with the same GPU demand form one operator, a pool of actors that hold the opened models and grows and shrinks
-with the load; between operators only records travel (the audio is read from the shared file system). Killed actors and nodes
-are Ray's business: it restarts the actor elsewhere and repeats its part, which is written under a temporary name and renamed, so
-a part done twice is still one result. Code and `out` must be visible to all nodes under the same path.
+Consecutive steps with the same GPU demand form one operator, a pool of actors that hold the opened models
+and grows and shrinks with the load; between operators only records travel (the audio is read from the
+shared file system). Killed actors and nodes are Ray's business: it restarts the actor elsewhere and repeats
+its part, which is written under a temporary name and renamed, so a part done twice is still one result.
+Code and `out` must be visible to all nodes under the same path.
 """
 
 import os
@@ -13,7 +14,8 @@ import pickle
 from collections.abc import Iterator
 from itertools import groupby
 
-from data_prep.pipeline import Audio, Job, Part, advance, begin, finish, open_steps
+from data_prep.pipeline.audio import Audio
+from data_prep.pipeline.parts import Job, Part, advance, begin, finish, open_steps
 from omnilib.errors import ConfigError, MissingTool, UserError
 
 MOST_BLOCKS = 4096  # parts travel singly up to this number, then several in a block
@@ -43,7 +45,8 @@ class Operator:
         return {"state": pickle.dumps(state)}
 
     def work(self, state: Part | dict | float | Exception) -> dict | float | Exception:
-        """A part before the first operator, a state between operators, hours after the last; an error passes through."""
+        """A part before the first operator, a state between operators, hours after the last; an error
+        passes through."""
         if isinstance(state, Part):
             if self.job.result(state).exists():  # done by an actor that died before it could say so
                 return 0.0
@@ -83,7 +86,9 @@ def connect(address: str | None, workers: int | None) -> None:
         ) from None
 
 
-def ray_engine(job: Job, parts: list[Part], workers: int | None, address: str | None) -> Iterator[float]:
+def ray_engine(
+    job: Job, parts: list[Part], workers: int | None = None, address: str | None = None
+) -> Iterator[float]:
     """Do parts on the cluster; yields the hours of each as it is finished."""
     connect(address, workers)
     import ray

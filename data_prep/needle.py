@@ -1,8 +1,8 @@
 """Does the brain find a sentence in an hour of speech? Needle in a haystack, by length and depth.
 
-    python -m omnilib.eval.needle --corpus data/nano2/manifest.jsonl --minutes 1,5          # minutes on two cores
-    python -m omnilib.eval.needle --corpus data/nano2/manifest.jsonl --minutes 1,5,15,30,60,75
-    python -m omnilib.eval.needle --corpus data/nano2/manifest.jsonl --minutes 240 --depths 3 --recordings 1
+    python -m data_prep.needle --corpus data/nano2/manifest.jsonl --minutes 1,5          # minutes on two cores
+    python -m data_prep.needle --corpus data/nano2/manifest.jsonl --minutes 1,5,15,30,60,75
+    python -m data_prep.needle --corpus data/nano2/manifest.jsonl --minutes 240 --depths 3 --recordings 1
 
 The paper gives neither text nor rule, so this is our own:
 
