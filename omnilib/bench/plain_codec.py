@@ -115,7 +115,14 @@ def transformer_block(block: nn.Module, x: Tensor, bias: Tensor) -> Tensor:
 
 
 def velocity(
-    estimator: nn.Module, x: Tensor, mask: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, prompt: Tensor, streaming
+    estimator: nn.Module,
+    x: Tensor,
+    mask: Tensor,
+    mu: Tensor,
+    t: Tensor,
+    speaker: Tensor,
+    prompt: Tensor,
+    streaming,
 ) -> Tensor:
     """x, mu, prompt (B, M, F), mask (B, 1, F), speaker (B, M) -> (B, M, F); one U-Net level."""
     time = estimator.embed_time(t)
@@ -202,7 +209,10 @@ class PlainHiFT(nn.Module):
             if i == len(model.ups) - 1:
                 x = F.pad(x, (1, 0), mode="reflect")
             x = x + residual(model.source_resblocks[i], model.source_downs[i](s))
-            x = sum(residual(block, x) for block in model.resblocks[i * kernels : (i + 1) * kernels]) / kernels
+            x = (
+                sum(residual(block, x) for block in model.resblocks[i * kernels : (i + 1) * kernels])
+                / kernels
+            )
         x = model.conv_post(F.leaky_relu(x))
         half = c.istft_n_fft // 2 + 1
         magnitude, phase = x[:, :half].exp().clip(max=1e2), torch.sin(x[:, half:])
@@ -234,12 +244,12 @@ def decode(flow: Flow, hift: PlainHiFT, tokens: Tensor, voice: Voice, steps: int
     return hift.inference(mel, None, noise)[0][0]
 
 
-def hop_ends(count: int, prompt: int) -> list[int]:
+def hop_ends(count: int, prompt: int, ahead: int = 3) -> list[int]:
     """Tokens known at each hop of a speech of `count` tokens; the last is `count`."""
     ends, at = [], -prompt % HOPS[0]
     for hop in [*HOPS, *[HOPS[-1]] * (count // HOPS[-1])]:
         at += hop
-        if at >= count:
+        if at + ahead > count:
             break
         ends.append(at)
     return [*ends, count]
@@ -251,7 +261,6 @@ def stream(flow: Flow, hift: PlainHiFT, tokens: Tensor, voice: Voice, steps: int
     for end in hop_ends(len(tokens), len(voice.tokens)):
         last = end == len(tokens)
         known = tokens[: end + flow.config.encoder.look_ahead]
-        final = last or len(known) == len(tokens)
         mel = mel_of(flow, known, voice, steps, not last, last)
         yield vocoder.push(mel[..., done * RATIO :], last)[0]
         done = end
