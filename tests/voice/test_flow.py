@@ -371,7 +371,7 @@ class Synchronisations(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@torch.inference_mode()
+@torch.no_grad()
 def test_the_euler_steps_never_wait_for_a_value_on_the_device(streaming):
     flow = small_flow(prior=True)
     x, speaker = torch.randn(1, 20, 8), torch.randn(1, 8)
