@@ -37,6 +37,7 @@ from omnilib.voice.tokenizer import SpeechTokenizer
 
 TOKEN_SAMPLES = TOKENIZER_RATE // 25
 TOKENIZE_SECONDS = 30  # the tokenizer hears blocks of 30 s, as in the reference
+FIRST_FRAMES = 4  # mel frames of the first piece of a stream (80 ms)
 SHORTEST, SILENT = 0.5, 1e-3  # seconds of a reference; peak below which it is silence
 
 
@@ -48,6 +49,7 @@ class CodecSettings:
     block: int = 500  # tokens spoken in one go (20 s)
     context: int = 25  # tokens of the previous block shown to the next
     steps: int = 10  # Euler steps of the flow
+    precision: str = "fp32"  # of the flow's U-Net: auto, fp32 or bf16
     vocoder_context: int | None = (
         None  # frames held back when streaming; None: the whole receptive field, seamless
     )
@@ -129,6 +131,8 @@ class Codec:
         self.flow, self.hift = flow.eval(), hift.eval()
         self.settings = settings or CodecSettings()
         check_window(flow, hift)
+        if self.settings.precision != "fp32":
+            flow.set_precision(self.settings.precision)
 
     @classmethod
     def load(cls, folder: str | Path, settings: CodecSettings | None = None) -> "Codec":
@@ -239,16 +243,22 @@ class Codec:
             prompt_mel = torch.cat([voice.mel, mel[0].T[-s.context * RATIO :]])
 
     @torch.inference_mode()
-    def warm(self, voice: Voice, first_hop: int = 10) -> "MelStream":
+    def warm(self, voice: Voice, first_hop: int | None = None) -> "MelStream":
         """Compute the prompt's share of a stream ahead of time; give the result to `stream` in place of the voice."""
-        return MelStream(self, voice, first_hop)
+        return MelStream(self, voice, first_hop or self.first_hop)
+
+    @property
+    def first_hop(self) -> int:
+        """Tokens whose mel outgrows what the vocoder holds back by `FIRST_FRAMES`, so that the first hop is heard."""
+        context = self.hift.stream(self.settings.vocoder_context).context
+        return min(-(-(context + FIRST_FRAMES) // RATIO), self.flow.config.encoder.chunk)
 
     @torch.inference_mode()
     def stream(
         self,
         tokens: Iterable[Tensor | list[int]],
         voice: "Voice | MelStream",
-        first_hop: int = 10,
+        first_hop: int | None = None,
         hop: int = 25,
     ) -> Iterator[Tensor]:
         """Speak tokens while they are born: yields wave pieces (n,) at 24 kHz, together 960 samples a token.
@@ -256,7 +266,8 @@ class Codec:
         Args:
             tokens: pieces of any size.
             voice: a voice, or what `warm` made of it (its `first_hop` counts then; it can be used many times).
-            first_hop: tokens before the first mel (plus the flow's look-ahead of 3): small = early sound.
+            first_hop: tokens before the first mel (plus the flow's look-ahead of 3); by default just as many as the
+                vocoder needs to speak. The next chunk needs 25 more, so a player buffers or waits in between.
             hop: tokens collected for each later piece; the flow works in whole chunks of 25.
         """
         mels = voice.fork() if isinstance(voice, MelStream) else self.warm(voice, first_hop)

@@ -30,6 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from omnilib import config as configs
 from omnilib.audio import MEL_WINDOW
+from omnilib.errors import UserError
 from omnilib.storage import load_weights
 from omnilib.voice.causal import Cache, length_mask
 from omnilib.voice.flow_encoder import RATIO, EncoderConfig, RelativeAttention, UpsampleEncoder
@@ -61,6 +62,14 @@ class FlowConfig:
 
 
 NOISE_FRAMES = 30000
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 @lru_cache(maxsize=2)
@@ -128,6 +137,7 @@ class FlowMatching(nn.Module):
         super().__init__()
         self.sigma, self.guidance, self.variance = c.sigma_min, c.guidance, c.prior_variance
         self.estimator = Estimator(c.mels, c.estimator)
+        self.half = False  # U-Net in bfloat16, see `Flow.set_precision`
 
     def velocity(
         self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, prompt: Tensor, keep: Tensor, *rest
@@ -135,7 +145,11 @@ class FlowMatching(nn.Module):
         """v (B, F, M) float32 at times t (B,); items whose `keep` (B,) is 0 see no condition. `rest` goes to the U-Net."""
         column = keep[:, None, None]
         mu, prompt, speaker = mu * column, prompt * column, speaker * keep[:, None]
-        v = self.estimator(x, mu, t, speaker, prompt, *rest).float()
+        parts = (x, mu, speaker, prompt)
+        if self.half:
+            parts = tuple(part.to(torch.bfloat16) for part in parts)
+        x_in, mu_in, speaker, prompt = parts
+        v = self.estimator(x_in, mu_in, t, speaker, prompt, *rest).float()
         if self.variance:
             variance = torch.where(column > 0, self.variance, 1.0)  # without mu the guess is N(0, 1)
             v = v + gaussian_velocity(x.float(), mu.float(), t[:, None, None].float(), variance)
@@ -231,6 +245,23 @@ class Flow(nn.Module):
             if isinstance(module, RelativeAttention):
                 nn.init.xavier_uniform_(module.pos_bias_u)
                 nn.init.xavier_uniform_(module.pos_bias_v)
+
+    def set_precision(self, precision: str) -> "Flow":
+        """Run the U-Net, where nearly all the time goes, in float32 ("fp32") or bfloat16 ("bf16"; "auto": where this
+        device multiplies it fast). Its weights are converted: for inference only. Encoder and Euler sums stay float32.
+
+        Raises:
+            UserError: another precision.
+        """
+        if precision not in PRECISIONS:
+            raise UserError(
+                f"the codec has no precision '{precision}': choose one of {', '.join(PRECISIONS)}"
+            )
+        device = self.input_embedding.weight.device
+        half = precision == "bf16" or (precision == "auto" and fast_bfloat16(device))
+        self.decoder.half = half
+        self.decoder.estimator.to(torch.bfloat16 if half else torch.float32)
+        return self
 
     def normalize(self, mel: Tensor) -> Tensor:
         return (mel - self.config.mel_mean) / self.config.mel_std

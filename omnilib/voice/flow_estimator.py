@@ -198,5 +198,6 @@ class Estimator(nn.Module):
         half = self.inputs // 2
         rates = torch.exp(torch.arange(half, device=t.device) * -(math.log(10000) / (half - 1)))
         angle = 1000 * t[:, None] * rates
-        hidden = F.silu(self.time_mlp["linear_1"](torch.cat([angle.sin(), angle.cos()], -1)))
+        waves = torch.cat([angle.sin(), angle.cos()], -1).to(self.time_mlp["linear_1"].weight.dtype)
+        hidden = F.silu(self.time_mlp["linear_1"](waves))
         return self.time_mlp["linear_2"](hidden)

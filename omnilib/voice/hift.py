@@ -104,7 +104,8 @@ class Snake(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, N)
         alpha = self.alpha[:, None].to(x.dtype)
-        return x + torch.sin(alpha * x).square() / (alpha + 1e-9)
+        sine = torch.sin(alpha * x)
+        return torch.addcmul(x, sine, sine * (alpha + 1e-9).reciprocal())
 
 
 class ResBlock(nn.Module):

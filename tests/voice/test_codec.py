@@ -8,12 +8,12 @@ import torch
 
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, mel_80, resample, save_wave
 from omnilib.data import load_segment
-from omnilib.errors import AudioError, CheckpointError, ConfigError
+from omnilib.errors import AudioError, CheckpointError, ConfigError, UserError
 from omnilib.train.common import export_model
 from omnilib.train.encode import FlowMels
 from omnilib.voice.codec import Codec, CodecSettings, Voice
 from omnilib.voice.flow import EncoderConfig, EstimatorConfig, Flow, FlowConfig
-from omnilib.voice.hift import HiFT
+from omnilib.voice.hift import HiFT, HiFTConfig
 from omnilib.voice.speaker import SpeakerConfig, SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer, SpeechTokenizerConfig
 from tests.voice.test_hift import TINY, load_reference, voiced_model
@@ -328,3 +328,41 @@ def test_mels_for_the_vocoder_are_what_the_codec_says_in_step_with_each_recordin
     )[0]
     error = (made["1"].float() - alone).abs().mean() / alone.std()
     assert error < 0.05, "bfloat16 may differ a little, another prompt or a shift would a lot"
+
+
+def test_by_default_the_first_hop_is_heard_whatever_the_reach_of_the_vocoder(codec, voice):
+    heard = []
+
+    def speaking():
+        for token in random_tokens(60):
+            heard.append(int(token))
+            yield [int(token)]
+
+    first = next(codec.stream(speaking(), voice))
+    assert 4 * 480 <= len(first) <= 5 * 480
+    assert len(heard) == -(-(codec.hift.config.reach + 4) // 2) + FLOW.encoder.look_ahead
+
+
+def test_at_published_size_sound_starts_after_at_most_16_tokens():
+    sizes, ahead = HiFTConfig(), EncoderConfig().look_ahead
+    codec = Codec.__new__(Codec)
+    codec.settings = CodecSettings()
+    with torch.device("meta"):
+        codec.flow, codec.hift = Flow(FlowConfig()), HiFT(sizes)
+    assert codec.first_hop * 2 > sizes.reach and codec.first_hop + ahead <= 16
+
+
+def test_bfloat16_gives_nearly_the_same_wave_offline_and_streamed(codec, voice):
+    half, tokens = tiny_codec(precision="bf16"), random_tokens(60)
+    assert half.flow.decoder.estimator.final_proj.weight.dtype == torch.bfloat16
+    v = voice.trimmed(50)
+    given = (tokens[None], v.tokens[None], v.mel[None], v.speaker[None], False, True, 2)
+    one, two = codec.flow.inference(*given), half.flow.inference(*given)
+    assert 0 < (one - two).abs().mean() < 0.02 * one.std()
+    streamed = torch.cat(list(half.stream(tokens.split(7), voice)))
+    assert streamed.shape == (60 * 960,) and streamed.isfinite().all()
+
+
+def test_a_precision_the_codec_has_not_got_is_refused():
+    with pytest.raises(UserError, match="no precision 'int8': choose one of auto, fp32, bf16"):
+        tiny_codec(precision="int8")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from omnilib.voice.flow import (
     Draws,
@@ -357,3 +358,35 @@ def test_flow_learns_one_batch(prior):
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+class Synchronisations(TorchDispatchMode):
+    """Counts reads of a tensor's value by Python: each would stop a GPU and break a captured graph."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@torch.no_grad()
+def test_the_euler_steps_never_wait_for_a_value_on_the_device(streaming):
+    flow = small_flow(prior=True)
+    x, speaker = torch.randn(1, 20, 8), torch.randn(1, 8)
+    with Synchronisations() as seen:
+        flow.decoder.solve(x, x, speaker, x, 3, None, streaming)
+        assert seen.count == 0
+        float(x[0, 0, 0])
+    assert seen.count == 1, "the counter counts"
+
+
+@torch.no_grad()
+def test_the_unet_is_one_graph():
+    estimator = small_flow().decoder.estimator
+    x, speaker, t = torch.randn(2, 20, 8), torch.randn(2, 8), torch.rand(2)
+    step = torch.compile(estimator, fullgraph=True, backend="eager")
+    for streaming in (False, True):
+        given = (x, x, t, speaker, x, None, streaming)
+        torch.testing.assert_close(step(*given), estimator(*given))
