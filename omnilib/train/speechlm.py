@@ -53,6 +53,7 @@ from omnilib.train.common import (
     seed_everything,
 )
 from omnilib.train.prefetch import prefetch
+from omnilib.train.spelling import Splitter
 from omnilib.voice.phonemes import PhonemeHead, intelligibility
 
 DRAWS = 200  # of a sample, before the corpus is blamed
@@ -234,6 +235,8 @@ class Conversations:
 
     def sample(self, rng: np.random.Generator, language: str, seconds: float) -> tuple[Tensor, Tensor]:
         """Rows and labels (L, 1 + k) of one conversation of about `seconds` of speech."""
+        share = self.config.bpe_dropout
+        splitter = Splitter(self.tokenizer, share, rng) if share else None
         speakers = sorted(self.speakers[language])
         speakers = [s for s in speakers if self.seconds[s] >= seconds] or speakers  # with enough to say
         parts = [self.speakers[language][s][0]["part"] for s in speakers]
