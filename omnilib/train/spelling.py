@@ -1,6 +1,6 @@
 """How words sound and how they are spelt: what a backbone that has read the internet brings along, taught to a small one.
 
-    pronunciations("en", words)     lines such as "hospital = h ɑ s p ɪ t ə l", a reading task for the text backbone
+    pronunciations("en", words)     lines such as "maiden = m e ɪ d ə n", a reading task for the text backbone
     Splitter(tokenizer, 0.1, rng)   pieces taken apart at random, so that a model knows a word by its letters too
 
 The lexicon is misaki's (the one that Kokoro speaks from), Chinese readings are pypinyin's. Only training needs either.

@@ -48,7 +48,7 @@ def test_lines_of_the_pronunciation_task_are_words_and_their_sounds():
     pytest.importorskip("misaki")
     lines = spelling.english()
     assert len(lines) > 50_000
-    assert "hospital = h ɑ s p ɪ t ə l" in lines and "maid = m e ɪ d" in lines
+    assert "maid = m e ɪ d" in lines and "maiden = m e ɪ d ə n" in lines
     assert not [line for line in lines if set("ˈˌAIOWY") & set(line)]
     assert spelling.chinese(["好, ok"]) == ["好 = h a o 3"]
 

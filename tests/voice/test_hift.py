@@ -284,12 +284,13 @@ def test_spectral_losses_fall_on_the_corpus(corpus, tmp_path):
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
 
 
-def test_a_killed_run_goes_on_with_the_same_losses(corpus, tmp_path):
+@pytest.mark.parametrize(("every", "kept"), [(2, 2), (5, 3)], ids=["within a phase", "between phases"])
+def test_a_killed_run_goes_on_with_the_same_losses(corpus, tmp_path, every, kept):
     def losses(folder: str) -> list[tuple]:
         rows = [json.loads(line) for line in (tmp_path / folder / "log.jsonl").read_text().splitlines()]
         return [(r["step"], r["loss"], r.get("judges")) for r in rows if "loss" in r]
 
-    cfg = settings(corpus, "save_every=5")
+    cfg = settings(corpus, f"save_every={every}")
     training.train(cfg, tmp_path / "whole")
     (tmp_path / "killed").mkdir()
     save = common.save_state
@@ -301,7 +302,7 @@ def test_a_killed_run_goes_on_with_the_same_losses(corpus, tmp_path):
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(common, "save_state", die)
         training.train(cfg, tmp_path / "killed")
-    assert len(losses("killed")) == 5
+    assert len(losses("killed")) == kept
     training.train(cfg, tmp_path / "killed")
     assert losses("killed") == losses("whole")
     assert losses("whole")[-1][2] is not None  # the adversarial phase was part of it
