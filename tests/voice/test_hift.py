@@ -361,7 +361,9 @@ def test_runs_of_any_seed_are_judged_on_the_same_crops(corpus):
 
 
 def test_an_exported_run_loads_and_speaks(corpus, tmp_path):
-    training.train(settings(corpus, "phases=[]", "steps=2", "save_every=100", "eval_every=100"), tmp_path / "run")
+    training.train(
+        settings(corpus, "phases=[]", "steps=2", "save_every=100", "eval_every=100"), tmp_path / "run"
+    )
     model = HiFT.load(tmp_path / "run")
     mel = mel_80(hum(120.0))[None]
     wave, _ = model.inference(mel, generator=torch.Generator().manual_seed(0))
