@@ -188,7 +188,16 @@ def brain_samples(folder: Path) -> None:
 
 
 TINY = ("manifest={}/corpus/text.jsonl", "size=3000", "alphabet=1500", "pronunciations=false")
-NARROW = ("text={}/text", "width=32", "layers=2", "heads=2", "kv_heads=2", "head_dim=16", "mlp=64", "pronunciations=false")
+NARROW = (
+    "text={}/text",
+    "width=32",
+    "layers=2",
+    "heads=2",
+    "kv_heads=2",
+    "head_dim=16",
+    "mlp=64",
+    "pronunciations=false",
+)
 SHORT = ("steps=8", "batch=4", "context=32", "warmup=2", "log_every=1", "eval_every=8")
 SPOKEN = ("manifest={}/corpus/manifest.jsonl", "init={}/speechlm_stage1", "text={}/text", "tokens={}/tokens/tokens.safetensors", "rows=400",
           "chunk_min=20", "chunk_max=80", "languages=[en,zh]", "language_shares=[0.8,0.2]", "seconds=[1.0,3.0,6.0]")  # fmt: skip
