@@ -7,7 +7,7 @@ Same weights, same mel and wave as `omnilib.voice` (a test compares them), anoth
   bias for every block, computes keys, queries and values apart, and always runs both halves of the guidance;
 - weight norm is a parametrization: every convolution of the vocoder computes its weight again;
 - streaming runs flow on the whole prefix, voice prompt included, at every hop. Hops are those of the released demo: 200 tokens,
-  plus what fills the prompt to whole 200s, then 400, 800 and 1,600; the vocoder cross-fades pieces (`codec.CrossFadeStream`).
+  plus what fills the prompt to whole 200s, then 400, 800 and 1,600; the vocoder cross-fades pieces (`CrossFadeStream`).
 
 Shapes: B batch, N tokens, F mel frames, M mels, D width, H heads.
 """
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnilib.voice.codec import CrossFadeStream, Voice
+from omnilib.voice.codec import Voice
 from omnilib.voice.flow import RATIO, Flow, cosine_times, fixed_noise
 from omnilib.voice.hift import HiFT, ResBlock
 from omnilib.voice.hift import noise_at as source_noise
@@ -253,6 +253,40 @@ def hop_ends(count: int, prompt: int, ahead: int = 3) -> list[int]:
             break
         ends.append(at)
     return [*ends, count]
+
+
+class CrossFadeStream:
+    """The reference's vocoder stream: 8 cached mel frames, cached excitation, Hamming cross-fade.
+
+    Each piece but the last holds back `frames` frames of samples; the next piece speaks them again, with the same
+    excitation, and fades over.
+    """
+
+    def __init__(self, hift: HiFT, frames: int = 8, window: Tensor | None = None):
+        self.hift, self.frames, self.samples = hift, frames, frames * hift.config.hop
+        self.window = (
+            torch.hamming_window(2 * self.samples, periodic=False, dtype=torch.float64)
+            if window is None
+            else window
+        )
+        self.mel = self.source = self.wave = None
+
+    def push(self, mel: Tensor, last: bool = False, noise: Tensor | None = None) -> Tensor:
+        """mel (1, M, F) of new frames -> samples (1, n); noise (1, L, H) covers cached and new frames."""
+        if self.mel is not None:
+            mel = torch.cat([self.mel, mel], dim=-1)
+        wave, source = self.hift.inference(mel, self.source, noise)
+        if self.wave is not None:
+            n, wave = self.samples, wave.clone()
+            wave[:, :n] = wave[:, :n] * self.window[:n] + self.wave * self.window[n:]
+        if last:
+            return wave
+        self.mel, self.source, self.wave = (
+            mel[..., -self.frames :],
+            source[..., -self.samples :],
+            wave[:, -self.samples :],
+        )
+        return wave[:, : -self.samples]
 
 
 def stream(flow: Flow, hift: PlainHiFT, tokens: Tensor, voice: Voice, steps: int) -> Iterator[Tensor]:

@@ -5,7 +5,8 @@ import pytest
 
 from omnilib.errors import MissingTool
 from omnilib.mouth.chunking import ChunkRules
-from omnilib.text import chunk_sentences, encode, train_tokenizer
+from omnilib.mouth.rows import chunk_sentences
+from omnilib.text import encode, train_tokenizer
 from omnilib.train import spelling
 
 TEXT = ["the hospital is open at noon.", "a hospice is no hospital.", "open the door at noon."] * 20

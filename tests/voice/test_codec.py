@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, mel_80, resample, save_wave
+from omnilib.bench.plain_codec import CrossFadeStream
 from omnilib.data import load_segment
 from omnilib.errors import AudioError, CheckpointError, ConfigError, UserError
 from omnilib.train.common import export_model
@@ -59,40 +60,6 @@ def random_tokens(count: int) -> torch.Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------- parity
-
-
-class CrossFadeStream:
-    """The reference's vocoder stream: 8 cached mel frames, cached excitation, Hamming cross-fade.
-
-    Each piece but the last holds back `frames` frames of samples; the next piece speaks them again, with the same
-    excitation, and fades over.
-    """
-
-    def __init__(self, hift: HiFT, frames: int = 8, window: torch.Tensor | None = None):
-        self.hift, self.frames, self.samples = hift, frames, frames * hift.config.hop
-        self.window = (
-            torch.hamming_window(2 * self.samples, periodic=False, dtype=torch.float64)
-            if window is None
-            else window
-        )
-        self.mel = self.source = self.wave = None
-
-    def push(self, mel: torch.Tensor, last: bool = False, noise: torch.Tensor | None = None) -> torch.Tensor:
-        """mel (1, M, F) of new frames -> samples (1, n); noise (1, L, H) covers cached and new frames."""
-        if self.mel is not None:
-            mel = torch.cat([self.mel, mel], dim=-1)
-        wave, source = self.hift.inference(mel, self.source, noise)
-        if self.wave is not None:
-            n, wave = self.samples, wave.clone()
-            wave[:, :n] = wave[:, :n] * self.window[:n] + self.wave * self.window[n:]
-        if last:
-            return wave
-        self.mel, self.source, self.wave = (
-            mel[..., -self.frames :],
-            source[..., -self.samples :],
-            wave[:, -self.samples :],
-        )
-        return wave[:, : -self.samples]
 
 
 def test_hift_in_the_cross_faded_stream_of_the_reference_gives_its_pieces(golden):
