@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import binomtest
 
 BOOTSTRAP = 2000
 
@@ -23,3 +24,9 @@ def bootstrap(
     means = (x[draws] * w[draws]).sum(1) / w[draws].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return float((x * w).sum() / w.sum()), [float(low), float(high)]
+
+
+def share(hits: Sequence[bool]) -> tuple[float, list[float]]:
+    """A share and its exact 95 % interval (Clopper and Pearson)."""
+    interval = binomtest(sum(hits), len(hits)).proportion_ci(method="exact")
+    return sum(hits) / len(hits), [float(interval.low), float(interval.high)]

@@ -17,7 +17,6 @@ runs on one machine give the same file. A stopped run goes on where it was (`run
 
 import argparse
 import json
-import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -25,16 +24,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import binomtest
 
 from omnilib.brain.ask import Brain, folder_of, turn
 from omnilib.data import sha256
 from omnilib.errors import DataError, UserError
+from omnilib.eval import needle
 from omnilib.eval.frozen import FOLDER as FROZEN
 from omnilib.eval.frozen import Frozen, Heard
 from omnilib.eval.judges import Whisper
+from omnilib.eval.normalize import plain
 from omnilib.eval.results import add_to_summary, write_jsonl
 from omnilib.eval.wer import bootstrap, line_rates
+from omnilib.intervals import share
 from omnilib.paths import REPORTS, ROOT, RUNS
 from omnilib.provenance import stamp, write_json
 from omnilib.report import sources
@@ -130,12 +131,6 @@ def question_items(path: Path = SAMPLES) -> list[Item]:
 # ---- what is right -----------------------------------------------------------------------------------------
 
 
-def plain(text: str) -> str:
-    """Lower case, words and figures alone, without articles."""
-    words = re.sub(r"[^\w\s]", " ", text.lower()).split()
-    return " ".join(w for w in words if w not in ("a", "an", "the")) or " ".join(words)
-
-
 def right(truth: str, answer: str, task: str) -> bool:
     """Whether an answer is the truth."""
     if task == "spelling":
@@ -156,12 +151,6 @@ def score_of(row: dict) -> dict:
         return {"right": right(row["truth"], row["answer"], row["task"])}
     rate = next(iter(line_rates(row["truth"], row["answer"], row["language"]).values()))
     return {"error": rate.error, "words": rate.words}
-
-
-def share(hits: Sequence[bool]) -> tuple[float, list[float]]:
-    """A share and its exact 95 % interval (Clopper and Pearson)."""
-    interval = binomtest(sum(hits), len(hits)).proportion_ci(method="exact")
-    return sum(hits) / len(hits), [float(interval.low), float(interval.high)]
 
 
 def figures(rows: Iterable[dict]) -> dict[str, dict]:
@@ -204,8 +193,6 @@ def recounted(folder: Path) -> tuple[dict[str, dict], dict[str, dict]]:
     Raises:
         DataError: a file is missing or damaged.
     """
-    from omnilib.eval import needle
-
     try:
         committed = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["metrics"]
         rows = [json.loads(r) for r in (folder / "items.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -4,7 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from omnilib.eval.brain import plain, share
+from omnilib.eval.normalize import plain
+from omnilib.intervals import share
 
 TRAINED_MINUTES = 2.0  # the longest training sample (data_prep.brain_long.TRAIN_SECONDS)
 

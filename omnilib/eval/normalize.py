@@ -51,3 +51,9 @@ def normalize(text: str, language: str) -> str:
     if language == "zh":
         text = CJK.sub(r" \1 ", text)
     return " ".join(text.lower().split())
+
+
+def plain(text: str) -> str:
+    """Lower case, words and figures alone, without articles."""
+    words = re.sub(r"[^\w\s]", " ", text.lower()).split()
+    return " ".join(w for w in words if w not in ("a", "an", "the")) or " ".join(words)
