@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
+from tqdm import tqdm
 
 from omnilib.audio import TOKENIZER_RATE, resample
 from omnilib.errors import AudioError, DataError, UserError
@@ -89,7 +90,8 @@ def speak_and_hear(tts: TextToSpeech, row: dict, line, judge, voices, kept: Path
     reference = voices.embed(line.wave(TOKENIZER_RATE), TOKENIZER_RATE)
     kept.mkdir(parents=True, exist_ok=True)
     heard, flags, start, ids, number = [], [], 0.0, job.request.ids, 0
-    with job.bar(True) as bar:
+    form = "{l_bar}{bar}| {n:.0f} s of speech [{elapsed}<{remaining}]"
+    with tqdm(desc=row["id"], total=job.seconds, bar_format=form, disable=None) as bar:
         while ids:
             path = kept / f"pass-{number:03d}.json"
             done = read_json(path)
