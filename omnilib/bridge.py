@@ -35,10 +35,11 @@ class SameIds:
     def __init__(self, decode: Callable[[list[int]], str]):
         self.decode, self.ids = decode, []
 
-    def push(self, new: int, text: str) -> list[int]:
-        """Ids for the mouth after the brain wrote the id `new`; `text` is all it has written."""
-        self.ids.append(new)
-        return [new]
+    def push(self, new: int | None, text: str) -> list[int]:
+        """Ids for the mouth after the brain wrote the id `new` (None: its end); `text` is all it has written."""
+        ids = [] if new is None else [new]
+        self.ids += ids
+        return ids
 
     def close(self, text: str) -> list[int]:
         """The rest, when the brain has ended."""
@@ -62,7 +63,7 @@ class Words:
         self.ids: list[int] = []  # that went over
         self.marks: list[tuple[int, str]] = []  # ids so far, and the written text they stand for
 
-    def push(self, new: int, text: str) -> list[int]:
+    def push(self, new: int | None, text: str) -> list[int]:
         """As `SameIds.push`."""
         known = len(self.marks[-1][1]) if self.marks else 0
         if len(text) - known < known // ENOUGH or (cut := safe_cut(text, known)) is None:

@@ -5,7 +5,7 @@
         print(piece.text, end=""), play(piece.wave)       # `talk.answer.stop()` at any moment: silence, kept history
     reply = talk.ask("And in the evening?")               # text and wave as a whole
 
-One turn of the loop (paper section 3; `Answer.step`):
+One turn of the loop (paper section 3; `Answer.run`):
 
     question --Brain--> one id --bridge--> ids the mouth reads --ChunkMachine--> one row --SpeechLM--> k tokens
                 ^ until it says its end           waits for a word         until the last chunk ends      |
@@ -23,125 +23,89 @@ its rows, for comparison.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from omnilib.brain.ask import Brain, turn
-from omnilib.brain.decode import AnswerSettings, ends
+from omnilib.brain.decode import AnswerSettings
 from omnilib.bridge import SameIds, Words, same_vocabulary
 from omnilib.errors import UserError
-from omnilib.mouth.chunking import Chunk
 from omnilib.mouth.passes import fit
 from omnilib.speak import Reference, TextToSpeech
-from omnilib.tracks import Mouth, Sound
+from omnilib.tracks import Mouth, Piece, Reply, Sound, Writer
 from omnilib.voice.codec import MelStream
-
-
-@dataclass(frozen=True)
-class Piece:
-    """What came of a step: text (n characters) and sound (n,) at 24 kHz, either may be empty."""
-
-    text: str
-    wave: Tensor = field(repr=False)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer as a whole."""
-
-    text: str
-    wave: Tensor = field(repr=False)  # (T,)
-    rate: int
-    chunks: list[Chunk]  # of the speech; `error` tells of one that a guard stopped
 
 
 class Answer:
     """Both tracks of one answer: iterate over its pieces, once.
 
     Attributes:
-        text: what the brain has written; mouth: its rows and chunks, None if it does not speak.
+        brain: what is written so far, in `brain.text`.
+        mouth: its rows and chunks; None if it does not speak.
     """
 
     def __init__(self, talk: "Conversation", asked: dict, settings: AnswerSettings, speak: bool):
-        omni = self.omni = talk.omni
-        batch = omni.brain.processor.chat([*talk.messages, asked]).to(omni.brain.model.device)
-        self.talk, self.asked, self.text, self.ids = talk, asked, "", []
-        self.left, self.stops = settings.max_new_tokens, ends(omni.brain.model, settings)
-        self.steps = omni.brain.steps(batch, settings)
-        self.bridge = (
-            SameIds(omni.brain.processor.decode) if omni.same else Words(omni.speech.front, talk.language)
-        )
+        omni, self.talk, self.asked = talk.omni, talk, asked
+        self.brain = Writer(omni.brain, [*talk.messages, asked], settings)
+        self.bridge = SameIds(self.brain.decode) if omni.same else Words(omni.speech.front, talk.language)
         self.mouth = talk.mouth() if speak else None
         self.stopped = self.kept = False
         self.pieces = self.run()
 
     @property
-    def written(self) -> bool:
-        """Whether the brain has ended."""
-        return self.left == 0
-
-    @property
     def done(self) -> bool:
-        return self.stopped or (self.written and (self.mouth is None or self.mouth.over))
+        return self.stopped or (self.brain.over and (self.mouth is None or self.mouth.over))
 
     def brain_step(self) -> str:
-        """One id of the brain, if it has not ended: the text that is whole with it."""
-        if self.written:
+        """One id of the brain, if it has not ended, over the bridge: the text that is whole with it."""
+        if self.brain.over:
             return ""
-        new = int(next(self.steps)[0])
-        ended = new in self.stops
-        self.left = 0 if ended else self.left - 1
-        before = self.text
-        if not ended:
-            self.ids.append(new)
-        text = self.omni.brain.processor.decode(self.ids)
-        if self.written or not text.endswith("\ufffd"):  # a character comes when it is whole
-            self.text = text
+        new, text = self.brain.step()
         if self.mouth is not None:
-            ids = [] if ended else self.bridge.push(new, self.text)
-            self.mouth.push(ids + (self.bridge.close(self.text) if self.written else []), self.written)
-        return self.text[len(before) :]
+            ids = self.bridge.push(new, self.brain.text)
+            ids += self.bridge.close(self.brain.text) if self.brain.over else []
+            self.mouth.push(ids, last=self.brain.over)
+        return text
 
-    def step(self) -> tuple[str, list[int]]:
-        """One turn of the loop: (text, tokens)."""
-        return self.brain_step(), self.mouth.step() if self.mouth is not None else []
+    def mouth_step(self) -> list[int]:
+        """One row, if enough text is known: the 25 Hz tokens (k or none) to be heard."""
+        return [] if self.mouth is None else self.mouth.step()
 
     def run(self) -> Iterator[Piece]:
         try:
-            sound = Sound(self.omni.speech.codec, self.talk.warm()) if self.mouth is not None else None
+            sound = Sound(self.talk.omni.speech.codec, self.talk.warm()) if self.mouth is not None else None
             while not self.done:
-                text, tokens = self.step()
-                wave = sound.push(tokens, self.done) if sound and not self.stopped else torch.empty(0)
+                text, tokens = self.brain_step(), self.mouth_step()
+                wave = sound.push(tokens, last=self.done) if sound else torch.empty(0)
                 if (text or len(wave)) and not self.stopped:
                     yield Piece(text, wave)
         except GeneratorExit:  # whoever listened has gone
             self.stopped = True
+        except BaseException:
+            self.kept = True  # a turn that fails is not kept
+            raise
         self.keep()
 
     def __iter__(self) -> Iterator[Piece]:
-        return self
-
-    def __next__(self) -> Piece:
-        return next(self.pieces)
+        return self.pieces
 
     def stop(self) -> None:
-        """No more of either track, from now on; what was said stays in the conversation. Also of another thread."""
+        """No more of either track; what was said stays in the conversation. Any thread may call it."""
         self.stopped = True
         self.keep()
 
     @property
     def said(self) -> str:
         """What of the text the mouth has taken up; all of it if it does not speak."""
-        return self.text if self.mouth is None else self.bridge.said(self.mouth.taken)
+        return self.brain.text if self.mouth is None else self.bridge.said(self.mouth.taken)
 
     def keep(self) -> None:
         """The turn goes into the history, once."""
         if not self.kept:
             self.kept = True
-            text = (self.said if self.stopped else self.text).strip()
+            text = (self.said if self.stopped else self.brain.text).strip()
             self.talk.messages += [self.asked, {"role": "assistant", "content": text}]
 
 
@@ -194,11 +158,9 @@ class Conversation:
     def ask(self, text: str = "", **question) -> Reply:
         """The next answer as a whole; as `stream`."""
         answer = self.stream(text, **question)
-        waves = [piece.wave for piece in answer]
-        wave = torch.cat(waves) if waves else torch.empty(0)
-        return Reply(
-            answer.text.strip(), wave, self.omni.speech.rate, answer.mouth.chunks if answer.mouth else []
-        )
+        wave = torch.cat([torch.empty(0), *(piece.wave for piece in answer)])
+        chunks = answer.mouth.chunks if answer.mouth else []
+        return Reply(answer.brain.text.strip(), wave, self.omni.speech.rate, chunks)
 
 
 class Omni:

@@ -1,22 +1,71 @@
-"""The second track of a joint answer: rows of the mouth while text arrives, and their sound.
+"""The two tracks of a joint answer and what is behind them.
 
+    question --Writer--> ids, text
     ids --Mouth (a LiveMachine decides the rows, a Decoder samples them)--> 25 Hz tokens --Sound--> wave pieces
 
 `Mouth` knows nothing of sound, `Sound` nothing of text: between them is the cut that `omni.py` draws.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from omnilib.brain.ask import Brain
+from omnilib.brain.decode import AnswerSettings, ends
 from omnilib.mouth.chunking import Chunk, ChunkMachine, Kind, Row, chunk_is_full
 from omnilib.mouth.decode import Decoder, DecodeSettings, row_tokens
 from omnilib.mouth.front_end import FrontEnd
 from omnilib.mouth.passes import left_over
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.voice.codec import Codec, MelStream
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What came of a step: text (n characters) and sound (n,) at 24 kHz, either may be empty."""
+
+    text: str
+    wave: Tensor = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer as a whole."""
+
+    text: str
+    wave: Tensor = field(repr=False)  # (T,)
+    rate: int
+    chunks: list[Chunk]  # of the speech; `error` tells of one that a guard stopped
+
+
+class Writer:
+    """The first track: the brain writes its answer, an id a step.
+
+    Attributes:
+        text: what is written, of whole characters; ids: the same, without the id that ends it.
+    """
+
+    def __init__(self, brain: Brain, messages: list[dict], settings: AnswerSettings):
+        self.decode, self.stops = brain.processor.decode, ends(brain.model, settings)
+        self.steps = brain.steps(brain.processor.chat(messages).to(brain.model.device), settings)
+        self.left, self.ids, self.text = settings.max_new_tokens, [], ""
+
+    @property
+    def over(self) -> bool:
+        return self.left == 0
+
+    def step(self) -> tuple[int | None, str]:
+        """The next id, None if it ends the answer, and the text that is whole with it."""
+        new, before = int(next(self.steps)[0]), self.text
+        ended = new in self.stops
+        self.left = 0 if ended else self.left - 1
+        self.ids += [] if ended else [new]
+        text = self.decode(self.ids)
+        if self.over or not text.endswith("\ufffd"):
+            self.text = text
+        return None if ended else new, self.text[len(before) :]
 
 
 class LiveMachine(ChunkMachine):
