@@ -8,6 +8,7 @@ from tests.tiny import write_checkpoints
 
 def test_the_bench_writes_throughput_first_sound_and_memory(tmp_path):
     folder, output = write_checkpoints(tmp_path / "tiny"), tmp_path / "serve.json"
+    (folder / "decode.yaml").write_text("rows_per_token: 1.0\n")  # a random model runs up to this guard
     arguments = ["--scale", str(folder), "--clients", "1", "2", "--requests", "1", "--memory", "10"]
     assert main([*arguments, "--output", str(output)]) == 0
     found = json.loads(output.read_text())
