@@ -1,0 +1,22 @@
+"""The server's bench runs from end to end on tiny weights."""
+
+import json
+
+from omnilib.bench.serve import main
+from tests.tiny import write_checkpoints
+
+
+def test_the_bench_writes_throughput_first_sound_and_memory(tmp_path):
+    folder, output = write_checkpoints(tmp_path / "tiny"), tmp_path / "serve.json"
+    (folder / "decode.yaml").write_text("rows_per_token: 1.0\n")  # a random model runs up to this guard
+    arguments = ["--scale", str(folder), "--clients", "1", "2", "--requests", "1", "--memory", "10"]
+    assert main([*arguments, "--output", str(output)]) == 0
+    found = json.loads(output.read_text())
+    assert found["serve_audio_s_per_s_1"] > 0 and found["serve_audio_s_per_s_2"] > 0
+    assert 0 < found["serve_2"]["first_sound_p50_s"] <= found["serve_2"]["first_sound_p95_s"]
+    assert len(found["memory_mb_every_10_requests"]) == 1 and found["stamp"]
+
+
+def test_a_scale_that_is_not_there_is_one_line(capsys):
+    assert main(["--scale", "nowhere", "--output", "-"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
