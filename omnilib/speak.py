@@ -156,8 +156,11 @@ class Job:
         return self.messages + said, self.whole and all(chunk.error in (None, "end") for chunk in chunks)
 
     def bar(self, show: bool) -> tqdm:
-        """A progress bar over the speech, shown when it takes more than two seconds."""
-        form = "{l_bar}{bar}| {n:.0f} of about {total:.0f} s of speech [{elapsed}<{remaining}]"
+        """A progress bar over the speech, shown when it takes more than two seconds.
+
+        The expected length is part of the format: tqdm forgets its total once the speech is longer than that.
+        """
+        form = f"{{l_bar}}{{bar}}| {{n:.0f}} of about {self.seconds:.0f} s of speech [{{elapsed}}<{{remaining}}]"
         return tqdm(desc="speaking", total=self.seconds, disable=not show, delay=2, bar_format=form)
 
 

@@ -52,6 +52,15 @@ def recording(tmp_path):
     return tmp_path / "ref.wav"
 
 
+def test_the_progress_bar_lives_through_speech_longer_than_expected(speaker, capsys):
+    with speaker.job(TEXT, None, None, None, 0, None).bar(show=True) as bar:
+        bar.delay = 0
+        for seconds in (bar.total, 10.0, 10.0):
+            bar.update(seconds)
+            bar.refresh()
+    assert "s of speech" in capsys.readouterr().err
+
+
 def test_text_becomes_a_wave_of_960_samples_a_token(speaker):
     result = speaker.speak(TEXT, seed=1)
     assert len(result.tokens) > 0

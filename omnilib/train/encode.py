@@ -290,7 +290,7 @@ def export(
         total=hours,
         unit="h",
         desc=kind,
-        bar_format="{desc} {percentage:3.0f}% {n:.2f}/{total:.2f} h [{elapsed}<{remaining}]",
+        bar_format=f"{{desc}} {{percentage:3.0f}}% {{n:.2f}}/{hours:.2f} h [{{elapsed}}<{{remaining}}]",
     ) as bar:
         if processes == 1:
             single = Worker(*args)
