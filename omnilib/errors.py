@@ -1,5 +1,8 @@
 """Errors a user can act on: the message is one line that says what is wrong and what to do."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
     """Bad input or set-up. The command line prints the message and exits 2."""
@@ -31,3 +34,12 @@ class MediaError(UserError):
 
 class LimitError(UserError):
     """A request is longer than the model's context or larger than the memory."""
+
+
+@contextlib.contextmanager
+def in_one_line() -> Iterator[None]:
+    """Around the `main()` of a program: a `UserError` ends it with one line and a non-zero exit code."""
+    try:
+        yield
+    except UserError as error:
+        raise SystemExit(f"error: {' '.join(str(error).splitlines())}") from None

@@ -19,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import yaml
 
+from omnilib.errors import in_one_line
 from omnilib.paths import ROOT
 
 LANES = {
@@ -165,4 +166,5 @@ def main(flags: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with in_one_line():
+        raise SystemExit(main())

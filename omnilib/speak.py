@@ -160,7 +160,9 @@ class Job:
 
         The expected length is part of the format: tqdm forgets its total once the speech is longer than that.
         """
-        form = f"{{l_bar}}{{bar}}| {{n:.0f}} of about {self.seconds:.0f} s of speech [{{elapsed}}<{{remaining}}]"
+        form = (
+            f"{{l_bar}}{{bar}}| {{n:.0f}} of about {self.seconds:.0f} s of speech [{{elapsed}}<{{remaining}}]"
+        )
         return tqdm(desc="speaking", total=self.seconds, disable=not show, delay=2, bar_format=form)
 
 

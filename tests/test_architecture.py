@@ -134,3 +134,12 @@ def test_a_circle_and_a_wrong_arrow_are_found(tmp_path):
     arrows = graph(tmp_path)
     assert arrows["omnilib.a"] == set() and arrows["omnilib.c"] == {"omnilib.b", "data_prep.shards"}
     assert set(circle(arrows)) == {"omnilib.b", "omnilib.c"}
+
+
+@pytest.mark.parametrize("folder", ["train", "eval", "bench", "serve"])
+def test_a_program_ends_with_one_line_after_a_mistake_of_its_user(folder):
+    texts = {path: path.read_text("utf-8") for path in (ROOT / "omnilib" / folder).glob("*.py")}
+    programs = {path: text for path, text in texts.items() if 'if __name__ == "__main__":' in text}
+    assert programs
+    for path, text in programs.items():
+        assert "with in_one_line():" in text or "except UserError as error:" in text, path

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from omnilib.bench import plain_codec
+from omnilib.errors import in_one_line
 from omnilib.voice.codec import Codec, CodecSettings, Voice
 from omnilib.voice.flow import EncoderConfig, EstimatorConfig, Flow, FlowConfig
 from omnilib.voice.hift import HiFT, HiFTConfig
@@ -150,4 +151,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

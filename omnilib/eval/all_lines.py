@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from omnilib.errors import DataError, UserError
+from omnilib.errors import DataError, UserError, in_one_line
 from omnilib.eval.results import add_to_summary
 from omnilib.eval.wer import bootstrap
 from omnilib.paths import REPORTS
@@ -125,4 +125,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with in_one_line():
+        raise SystemExit(main())

@@ -27,7 +27,7 @@ import numpy as np
 
 from omnilib.brain.ask import Brain, folder_of, turn
 from omnilib.data import sha256
-from omnilib.errors import DataError, UserError
+from omnilib.errors import DataError, UserError, in_one_line
 from omnilib.eval import needle
 from omnilib.eval.frozen import FOLDER as FROZEN
 from omnilib.eval.frozen import Frozen, Heard
@@ -355,4 +355,5 @@ def write(
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with in_one_line():
+        raise SystemExit(main())

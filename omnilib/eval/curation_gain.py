@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 
 from omnilib import config as configs
 from omnilib.data import FIELDS, read_manifest, sha256, write_manifest
-from omnilib.errors import ConfigError, DataError
+from omnilib.errors import ConfigError, DataError, in_one_line
 from omnilib.eval.stage2_grid import fingerprint, fit, summarise
 from omnilib.mouth.rows import layout_of
 from omnilib.paths import DATA, REPORTS, ROOT, RUNS
@@ -177,4 +177,5 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

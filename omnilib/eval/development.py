@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, resample
 from omnilib.data import load_segment, read_manifest
-from omnilib.errors import DataError, UserError
+from omnilib.errors import DataError, UserError, in_one_line
 from omnilib.eval.judges import Whisper
 from omnilib.eval.wer import corpus, line_rates
 from omnilib.paths import CHECKPOINTS, DATA
@@ -175,4 +175,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with in_one_line():
+        raise SystemExit(main())

@@ -20,7 +20,7 @@ from scipy.stats import binomtest
 from tqdm import tqdm
 
 from omnilib.audio import VOICE_RATE
-from omnilib.errors import UserError
+from omnilib.errors import UserError, in_one_line
 from omnilib.eval.frozen import FOLDER, Frozen, Line
 from omnilib.eval.judges import Whisper
 from omnilib.eval.normalize import normalize
@@ -167,4 +167,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with in_one_line():
+        raise SystemExit(main())

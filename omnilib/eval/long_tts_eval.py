@@ -22,7 +22,7 @@ import torch
 from rapidfuzz.distance import Levenshtein
 
 from omnilib.audio import load_wave
-from omnilib.errors import AudioError, DataError, UserError
+from omnilib.errors import AudioError, DataError, UserError, in_one_line
 from omnilib.eval.judges import RATE, SpeakerJudge, Whisper
 from omnilib.eval.normalize import normalize
 from omnilib.eval.similarity import cosine
@@ -152,4 +152,5 @@ def main(argv: Iterable[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

@@ -28,7 +28,7 @@ from rapidfuzz.distance import Levenshtein
 from tqdm import tqdm
 
 from omnilib.audio import TOKENIZER_RATE, resample
-from omnilib.errors import AudioError, DataError, UserError
+from omnilib.errors import AudioError, DataError, UserError, in_one_line
 from omnilib.eval.frozen import FOLDER, Frozen
 from omnilib.eval.judges import RATE, SpeakerJudge, Whisper, pieces
 from omnilib.eval.normalize import normalize
@@ -292,4 +292,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with in_one_line():
+        raise SystemExit(main())

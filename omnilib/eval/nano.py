@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from omnilib import report
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, save_wave
-from omnilib.errors import AudioError, UserError
+from omnilib.errors import AudioError, UserError, in_one_line
 from omnilib.eval import cloning, naturalness, rtf, similarity
 from omnilib.eval import results as files
 from omnilib.eval.frozen import FOLDER, Frozen, Heard, Line
@@ -605,4 +605,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    with in_one_line():
+        raise SystemExit(main())

@@ -22,7 +22,7 @@ import torch
 
 from omnilib import config as configs
 from omnilib import frozen
-from omnilib.errors import ConfigError
+from omnilib.errors import ConfigError, in_one_line
 from omnilib.eval.probes import phoneme_errors, speak_records
 from omnilib.mouth.decode import DecodeSettings
 from omnilib.mouth.rows import layout_of
@@ -192,4 +192,5 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

@@ -16,7 +16,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from omnilib import config as configs
 from omnilib.data import read_manifest, sha256, step_rng
-from omnilib.errors import DataError
+from omnilib.errors import DataError, in_one_line
 from omnilib.paths import DATA, ROOT
 from omnilib.text import IM_END, TEXT_PAD, encode, join_sentences, load_tokenizer, text_size
 from omnilib.train.common import (
@@ -185,4 +185,5 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

@@ -49,7 +49,7 @@ from omnilib.brain.trained import (
     trained_tensors,
 )
 from omnilib.data import sha256
-from omnilib.errors import ConfigError, DataError
+from omnilib.errors import ConfigError, DataError, in_one_line
 from omnilib.paths import DATA, ROOT
 from omnilib.train import fsdp, zero
 from omnilib.train.brain_samples import FeatureCache, Samples, prompt_of, read_samples
@@ -487,4 +487,5 @@ def fill(cache: FeatureCache, samples: dict[str, Samples]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

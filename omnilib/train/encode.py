@@ -30,7 +30,7 @@ from tqdm import tqdm
 from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, log_mel_128, mel_80, resample
 from omnilib.data import load_segment, read_manifest, sha256
-from omnilib.errors import CheckpointError, DataError, UserError
+from omnilib.errors import CheckpointError, DataError, UserError, in_one_line
 from omnilib.train.common import autocast
 from omnilib.voice.codec import CodecSettings
 from omnilib.voice.flow import RATIO, Flow, FlowConfig
@@ -352,4 +352,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

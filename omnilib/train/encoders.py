@@ -33,7 +33,7 @@ from omnilib.brain.encoders import SpeechTower, mel_windows
 from omnilib.brain.media import to_16k
 from omnilib.brain.parts import whisper_base
 from omnilib.data import Segments, read_manifest, sha256
-from omnilib.errors import ConfigError, DataError
+from omnilib.errors import ConfigError, DataError, in_one_line
 from omnilib.paths import DATA
 from omnilib.train import zero
 from omnilib.train.common import (
@@ -345,4 +345,5 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

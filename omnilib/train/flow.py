@@ -29,7 +29,7 @@ from torch.nn.utils.rnn import pad_sequence
 from omnilib import config as configs
 from omnilib.audio import mel_80
 from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
-from omnilib.errors import DataError
+from omnilib.errors import DataError, in_one_line
 from omnilib.paths import DATA, ROOT
 from omnilib.train import common
 from omnilib.train.prefetch import prefetch, threads_for
@@ -336,4 +336,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from omnilib import config as configs
 from omnilib.audio import MEL_WINDOW, mel_80, save_wave
 from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
-from omnilib.errors import DataError
+from omnilib.errors import DataError, in_one_line
 from omnilib.paths import DATA, ROOT
 from omnilib.train import common
 from omnilib.train.prefetch import prefetch, threads_for
@@ -375,4 +375,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

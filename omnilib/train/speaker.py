@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, linear, normalize
 from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, fbank_80, resample
 from omnilib.data import Segments, read_manifest, sha256, step_rng
-from omnilib.errors import DataError
+from omnilib.errors import DataError, in_one_line
 from omnilib.paths import DATA
 from omnilib.train.common import (
     JsonlLog,
@@ -249,4 +249,5 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

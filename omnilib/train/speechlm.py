@@ -28,7 +28,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from omnilib import config as configs
 from omnilib import storage
 from omnilib.data import read_manifest, sha256, step_rng
-from omnilib.errors import CheckpointError, ConfigError, DataError
+from omnilib.errors import CheckpointError, ConfigError, DataError, in_one_line
 from omnilib.mouth.chunking import ChunkRules
 from omnilib.mouth.decode import DecodeSettings, Request, generate
 from omnilib.mouth.rows import layout_of, training_rows
@@ -625,4 +625,5 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

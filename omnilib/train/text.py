@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from omnilib import config as configs
 from omnilib.data import read_manifest, sha256
+from omnilib.errors import in_one_line
 from omnilib.paths import DATA
 from omnilib.text import encode, save_tokenizer, train_tokenizer
 from omnilib.train.common import atomic_folder, parse_args
@@ -52,4 +53,5 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

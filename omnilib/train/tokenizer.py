@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy, ctc_loss, mse_loss, pad
 from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, log_mel_128, resample
 from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
-from omnilib.errors import DataError
+from omnilib.errors import DataError, in_one_line
 from omnilib.paths import DATA
 from omnilib.train.common import (
     JsonlLog,
@@ -425,4 +425,5 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()
