@@ -5,22 +5,21 @@
 Stage 1 of the mouth freezes this model, so it must know the words before it hears any speech.
 """
 
-import time
 from collections import defaultdict
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from omnilib import config as configs
 from omnilib.data import read_manifest, sha256, step_rng
 from omnilib.errors import DataError, in_one_line
 from omnilib.paths import DATA, ROOT
 from omnilib.text import IM_END, TEXT_PAD, encode, join_sentences, load_tokenizer, text_size
 from omnilib.train.common import (
-    JsonlLog,
+    Run,
     autocast,
     check_finite,
     claim,
@@ -28,9 +27,8 @@ from omnilib.train.common import (
     export_pretrained,
     load_state,
     lr_at,
-    parse_args,
     run_meta,
-    save_state,
+    run_script,
     seed_everything,
 )
 from omnilib.train.spelling import Splitter, pronunciations
@@ -101,12 +99,12 @@ def windows(stream: torch.Tensor, config: Config, step: int) -> torch.Tensor:
     return torch.stack([stream[s : s + config.context + 1] for s in starts])
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    args = parse_args(__doc__, argv)
-    config = configs.load(Config, args.config, args.overrides)
-    accelerator = Accelerator()
-    seed_everything(config.seed)
-    claim(args.out, config)
+def prepare(config: Config):
+    """The language model, its text tokenizer, and two streams of ids, for training and development.
+
+    Raises:
+        DataError: less text than one context.
+    """
     tokenizer = load_tokenizer(ROOT / config.text)
     manifest = DATA / config.manifest
     train, dev = (read_text(manifest, tokenizer, split, config) for split in ("train", "dev"))
@@ -131,16 +129,23 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             bos_token_id=None,
         )
     )
+    return model, tokenizer, train, dev
+
+
+def train(config: Config, out: Path) -> dict[str, float]:
+    """Run or continue a run in `out`; returns the last development metrics."""
+    accelerator = Accelerator()
+    seed_everything(config.seed)
+    claim(out, config)
+    model, tokenizer, text, dev = prepare(config)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay
     )
-    state = load_state(args.out, model, optimizer)
-    start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
+    run = Run(out, load_state(out, model, optimizer))
     model, optimizer = accelerator.prepare(model, optimizer)
-    print(
-        f"backbone {count_parameters(model)['total']:,} parameters, {len(train):,} text ids, from step {start}"
+    run.say(
+        f"backbone {count_parameters(model)['total']:,} parameters, {len(text):,} text ids, from step {run.start}"
     )
-    log = JsonlLog(args.out / "log.jsonl", start if state else None)
 
     def loss_of(ids: torch.Tensor) -> torch.Tensor:
         ids = ids.to(accelerator.device)
@@ -149,39 +154,34 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
 
     metrics: dict[str, float] = {}
-    for step in range(start, config.steps):
+    for step in range(run.start, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, config.steps, config.lr, config.warmup)
-        loss = loss_of(windows(train, config, step))
+        loss = loss_of(windows(text, config, step))
         check_finite(loss, step)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
         optimizer.zero_grad()
+
         done = step + 1
-        if done % config.log_every == 0 or done == config.steps:
-            log.write(done, loss=round(loss.item(), 6))
-        if done % config.eval_every == 0 or done == config.steps:
+        if run.due(done, config.log_every, config.steps):
+            run.write(done, loss=loss.item())
+        if run.due(done, config.eval_every, config.steps):
             with torch.no_grad():
-                metrics = {
-                    "dev_text_loss": float(
-                        np.mean([loss_of(windows(dev, config, s)).item() for s in range(8)])
-                    )
-                }
-            log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
-        if done % config.save_every == 0 or done == config.steps:
-            save_state(
-                args.out, model, optimizer, done, {"seconds": seconds_before + time.time() - log.started}
-            )
-    meta = run_meta(
-        config,
-        config.steps,
-        seconds_before + time.time() - log.started,
-        metrics=metrics,
-        manifest_sha256=sha256(manifest),
-    )
-    export_pretrained(args.out, accelerator.unwrap_model(model), tokenizer, config, meta, form=config.storage)
+                losses = [loss_of(windows(dev, config, s)).item() for s in range(8)]
+            metrics = {"dev_text_loss": float(np.mean(losses))}
+            run.write(done, **metrics)
+        if run.due(done, config.save_every, config.steps):
+            run.save(model, optimizer, done)
+    manifest = DATA / config.manifest
+    meta = run_meta(config, config.steps, run.seconds, metrics=metrics, manifest_sha256=sha256(manifest))
+    export_pretrained(out, accelerator.unwrap_model(model), tokenizer, config, meta, form=config.storage)
     return metrics
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    return run_script(__doc__, Config, train, argv)
 
 
 if __name__ == "__main__":

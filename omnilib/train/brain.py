@@ -54,16 +54,15 @@ from omnilib.paths import DATA, ROOT
 from omnilib.train import fsdp, zero
 from omnilib.train.brain_samples import FeatureCache, Samples, prompt_of, read_samples
 from omnilib.train.common import (
-    JsonlLog,
+    Run,
     atomic_folder,
     autocast,
     check_finite,
     claim,
     load_state,
     lr_at,
-    parse_args,
     run_meta,
-    save_state,
+    run_script,
     seed_everything,
 )
 from omnilib.train.prefetch import prefetch
@@ -77,7 +76,7 @@ PARTS = {  # beginnings of parameter names
 
 
 @dataclass
-class BrainTraining(Base):
+class Config(Base):
     """One experiment; the fields of `Base` say what lies below it (paper section 3.1)."""
 
     stage: int = 1
@@ -192,7 +191,7 @@ class Learner(nn.Module):
         return patches, torch.tensor([[1, side, side]], device=device)
 
 
-def build(config: BrainTraining) -> tuple[Brain, BrainProcessor, set[str]]:
+def build(config: Config) -> tuple[Brain, BrainProcessor, set[str]]:
     """The brain with what learns marked, its processor, and the names of tensors that earlier stages changed.
 
     Raises:
@@ -232,7 +231,7 @@ def build(config: BrainTraining) -> tuple[Brain, BrainProcessor, set[str]]:
     return brain, processor, before
 
 
-def lora_of(config: BrainTraining) -> Lora:
+def lora_of(config: Config) -> Lora:
     """The LoRA that a config asks for (LoRA, arXiv 2106.09685)."""
     return Lora(config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
 
@@ -253,7 +252,7 @@ def report(brain: Brain) -> list[str]:
     return lines
 
 
-def optimizer_of(brain: Brain, config: BrainTraining) -> torch.optim.Optimizer:
+def optimizer_of(brain: Brain, config: Config) -> torch.optim.Optimizer:
     """AdamW; groups carry `scale`, their rate as a multiple of the schedule's. Vectors, tables and LoRA do
     not decay."""
     scales = {"projector": config.projector_lr, "vision tower": config.vision_lr}
@@ -269,7 +268,7 @@ def optimizer_of(brain: Brain, config: BrainTraining) -> torch.optim.Optimizer:
 
 
 def samples_of(
-    config: BrainTraining,
+    config: Config,
     processor: BrainProcessor,
     cache: FeatureCache | None,
 ) -> dict[str, Samples]:
@@ -301,9 +300,7 @@ def samples_of(
     return result
 
 
-def fast_language(
-    brain: Brain, config: BrainTraining, device: torch.device, sharded: bool
-) -> FastLanguage | None:
+def fast_language(brain: Brain, config: Config, device: torch.device, sharded: bool) -> FastLanguage | None:
     """The quick path of the language model, where it applies: one CPU process that keeps its activations."""
     dropout = config.lora_dropout and config.lora_rank and config.stage == 2
     if device.type != "cpu" or sharded or config.checkpointing or dropout or not config.fast:
@@ -321,7 +318,7 @@ def evaluate(
     model: nn.Module,
     dev: Samples | None,
     device: torch.device,
-    config: BrainTraining,
+    config: Config,
 ) -> dict[str, float]:
     """Mean teacher-forced loss of unseen samples, the same ones at every call."""
     if dev is None:
@@ -338,7 +335,7 @@ def evaluate(
 def export(
     folder: Path,
     brain: Brain,
-    config: BrainTraining,
+    config: Config,
     weights: dict[str, Tensor],
     before: set[str],
     meta: dict,
@@ -364,55 +361,55 @@ def export(
     (folder / "export").rmdir()
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    args = parse_args(__doc__, argv)
-    config = configs.load(BrainTraining, args.config, args.overrides)
-    accelerator = zero.make_accelerator()
-    main_process, world, rank = (
-        accelerator.is_main_process,
-        accelerator.num_processes,
-        accelerator.process_index,
-    )
-    sharded = zero if zero.is_zero(accelerator) else fsdp if fsdp.is_fsdp(accelerator) else None
-    seed_everything(config.seed)
-    claim(args.out, config)
-    device = accelerator.device
+def prepare(config: Config, accelerator) -> tuple[Learner, dict[str, Samples], set[str]]:
+    """The brain with what learns marked, samples by split (`dev` where there are any), and the names of tensors that earlier stages
+    changed.
 
+    Raises:
+        ConfigError, DataError: see `build` and `samples_of`.
+    """
+    device = accelerator.device
     brain, processor, before = build(config)
     cache = FeatureCache(DATA / config.cache, brain.to(device), processor) if config.cache else None
     with accelerator.main_process_first():  # the first fills the cache, the others read it
         samples = samples_of(config, processor, cache)
-        if cache and main_process:
+        if cache and accelerator.is_main_process:
             fill(cache, samples)
-    train, dev = samples["train"], samples.get("dev")
     seen_before = bool(cache) and not config.learn_vision
-    fast = fast_language(brain, config, device, sharded is not None)
-    model = Learner(brain, world > 1, bool(cache), seen_before, fast).train()
+    fast = fast_language(brain, config, device, sharding_of(accelerator) is not None)
+    return Learner(brain, accelerator.num_processes > 1, bool(cache), seen_before, fast), samples, before
+
+
+def sharding_of(accelerator):
+    """The module that saves and loads a model spread over processes: `zero`, `fsdp` or None."""
+    return zero if zero.is_zero(accelerator) else fsdp if fsdp.is_fsdp(accelerator) else None
+
+
+def train(config: Config, out: Path) -> dict[str, float]:
+    """Run or continue a run in `out`; returns the last development metrics."""
+    accelerator = zero.make_accelerator()
+    sharded = sharding_of(accelerator)
+    seed_everything(config.seed)
+    claim(out, config)
+    device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    model, samples, before = prepare(config, accelerator)
+    brain, learnt, dev = model.brain, samples["train"], samples.get("dev")
     optimizer = optimizer_of(brain, config)
-    learning = nn.ParameterList(p for p in brain.parameters() if p.requires_grad)  # a state holds these alone
-    if sharded:
-        del learning  # parameters are replaced by their shares
     if sharded is zero:
         zero.set_up(accelerator, 1, config.clip)
-    if not sharded:
-        state = load_state(args.out, learning, optimizer)
+    if not sharded:  # a state holds what learns alone
+        learning = nn.ParameterList(p for p in brain.parameters() if p.requires_grad)
+        state = load_state(out, learning, optimizer)
     lines = report(brain)
-    wrapped, prepared = accelerator.prepare(model, optimizer)
+    wrapped, prepared = accelerator.prepare(model.train(), optimizer)
     if sharded:
-        state = sharded.load_state(accelerator, wrapped, args.out)
-    start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
-    if main_process:
-        print(
-            f"stage {config.stage}: {len(train.samples)} samples, from step {start}",
-            *lines,
-            sep="\n",
-            flush=True,
-        )
-        log = JsonlLog(args.out / "log.jsonl", start if state else None)
+        state = sharded.load_state(accelerator, wrapped, out)
+    run = Run(out, state, accelerator.is_main_process)
+    run.say(f"stage {config.stage}: {len(learnt.samples)} samples, from step {run.start}", *lines)
 
-    seen, cells, metrics, began = 0, 0, {}, time.time()
-    make = lambda step: train.batch(step * world + rank)  # noqa: E731  each process its own batch
-    for step, batch in prefetch(make, start, config.steps):
+    seen, cells, metrics = 0, 0, {}
+    make = lambda step: learnt.batch(step * world + rank)  # noqa: E731  each process its own batch
+    for step, batch in prefetch(make, run.start, config.steps):
         for group in prepared.param_groups:
             group["lr"] = lr_at(step, config.steps, config.lr, config.warmup) * group["scale"]
         with autocast(device, config.bf16):
@@ -422,48 +419,37 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
         prepared.step()
         prepared.zero_grad()
-        seen, cells, done = (
-            seen + int(batch["attention_mask"].sum()),
-            cells + batch["attention_mask"].numel(),
-            step + 1,
-        )
-        if main_process and (done % config.log_every == 0 or done == config.steps):
-            speed = seen * world / (time.time() - log.started)
-            values = {
-                "loss": round(loss.item(), 6),
-                "norm": round(float(norm or 0), 3),
-                "padding": round(1 - seen / cells, 4),
-            }
-            log.write(done, **values, positions_per_second=round(speed, 1))
-        if done % config.eval_every == 0 or done == config.steps:
-            metrics = evaluate(
-                wrapped,
-                dev,
-                device,
-                config,
-            )  # by all: under ZeRO-3 nobody holds the model alone
-            if main_process and metrics:
-                log.write(done, **{k: round(v, 6) for k, v in metrics.items()})
-        if done % config.save_every == 0 or done == config.steps:
-            extra = {"seconds": seconds_before + time.time() - began}
+        seen += int(batch["attention_mask"].sum())
+        cells += batch["attention_mask"].numel()
+
+        done = step + 1
+        if run.due(done, config.log_every, config.steps):
+            values = {"loss": loss.item(), "norm": float(norm or 0), "padding": 1 - seen / cells}
+            run.write(done, **values, positions_per_second=seen * world / run.here)
+        if run.due(
+            done, config.eval_every, config.steps
+        ):  # by all: under ZeRO-3 nobody holds the model alone
+            metrics = evaluate(wrapped, dev, device, config)
+            if metrics:
+                run.write(done, **metrics)
+        if run.due(done, config.save_every, config.steps):
             if sharded:
-                sharded.save_state(accelerator, wrapped, args.out, done, extra)
-            elif main_process:
-                save_state(args.out, learning, optimizer, done, extra)
+                sharded.save_state(accelerator, wrapped, out, done, {"seconds": run.seconds})
+            else:
+                run.save(learning, optimizer, done)
 
     weights = accelerator.get_state_dict(wrapped)  # by all: under ZeRO-3 every process holds a part
-    if main_process:
+    if run.writes:
         weights = {k.removeprefix("brain."): v for k, v in weights.items()}
-        spent = seconds_before + time.time() - began
         meta = run_meta(
             config,
             config.steps,
-            spent,
+            run.seconds,
             metrics=metrics,
             manifest_sha256=sha256(DATA / config.manifest),
             parts=lines,
         )
-        export(args.out, brain, config, weights, before, meta)
+        export(out, brain, config, weights, before, meta)
     accelerator.wait_for_everyone()
     if world > 1:
         accelerator.end_training()  # else a process may be aborted while its last messages are under way
@@ -484,6 +470,10 @@ def fill(cache: FeatureCache, samples: dict[str, Samples]) -> None:
         cache.get("audio", clip)
         if number % 1000 == 0 or number == len(clips):
             print(f"{number} of {len(clips)} recordings encoded, {time.time() - began:.0f} s", flush=True)
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    return run_script(__doc__, Config, train, argv)
 
 
 if __name__ == "__main__":

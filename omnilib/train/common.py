@@ -1,6 +1,7 @@
 """What every training script shares: seeds, learning rate, log, atomic checkpoints, exact resume.
 
-The loops themselves stay in the scripts. A run folder holds
+The loops themselves stay in the scripts, which all speak alike: `Config` holds the settings, `prepare` makes model, data and optimiser,
+`train` learns and exports, `main` reads the command line. A run folder holds
     log.jsonl          one line a logged step
     state/             newest resumable state: model.safetensors, optimizer.pt, meta.json
     settings.json      the resolved config of the run in state/
@@ -44,6 +45,12 @@ def parse_args(doc: str, argv: list[str] | None = None) -> argparse.Namespace:
         "--out", required=True, type=Path, help="run folder; an unfinished run in it is continued"
     )
     return parser.parse_args(argv)
+
+
+def run_script(doc: str, kind: type, train: Callable, argv: list[str] | None = None) -> dict[str, float]:
+    """The `main` of a training script: settings from a config of this kind, then `train(config, out)`; its metrics."""
+    args = parse_args(doc, argv)
+    return train(configs.load(kind, args.config, args.overrides), args.out)
 
 
 def lr_at(step: int, total: int, peak: float, warmup: int, floor: float = 0.05) -> float:
@@ -178,6 +185,54 @@ class JsonlLog:
             "  ".join(f"{k} {v:.5g}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items()),
             flush=True,
         )
+
+
+class Run:
+    """A run while it learns: where it started, its log, its clock, and what is due after a step.
+
+    Attributes:
+        start: steps done by earlier processes.
+        writes: whether this process writes log and states: one of many does.
+
+    Args:
+        state: what `load_state` returned.
+    """
+
+    def __init__(self, out: Path, state: dict | None, writes: bool = True):
+        self.out, self.writes, self.began = Path(out), writes, time.time()
+        self.start, self.before = (state["step"], state["seconds"]) if state else (0, 0.0)
+        self.log = JsonlLog(self.out / "log.jsonl", self.start if state else None) if writes else None
+
+    @property
+    def here(self) -> float:
+        """Seconds since this process began, never 0."""
+        return max(1e-9, time.time() - self.began)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training in all, with those before a stop."""
+        return self.before + self.here
+
+    def due(self, done: int, every: int, end: int) -> bool:
+        """Whether after `done` steps it is time for what happens every so many steps and at the end of a phase."""
+        return done % every == 0 or done == end
+
+    def say(self, *lines: str) -> None:
+        """Print, in the process that writes."""
+        if self.writes:
+            print(*lines, sep="\n", flush=True)
+
+    def write(self, done: int, **values: float | str) -> None:
+        """A line of the log, in the process that writes; floats with seven digits."""
+        if self.writes:
+            self.log.write(
+                done, **{k: float(f"{v:.7g}") if type(v) is float else v for k, v in values.items()}
+            )
+
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer | dict, done: int) -> None:
+        """The state after `done` steps, in the process that writes."""
+        if self.writes:
+            save_state(self.out, model, optimizer, done, {"seconds": self.seconds})
 
 
 def check_finite(loss: torch.Tensor, step: int) -> None:

@@ -18,8 +18,8 @@ Shapes: B batch, T samples, F frames (50 a second), D width, V letters.
 """
 
 import re
-import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from torch import Tensor, nn
 from transformers import WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from omnilib import config as configs
 from omnilib.brain.encoders import SpeechTower, mel_windows
 from omnilib.brain.media import to_16k
 from omnilib.brain.parts import whisper_base
@@ -37,16 +36,15 @@ from omnilib.errors import ConfigError, DataError, in_one_line
 from omnilib.paths import DATA
 from omnilib.train import zero
 from omnilib.train.common import (
-    JsonlLog,
+    Run,
     autocast,
     check_finite,
     claim,
     export_model,
     load_state,
     lr_at,
-    parse_args,
     run_meta,
-    save_state,
+    run_script,
     seed_everything,
 )
 from omnilib.train.prefetch import prefetch
@@ -56,7 +54,7 @@ MAIN_SAMPLES = 640  # of a main frame, 40 ms at 16 kHz
 
 
 @dataclass
-class EncoderTraining:
+class Config:
     """One experiment."""
 
     base: str = "nano"  # nano: Whisper base of its packages; smoke: random, small
@@ -161,7 +159,7 @@ class Transcriber(nn.Module):
             part.requires_grad_(True)
 
 
-def build(config: EncoderTraining) -> Transcriber:
+def build(config: Config) -> Transcriber:
     """The encoder of `base` with a fresh head.
 
     Raises:
@@ -190,7 +188,7 @@ class Utterances:
     """Batches of a split: log-mel windows, frames, spelling. Utterances beyond a window, or without letters,
     are left out."""
 
-    def __init__(self, config: EncoderTraining, model: Transcriber, split: str):
+    def __init__(self, config: Config, model: Transcriber, split: str):
         path = DATA / config.manifest
         self.window, self.bins, self.languages = (
             model.window,
@@ -242,7 +240,7 @@ def evaluate(
     model: Transcriber,
     dev: Utterances,
     device: torch.device,
-    config: EncoderTraining,
+    config: Config,
 ) -> dict[str, float]:
     """CTC loss and letter error rate on unseen utterances, the same ones at every call."""
     model.eval()
@@ -269,18 +267,10 @@ class Learned(nn.Module):
         return self.tensors
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    args = parse_args(__doc__, argv)
-    config = configs.load(EncoderTraining, args.config, args.overrides)
-    accelerator = zero.make_accelerator()
-    if zero.is_zero(accelerator):
-        raise ConfigError("the encoder fits one card: launch this without a DeepSpeed config")
-    seed_everything(config.seed)
-    claim(args.out, config)
-    device = accelerator.device
-
+def prepare(config: Config) -> tuple[Transcriber, Utterances, Utterances, torch.optim.Optimizer]:
+    """The tower with its head, utterances for training and development, and the optimiser of what learns."""
     model = build(config)
-    train, dev = Utterances(config, model, "train"), Utterances(config, model, "dev")
+    learnt, dev = Utterances(config, model, "train"), Utterances(config, model, "dev")
     head = {id(p) for p in model.head.parameters()}
     groups = [
         {
@@ -290,26 +280,27 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         for fresh, scale in ((False, 1.0), (True, config.head_lr))
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
-    learning = nn.ParameterList(p for p in model.parameters() if p.requires_grad)  # a state holds these alone
-    state = load_state(args.out, learning, optimizer)
-    start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
-    main_process, world, rank = (
-        accelerator.is_main_process,
-        accelerator.num_processes,
-        accelerator.process_index,
-    )
-    wrapped, prepared = accelerator.prepare(model.train(), optimizer)
-    if main_process:
-        total, learns = (sum(p.numel() for p in ps) for ps in (model.parameters(), learning))
-        print(
-            f"{train.count} utterances, {learns:,} of {total:,} parameters learn, from step {start}",
-            flush=True,
-        )
-        log = JsonlLog(args.out / "log.jsonl", start if state else None)
+    return model, learnt, dev, optimizer
 
-    metrics, began = {}, time.time()
-    make = lambda step: train.batch(step * world + rank)  # noqa: E731  each process its own batch
-    for step, (*tensors, _) in prefetch(make, start, config.steps):
+
+def train(config: Config, out: Path) -> dict[str, float]:
+    """Run or continue a run in `out`; returns the last development metrics."""
+    accelerator = zero.make_accelerator()
+    if zero.is_zero(accelerator):
+        raise ConfigError("the encoder fits one card: launch this without a DeepSpeed config")
+    seed_everything(config.seed)
+    claim(out, config)
+    device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    model, utterances, dev, optimizer = prepare(config)
+    learning = nn.ParameterList(p for p in model.parameters() if p.requires_grad)  # a state holds these alone
+    run = Run(out, load_state(out, learning, optimizer), accelerator.is_main_process)
+    wrapped, prepared = accelerator.prepare(model.train(), optimizer)
+    total, learns = (sum(p.numel() for p in ps) for ps in (model.parameters(), learning))
+    run.say(f"{utterances.count} utterances, {learns:,} of {total:,} parameters learn, from step {run.start}")
+
+    metrics = {}
+    make = lambda step: utterances.batch(step * world + rank)  # noqa: E731  each process its own batch
+    for step, (*tensors, _) in prefetch(make, run.start, config.steps):
         for group in prepared.param_groups:
             group["lr"] = lr_at(step, config.steps, config.lr, config.warmup) * group["scale"]
         with autocast(device, config.bf16):
@@ -319,29 +310,28 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
         prepared.step()
         prepared.zero_grad()
-        done = step + 1
-        if main_process and (done % config.log_every == 0 or done == config.steps):
-            log.write(done, loss=round(loss.item(), 6), norm=round(float(norm or 0), 3))
-        if main_process and (done % config.eval_every == 0 or done == config.steps):
-            metrics = evaluate(model, dev, device, config)
-            log.write(done, **{k: round(v, 6) for k, v in metrics.items()})
-        if main_process and (done % config.save_every == 0 or done == config.steps):
-            save_state(args.out, learning, optimizer, done, {"seconds": seconds_before + time.time() - began})
 
-    if main_process:
-        spent = seconds_before + time.time() - began
-        meta = run_meta(
-            config,
-            config.steps,
-            spent,
-            metrics=metrics,
-            manifest_sha256=sha256(DATA / config.manifest),
-        )
-        export_model(args.out, Learned(model), config, meta, config.storage)
+        done = step + 1
+        if run.due(done, config.log_every, config.steps):
+            run.write(done, loss=loss.item(), norm=float(norm or 0))
+        if run.writes and run.due(done, config.eval_every, config.steps):
+            metrics = evaluate(model, dev, device, config)
+            run.write(done, **metrics)
+        if run.due(done, config.save_every, config.steps):
+            run.save(learning, optimizer, done)
+
+    if run.writes:
+        manifest = DATA / config.manifest
+        meta = run_meta(config, config.steps, run.seconds, metrics=metrics, manifest_sha256=sha256(manifest))
+        export_model(out, Learned(model), config, meta, config.storage)
     accelerator.wait_for_everyone()
     if world > 1:
         accelerator.end_training()  # else a process may be aborted while its last messages are under way
     return metrics
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    return run_script(__doc__, Config, train, argv)
 
 
 if __name__ == "__main__":

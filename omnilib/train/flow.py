@@ -14,7 +14,6 @@ Shapes: B batch, N tokens (25 Hz), F = 2N mel frames (50 Hz).
 """
 
 import copy
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from omnilib import config as configs
 from omnilib.audio import mel_80
 from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
 from omnilib.errors import DataError, in_one_line
@@ -227,112 +225,99 @@ def evaluate(model: Flow, dev: Utterances, cfg: Config, device: torch.device, ou
 # ---------------------------------------------------------------- loop
 
 
-def train(cfg: Config, out: Path) -> dict[str, float]:
-    """Run or continue a run in `out`; returns the final development metrics."""
-    common.seed_everything(cfg.seed)
-    common.claim(out, cfg)
-    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
-    device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
+def prepare(config: Config):
+    """The flow, utterances to learn from by the settings of a phase, and those of development.
 
-    manifest = find_data(cfg.manifest)
+    Raises:
+        DataError: tokens of another tokenizer, a file that is missing or damaged.
+    """
+    manifest = find_data(config.manifest)
     records = read_manifest(manifest)
-    if cfg.tokenizer:
-        common.check_tokenizer(find_data(cfg.tokens), ROOT / cfg.tokenizer)
-    tokens = load_vectors(find_data(cfg.tokens), "`python -m omnilib.train.encode --tokenizer ...`")
-    speakers = load_vectors(find_data(cfg.speakers), "`python -m omnilib.train.encode --speaker ...`")
-    split = {s: [r for r in records if r["split"] == s] for s in ("train", "dev")}
-    dev = Utterances(split["dev"], manifest.parent, tokens, speakers, cfg)
-    schedule = common.Schedule(
-        cfg,
-        lambda settings: Utterances(
-            common.weighted(split["train"], settings.weights), manifest.parent, tokens, speakers, settings
-        ),
-    )
+    if config.tokenizer:
+        common.check_tokenizer(find_data(config.tokens), ROOT / config.tokenizer)
+    tokens = load_vectors(find_data(config.tokens), "`python -m omnilib.train.encode --tokenizer ...`")
+    speakers = load_vectors(find_data(config.speakers), "`python -m omnilib.train.encode --speaker ...`")
+    learnt, dev = ([r for r in records if r["split"] == split] for split in ("train", "dev"))
 
-    model = Flow(cfg.model)
+    def utterances(lines: list[dict], settings: Config) -> Utterances:
+        return Utterances(lines, manifest.parent, tokens, speakers, settings)
+
+    schedule = common.Schedule(
+        config, lambda settings: utterances(common.weighted(learnt, settings.weights), settings)
+    )
+    return Flow(config.model), schedule, utterances(dev, config)
+
+
+def train(config: Config, out: Path) -> dict[str, float]:
+    """Run or continue a run in `out`; returns the last development metrics."""
+    accelerator = Accelerator(kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)])
+    common.seed_everything(config.seed)
+    common.claim(out, config)
+    device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    model, schedule, dev = prepare(config)
     model = model.to(device)
     average = copy.deepcopy(model).eval()
     both = nn.ModuleDict({"model": model, "average": average})
     optimizer = torch.optim.AdamW(
-        model.parameters(), cfg.lr, betas=(0.9, 0.99), weight_decay=cfg.weight_decay
+        model.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
-    state = common.load_state(out, both, optimizer)
-    first, spent = (state["step"], state["seconds"]) if state else (0, 0.0)
-    wrapped = accelerator.prepare(model) if ranks > 1 else model
-    log = (
-        common.JsonlLog(out / "log.jsonl", first if state else None) if accelerator.is_main_process else None
-    )
-    if log:
-        names = ", ".join(f"{phase.name} to step {phase.end}" for phase in schedule.phases)
-        print(f"flow {common.count_parameters(model)}; phases: {names}; from step {first}")
+    run = common.Run(out, common.load_state(out, both, optimizer), accelerator.is_main_process)
+    wrapped = accelerator.prepare(model) if world > 1 else model
+    names = ", ".join(f"{phase.name} to step {phase.end}" for phase in schedule.phases)
+    run.say(f"flow {common.count_parameters(model)}; phases: {names}; from step {run.start}")
+
+    def judge(done: int) -> dict[str, float]:
+        return evaluate(average, dev, config, device, out / "samples" / f"{done:06d}.safetensors")
 
     model.train()
-    started, heard, metrics = time.time(), 0.0, {}
-    end = schedule.steps
-    for step, batch in prefetch(
-        lambda s: schedule.data(s).batch(s * ranks + rank), first, end, threads=threads_for(device)
-    ):
-        torch.manual_seed(
-            (cfg.seed << 32) + step * ranks + rank
-        )  # time, noise, dropout: a function of the step
+    heard, metrics = 0.0, {}
+    make = lambda step: schedule.data(step).batch(step * world + rank)  # noqa: E731  each process its own batch
+    for step, batch in prefetch(make, run.start, schedule.steps, threads=threads_for(device)):
+        # time, noise, dropout: a function of the step
+        torch.manual_seed((config.seed << 32) + step * world + rank)
         phase = schedule.at(step)
-        lr = phase.lr(step)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = phase.lr(step)
         batch = batch.to(device)
-        with common.autocast(device, cfg.bf16):
-            loss = wrapped(
-                batch.tokens,
-                batch.lengths,
-                batch.mel,
-                batch.speakers,
-                batch.prompt_frames,
-                prior_only=phase.config.encoder_only,
-            )
+        inputs = (batch.tokens, batch.lengths, batch.mel, batch.speakers, batch.prompt_frames)
+        with common.autocast(device, config.bf16):
+            loss = wrapped(*inputs, prior_only=phase.config.encoder_only)
         common.check_finite(loss, step)
         optimizer.zero_grad()
         accelerator.backward(loss)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), cfg.clip)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
         optimizer.step()
-        common.update_average(average, model, min(cfg.average, (1 + step) / (10 + step)))
+        common.update_average(average, model, min(config.average, (1 + step) / (10 + step)))
+        heard += batch.lengths.sum().item() / 25 * world
 
-        done, last = step + 1, step + 1 == phase.end
-        heard += batch.lengths.sum().item() / 25
-        if log and (done % cfg.log_every == 0 or last):
-            speed = heard * ranks / (time.time() - started)
-            filled = (batch.lengths.float().mean() / batch.tokens.shape[1]).item()
-            log.write(
-                done,
-                phase=phase.name,
-                loss=loss.item(),
-                norm=norm.item(),
-                lr=lr,
-                audio_per_second=speed,
-                filled=filled,
-            )
-        if log and (done % cfg.eval_every == 0 or last):
-            metrics = evaluate(average, dev, cfg, device, out / "samples" / f"{done:06d}.safetensors")
-            log.write(done, **metrics)
-        if log and (done % cfg.save_every == 0 or last):
-            common.save_state(out, both, optimizer, done, {"seconds": spent + time.time() - started})
-    if log:
-        metrics = metrics or evaluate(average, dev, cfg, device, out / "samples" / f"{end:06d}.safetensors")
-        seconds = spent + time.time() - started
+        done = step + 1
+        if run.due(done, config.log_every, phase.end):
+            values = {"loss": loss.item(), "norm": norm.item(), "lr": phase.lr(step)}
+            values |= {"audio_per_second": heard / run.here}
+            values |= {"filled": (batch.lengths.float().mean() / batch.tokens.shape[1]).item()}
+            run.write(done, phase=phase.name, **values)
+        if run.writes and run.due(done, config.eval_every, phase.end):
+            metrics = judge(done)
+            run.write(done, **metrics)
+        if run.due(done, config.save_every, phase.end):
+            run.save(both, optimizer, done)
+
+    if run.writes:
+        metrics = metrics or judge(schedule.steps)
         meta = common.run_meta(
-            cfg,
-            end,
-            seconds,
+            config,
+            schedule.steps,
+            run.seconds,
             metrics=metrics,
-            manifest_sha256=sha256(manifest),
-            tokenizer_sha256=common.made_by(find_data(cfg.tokens)),
+            manifest_sha256=sha256(find_data(config.manifest)),
+            tokenizer_sha256=common.made_by(find_data(config.tokens)),
         )
-        common.export_model(out, average, cfg.model, meta, form=cfg.storage)
+        common.export_model(out, average, config.model, meta, form=config.storage)
     return metrics
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = common.parse_args(__doc__, argv)
-    train(configs.load(Config, args.config, args.overrides), args.out)
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    return common.run_script(__doc__, Config, train, argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ Exported are the running averages of the weights.
 """
 
 import copy
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from omnilib import config as configs
 from omnilib.audio import MEL_WINDOW, mel_80, save_wave
 from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
 from omnilib.errors import DataError, in_one_line
@@ -224,140 +222,146 @@ def development_crops(records: list[dict], root: Path, cfg: Config) -> Tensor:
     return crops.batch(0)[0]
 
 
-def train(cfg: Config, out: Path) -> dict:
-    """Run or continue a run in `out`; returns the final development metrics.
+def prepare(config: Config):
+    """Generator and discriminators, crops to learn from by the settings of a phase, crops of development (N, T), and a sentence to be
+    heard now and then."""
+    manifest = DATA / config.manifest
+    records = [r for r in read_manifest(manifest) if r["rate"] == config.model.sampling_rate]
+    learnt, dev = ([r for r in records if r["split"] == split] for split in ("train", "dev"))
+    schedule = common.Schedule(
+        config,
+        lambda settings: Crops(settings, common.weighted(learnt, settings.weights), manifest.parent),
+    )
+    crops = development_crops(dev, manifest.parent, config)
+    example = max(dev, key=lambda r: (r["duration"] < 8, r["duration"]))
+    nets = nn.ModuleDict({"generator": HiFT(config.model), "judges": Discriminators(config.discriminator)})
+    return nets, schedule, crops, example
+
+
+def judges_loss(real: list, fake: list, settings: Config) -> Tensor:
+    """What the discriminators learn (HiFi-GAN eq. 1, and the relativistic term of arXiv 1807.00734).
+
+    Args:
+        real, fake: what they say of the true wave and of the made one.
+    """
+    loss = discriminator_loss(real, fake)
+    if settings.relativistic_weight:
+        loss = loss + settings.relativistic_weight * relativistic_loss(real, fake)
+    return loss
+
+
+def generator_losses(
+    fake: Tensor, real: Tensor, truth: Tensor, f0_hat: Tensor, f0: Tensor, settings: Config
+) -> dict[str, Tensor]:
+    """What the generator learns without discriminators (HiFi-GAN eq. 3), each loss by name.
+
+    Args:
+        fake, real: waves (B, T). truth: mel of `real` (B, M, F). f0_hat, f0: pitch in Hz (B, F).
+    """
+    losses = {
+        "mel": F.l1_loss(spectrum(settings.model, fake), truth),
+        "stft": spectral_loss(real, fake),
+        "f0": F.l1_loss(f0_hat, f0),
+    }
+    if settings.fine_mel_weight:
+        losses["fine_mel"] = fine_mel_loss(real, fake, settings.model.sampling_rate)
+    return losses
+
+
+def total(losses: dict[str, Tensor], settings: Config) -> Tensor:
+    """The generator's weighted sum (HiFi-GAN eqs. 4 to 6)."""
+    names = ("mel", "stft", "f0", "fine_mel", "adversarial", "feature")
+    return sum(getattr(settings, f"{name}_weight") * losses[name] for name in names if name in losses)
+
+
+def train(config: Config, out: Path) -> dict[str, float]:
+    """Run or continue a run in `out`; returns the last development metrics.
 
     Source: HiFi-GAN, arXiv 2010.05646, eqs. 1 to 6.
     """
-    common.seed_everything(cfg.seed)
-    common.claim(out, cfg)
     accelerator = Accelerator()
-    device, rank, ranks = accelerator.device, accelerator.process_index, accelerator.num_processes
-    manifest = DATA / cfg.manifest
-    records = read_manifest(manifest)
-    by_split = {
-        s: [r for r in records if r["split"] == s and r["rate"] == cfg.model.sampling_rate]
-        for s in ("train", "dev")
-    }
-    schedule = common.Schedule(
-        cfg,
-        lambda settings: Crops(
-            settings, common.weighted(by_split["train"], settings.weights), manifest.parent
-        ),
-    )
-    dev = development_crops(by_split["dev"], manifest.parent, cfg).to(device)
-    example = max(by_split["dev"], key=lambda r: (r["duration"] < 8, r["duration"]))
-
-    nets = nn.ModuleDict({"generator": HiFT(cfg.model), "judges": Discriminators(cfg.discriminator)}).to(
-        device
-    )
+    common.seed_everything(config.seed)
+    common.claim(out, config)
+    device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    nets, schedule, dev, example = prepare(config)
+    nets, dev, root = nets.to(device), dev.to(device), (DATA / config.manifest).parent
     model, judges = nets["generator"], nets["judges"]
     average = nets["average"] = copy.deepcopy(model).eval()
     # the pitch loss is in Hz and reaches the predictor only: its large gradient must not shrink the others' when clipping
     sounding = [p for name, p in model.named_parameters() if not name.startswith("f0_predictor")]
+    settings = {"betas": (0.8, 0.99), "weight_decay": 0.0}
     optimizers = {
-        "generator": torch.optim.AdamW(model.parameters(), cfg.lr, betas=(0.8, 0.99), weight_decay=0.0),
-        "judges": torch.optim.AdamW(
-            judges.parameters(), cfg.discriminator_lr, betas=(0.8, 0.99), weight_decay=0.0
-        ),
+        "generator": torch.optim.AdamW(model.parameters(), config.lr, **settings),
+        "judges": torch.optim.AdamW(judges.parameters(), config.discriminator_lr, **settings),
     }
-    state = common.load_state(out, nets, optimizers)
-    first = state["step"] if state else 0
-    spent = state["seconds"] if state else 0.0
-    log = (
-        common.JsonlLog(out / "log.jsonl", first if state else None) if accelerator.is_main_process else None
+    run = common.Run(out, common.load_state(out, nets, optimizers), accelerator.is_main_process)
+    g, d = accelerator.prepare(model, judges) if world > 1 else (model, judges)
+    run.say(
+        f"generator {common.count_parameters(model)}  discriminators {common.count_parameters(judges)}, "
+        f"from step {run.start}"
     )
-    g, d = accelerator.prepare(model, judges) if ranks > 1 else (model, judges)
-    if log:
-        print(f"generator {common.count_parameters(model)}  discriminators {common.count_parameters(judges)}")
 
-    started, metrics = time.time(), {}
-    make = lambda s: schedule.data(s).batch(s * ranks + rank)  # noqa: E731  each process its own batch
-    for step, (real, given) in prefetch(make, first, schedule.steps, threads=threads_for(device)):
+    metrics = {}
+    make = lambda step: schedule.data(step).batch(step * world + rank)  # noqa: E731  each process its own batch
+    for step, (real, given) in prefetch(make, run.start, schedule.steps, threads=threads_for(device)):
         phase = schedule.at(step)
-        now, lr = phase.config, phase.lr(step)
+        now = phase.config
         for group in optimizers["generator"].param_groups:
-            group["lr"] = lr  # the discriminators start late and keep their rate
+            group["lr"] = phase.lr(step)  # the discriminators start late and keep their rate
         real = real.to(device)  # (B, T)
-        truth = spectrum(cfg.model, real)  # (B, M, F)
+        truth = spectrum(config.model, real)  # (B, M, F)
         mel = heard(truth, given)
         f0 = measure_pitch(real)
-        noise = torch.Generator(device).manual_seed((cfg.seed << 32) + step * ranks + rank)
-        with common.autocast(device, cfg.bf16):
+        noise = torch.Generator(device).manual_seed((config.seed << 32) + step * world + rank)
+        with common.autocast(device, config.bf16):
             fake, f0_hat = g(mel, f0 if now.teacher_f0 else None, noise)  # (B, T), (B, F)
 
         losses = {}
         if now.adversarial:
-            with common.autocast(device, cfg.bf16):
+            with common.autocast(device, config.bf16):
                 judged_real, judged_fake = d(real), d(fake.detach())
-            losses["judges"] = discriminator_loss(judged_real, judged_fake)
-            if now.relativistic_weight:
-                losses["judges"] = losses["judges"] + now.relativistic_weight * relativistic_loss(
-                    judged_real, judged_fake
-                )
+            losses["judges"] = judges_loss(judged_real, judged_fake, now)
             optimizers["judges"].zero_grad()
             accelerator.backward(losses["judges"])
             optimizers["judges"].step()
 
-        losses["mel"] = F.l1_loss(spectrum(cfg.model, fake), truth)
-        losses["stft"] = spectral_loss(real, fake)
-        losses["f0"] = F.l1_loss(f0_hat, f0)
-        loss = (
-            now.mel_weight * losses["mel"] + now.stft_weight * losses["stft"] + now.f0_weight * losses["f0"]
-        )
-        if now.fine_mel_weight:
-            losses["fine_mel"] = fine_mel_loss(real, fake, cfg.model.sampling_rate)
-            loss = loss + now.fine_mel_weight * losses["fine_mel"]
+        losses |= generator_losses(fake, real, truth, f0_hat, f0, now)
         if now.adversarial:
             judges.requires_grad_(False)
-            with common.autocast(device, cfg.bf16):
+            with common.autocast(device, config.bf16):
                 judged_fake = d(fake)
             judges.requires_grad_(True)
+            losses["adversarial"] = adversarial_loss(judged_fake)
             # inner maps of the real wave are those from before the step above: one pass less, the difference is one update
-            losses["adversarial"], losses["feature"] = (
-                adversarial_loss(judged_fake),
-                feature_loss(judged_real, judged_fake),
-            )
-            loss = (
-                loss + now.adversarial_weight * losses["adversarial"] + now.feature_weight * losses["feature"]
-            )
+            losses["feature"] = feature_loss(judged_real, judged_fake)
+        loss = total(losses, now)
         common.check_finite(loss, step)
         optimizers["generator"].zero_grad()
         accelerator.backward(loss)
-        norm = nn.utils.clip_grad_norm_(sounding, cfg.clip)
+        norm = nn.utils.clip_grad_norm_(sounding, config.clip)
         optimizers["generator"].step()
-        common.update_average(average, model, min(cfg.average, (1 + step) / (10 + step)))
+        common.update_average(average, model, min(config.average, (1 + step) / (10 + step)))
 
-        done, last = step + 1, step + 1 == phase.end
-        seconds = spent + time.time() - started
-        if log and (done % cfg.log_every == 0 or last):
-            speed = (done - first) * cfg.batch_seconds * ranks / (time.time() - started)
-            values = {name: value.item() for name, value in losses.items()}
-            log.write(
-                done,
-                phase=phase.name,
-                loss=loss.item(),
-                **values,
-                norm=norm.item(),
-                lr=lr,
-                audio_per_second=speed,
-            )
-        if log and (done % cfg.eval_every == 0 or last):
+        done = step + 1
+        if run.due(done, config.log_every, phase.end):
+            values = {"loss": loss.item()} | {name: value.item() for name, value in losses.items()}
+            speed = (done - run.start) * config.batch_seconds * world / run.here
+            values |= {"norm": norm.item(), "lr": phase.lr(step), "audio_per_second": speed}
+            run.write(done, phase=phase.name, **values)
+        if run.writes and run.due(done, config.eval_every, phase.end):
             metrics = evaluate(average, dev)
-            speak_example(average, example, manifest.parent, out / "samples" / f"{done:06d}.wav")
-            log.write(done, **metrics)
-        if log and (done % cfg.save_every == 0 or last):
-            common.save_state(out, nets, optimizers, done, {"seconds": seconds})
-    if log:
+            speak_example(average, example, root, out / "samples" / f"{done:06d}.wav")
+            run.write(done, **metrics)
+        if run.due(done, config.save_every, phase.end):
+            run.save(nets, optimizers, done)
+
+    if run.writes:
         metrics = metrics or evaluate(average, dev)
+        manifest_sha256 = sha256(DATA / config.manifest)
         meta = common.run_meta(
-            cfg,
-            schedule.steps,
-            spent + time.time() - started,
-            metrics=metrics,
-            manifest_sha256=sha256(manifest),
+            config, schedule.steps, run.seconds, metrics=metrics, manifest_sha256=manifest_sha256
         )
-        common.export_model(out, average, cfg.model, meta, form=cfg.storage)
+        common.export_model(out, average, config.model, meta, form=config.storage)
     return metrics
 
 
@@ -369,9 +373,8 @@ def speak_example(model: HiFT, record: dict, root: Path, path: Path) -> None:
     save_wave(path, wave[0].cpu(), model.config.sampling_rate)
 
 
-def main(argv: list[str] | None = None) -> None:
-    args = common.parse_args(__doc__, argv)
-    train(configs.load(Config, args.config, args.overrides), args.out)
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    return common.run_script(__doc__, Config, train, argv)
 
 
 if __name__ == "__main__":

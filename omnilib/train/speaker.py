@@ -9,7 +9,6 @@ speakers never trained on.
 Shapes: B batch, T samples, F filter-bank frames, E vector size, S speakers.
 """
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,13 +18,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, normalize
 
-from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, fbank_80, resample
 from omnilib.data import Segments, read_manifest, sha256, step_rng
 from omnilib.errors import DataError, in_one_line
 from omnilib.paths import DATA
 from omnilib.train.common import (
-    JsonlLog,
+    Run,
     autocast,
     check_finite,
     claim,
@@ -33,9 +31,8 @@ from omnilib.train.common import (
     export_model,
     load_state,
     lr_at,
-    parse_args,
     run_meta,
-    save_state,
+    run_script,
     seed_everything,
     weighted,
 )
@@ -162,57 +159,54 @@ def pick(records: list[dict], count: int) -> list[dict]:
     return [r for group in kept.values() for r in group[:count]]
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    args = parse_args(__doc__, argv)
-    config = configs.load(Config, args.config, args.overrides)
-    accelerator = Accelerator()
-    seed_everything(config.seed)
-    claim(args.out, config)
+def prepare(config: Config) -> tuple[Classifier, list[str], list[dict], dict[str, list[dict]]]:
+    """Encoder with its classes, names of the speakers to learn, their records, and the test records: `unseen` speakers, and `all`.
 
+    Raises:
+        DataError: fewer than two speakers to learn, or to test.
+    """
     manifest = DATA / config.manifest
     records = read_manifest(manifest)
-    train = [r for r in records if r["split"] == "train"]
-    speakers = sorted({r["speaker"] for r in train})
+    learnt = [r for r in records if r["split"] == "train"]
+    speakers = sorted({r["speaker"] for r in learnt})
     test = pick([r for r in records if r["split"] == "test" and r["duration"] >= 1.5], config.eval_items)
     unseen = [r for r in test if r["speaker"] not in speakers]
     if len(speakers) < 2 or len({r["speaker"] for r in unseen}) < 2:
         raise DataError(
             f"{manifest}: training needs 2 speakers and 2 others in the test split only; build the corpus again"
         )
+    model = Classifier(SpeakerEncoder(config.encoder), len(speakers) * len(config.speeds))
+    return model, speakers, learnt, {"unseen": unseen, "all": test}
 
-    model = Classifier(SpeakerEncoder(config.encoder), len(speakers) * len(config.speeds)).to(
-        accelerator.device
-    )
+
+def train(config: Config, out: Path) -> dict[str, float]:
+    """Run or continue a run in `out`; returns the last metrics of the test speakers."""
+    accelerator = Accelerator()
+    seed_everything(config.seed)
+    claim(out, config)
+    device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    model, speakers, records, test = prepare(config)
+    manifest, model = DATA / config.manifest, model.to(device)
+    batches = Batches(config, weighted(records, config.weights), manifest.parent, speakers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    state = load_state(args.out, model, optimizer)
-    start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
+    run = Run(out, load_state(out, model, optimizer), accelerator.is_main_process)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    batches = Batches(config, weighted(train, config.weights), manifest.parent, speakers)
-    main_process = accelerator.is_main_process
-    if main_process:
-        print(
-            f"encoder {count_parameters(model.encoder)['total']:,} parameters, {len(speakers)} speakers x {len(config.speeds)} speeds, from step {start}"
-        )
-        log = JsonlLog(args.out / "log.jsonl", start if state else None)
+    size = count_parameters(model.encoder)["total"]
+    run.say(
+        f"encoder {size:,} parameters, {len(speakers)} speakers x {len(config.speeds)} speeds, from step {run.start}"
+    )
 
     def judge() -> dict[str, float]:
-        """Held-out speakers, and all test speakers."""
-        unseen_result = {
-            f"unseen_{k}": round(v, 5) for k, v in evaluate(model.encoder, unseen, manifest.parent).items()
-        }
-        return unseen_result | {
-            f"all_{k}": round(v, 5) for k, v in evaluate(model.encoder, test, manifest.parent).items()
-        }
+        results = {name: evaluate(model.encoder, lines, manifest.parent) for name, lines in test.items()}
+        return {f"{name}_{key}": value for name, found in results.items() for key, value in found.items()}
 
-    metrics, world, rank = {}, accelerator.num_processes, accelerator.process_index
+    metrics = {}
     make = lambda step: batches.make(step * world + rank)  # noqa: E731  each process its own batch
-    for step, (fbank, speaker) in prefetch(
-        make, start, config.steps, threads=threads_for(accelerator.device)
-    ):
+    for step, (fbank, speaker) in prefetch(make, run.start, config.steps, threads=threads_for(device)):
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step, config.steps, config.lr, config.warmup)
-        fbank, speaker = fbank.to(accelerator.device), speaker.to(accelerator.device)
-        with autocast(accelerator.device, config.bf16):
+        fbank, speaker = fbank.to(device), speaker.to(device)
+        with autocast(device, config.bf16):
             cosine = wrapped(fbank)
         loss = margin_loss(cosine.float(), speaker, config.margin, config.scale)
         check_finite(loss, step)
@@ -220,32 +214,26 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
         optimizer.step()
         optimizer.zero_grad()
-        done = step + 1
-        if main_process and (done % config.log_every == 0 or done == config.steps):
-            log.write(
-                done,
-                loss=round(loss.item(), 6),
-                accuracy=round((cosine.argmax(1) == speaker).float().mean().item(), 4),
-            )
-        if main_process and (done % config.eval_every == 0 or done == config.steps):
-            metrics = judge()
-            log.write(done, **metrics)
-        if main_process and (done % config.save_every == 0 or done == config.steps):
-            save_state(
-                args.out, model, optimizer, done, {"seconds": seconds_before + time.time() - log.started}
-            )
 
-    if main_process:
+        done = step + 1
+        if run.due(done, config.log_every, config.steps):
+            right = (cosine.argmax(1) == speaker).float().mean()
+            run.write(done, loss=loss.item(), accuracy=right.item())
+        if run.writes and run.due(done, config.eval_every, config.steps):
+            metrics = judge()
+            run.write(done, **metrics)
+        if run.due(done, config.save_every, config.steps):
+            run.save(model, optimizer, done)
+
+    if run.writes:
         metrics = metrics or judge()
-        meta = run_meta(
-            config,
-            config.steps,
-            seconds_before + time.time() - log.started,
-            metrics=metrics,
-            manifest_sha256=sha256(manifest),
-        )
-        export_model(args.out, model.encoder, config.encoder, meta, form=config.storage)
+        meta = run_meta(config, config.steps, run.seconds, metrics=metrics, manifest_sha256=sha256(manifest))
+        export_model(out, model.encoder, config.encoder, meta, form=config.storage)
     return metrics
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    return run_script(__doc__, Config, train, argv)
 
 
 if __name__ == "__main__":

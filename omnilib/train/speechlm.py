@@ -14,7 +14,6 @@ Shapes: B batch, L rows, k streams.
 
 import copy
 import json
-import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +36,7 @@ from omnilib.paths import DATA, ROOT
 from omnilib.text import load_tokenizer, text_size
 from omnilib.train import zero
 from omnilib.train.common import (
-    JsonlLog,
+    Run,
     Schedule,
     autocast,
     check_finite,
@@ -48,9 +47,8 @@ from omnilib.train.common import (
     load_state,
     load_tensors,
     made_by,
-    parse_args,
     run_meta,
-    save_state,
+    run_script,
     seed_everything,
 )
 from omnilib.train.prefetch import prefetch
@@ -509,68 +507,59 @@ def check_init(config: Config, folder: Path) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    args = parse_args(__doc__, argv)
-    config = configs.load(Config, args.config, args.overrides)
-    accelerator = zero.make_accelerator()
-    seed_everything(config.seed)
-    claim(args.out, config)
-    device = accelerator.device
+def prepare(config: Config):
+    """The mouth with what learns marked, its text tokenizer, conversations to learn from, and those of development.
 
+    Conversations of development are the same lines for all runs, whatever the seed.
+    """
     tokenizer = load_tokenizer(ROOT / config.text)
     model = build(config, tokenizer)
-    before = {k: v.clone() for k, v in model.state_dict().items() if k not in model.all_tied_weights_keys}
     layout = layout_of(model.config, tokenizer)
-    conversations = Conversations(config, tokenizer, layout)
-    schedule = Schedule(config, conversations.with_settings)
-    dev_config = configs.load(
-        Config, args.config, [*args.overrides, "corrupt=0.0", "seed=0"]
-    )  # the same lines for all runs
-    dev = Conversations(dev_config, tokenizer, layout, "dev")
-
+    learnt = Conversations(config, tokenizer, layout)
+    dev = Conversations(configs.override(config, {"corrupt": 0.0, "seed": 0}), tokenizer, layout, "dev")
     if config.stage == 1:
         model.freeze_backbone()
     if config.checkpointing:
         model.gradient_checkpointing_enable()
-    model.train()
+    return model.train(), tokenizer, learnt, dev
+
+
+def train(config: Config, out: Path) -> dict[str, float]:
+    """Run or continue a run in `out`; returns the last development metrics."""
+    accelerator = zero.make_accelerator()
+    seed_everything(config.seed)
+    claim(out, config)
+    device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    model, tokenizer, conversations, dev = prepare(config)
+    before = {k: v.clone() for k, v in model.state_dict().items() if k not in model.all_tied_weights_keys}
+    schedule = Schedule(config, conversations.with_settings)
     optimizers = optimizers_of(model, config)
     sharded = zero.is_zero(accelerator)
     if sharded:
         zero.set_up(accelerator, len(optimizers), config.clip)
     else:
-        state = load_state(args.out, model, optimizers)
+        state = load_state(out, model, optimizers)
     count = count_parameters(model)
     wrapped, *prepared = accelerator.prepare(model, *optimizers.values())
     if sharded:
-        state = zero.load_state(accelerator, wrapped, args.out)
-    start, seconds_before = (state["step"], state["seconds"]) if state else (0, 0.0)
-    main_process, world, rank = (
-        accelerator.is_main_process,
-        accelerator.num_processes,
-        accelerator.process_index,
+        state = zero.load_state(accelerator, wrapped, out)
+    run = Run(out, state, accelerator.is_main_process)
+    run.say(
+        f"stage {config.stage}: {count['trainable']:,} of {count['total']:,} parameters learn, "
+        f"{conversations.hours:.1f} h, from step {run.start}"
     )
-    if main_process:
-        print(
-            f"stage {config.stage}: {count['trainable']:,} of {count['total']:,} parameters learn, {conversations.hours:.1f} h, from step {start}"
-        )
-        log = JsonlLog(args.out / "log.jsonl", start if state else None)
 
-    rows_seen, metrics, began = 0, {}, time.time()
+    rows_seen, metrics = 0, {}
     make = lambda step: schedule.data(step).batch(step * world + rank)  # noqa: E731  each process its own batch
-    for step, batch in prefetch(make, start, schedule.steps, depth=6):
+    for step, batch in prefetch(make, run.start, schedule.steps, depth=6):
         rows, labels, mask = (x.to(device) for x in batch)
         phase = schedule.at(step)
         for optimizer in prepared:
             for group in optimizer.param_groups:
                 group["lr"] = phase.lr(step) * group["scale"]
+        weights = {"text_weight": phase.config.text_weight, "speech_weight": phase.config.speech_weight}
         with autocast(device, config.bf16):
-            output = wrapped(
-                rows,
-                mask,
-                labels,
-                text_weight=phase.config.text_weight,
-                speech_weight=phase.config.speech_weight,
-            )
+            output = wrapped(rows, mask, labels, **weights)
         check_finite(output.loss, step)
         accelerator.backward(output.loss)
         norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
@@ -578,50 +567,43 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
             optimizer.step()
             optimizer.zero_grad()
         rows_seen += int(mask.sum()) * world
+
         done = step + 1
-        if main_process and (done % config.log_every == 0 or done == phase.end):
-            speed = rows_seen / (time.time() - log.started)
-            losses = {
-                "loss": output.loss.item(),
-                "text": output.text_loss.item(),
-                "speech": output.speech_loss.item(),
-            }
-            log.write(
-                done,
-                phase=phase.name,
-                **{k: round(v, 6) for k, v in losses.items()},
-                norm=round(float(norm or 0), 3),
-                rows_per_second=round(speed, 1),
-            )
-        if done % config.eval_every == 0 or done == phase.end:
-            metrics = evaluate(
-                wrapped, dev, device, config.bf16
-            )  # by all: under ZeRO-3 nobody holds the model alone
+        if run.due(done, config.log_every, phase.end):
+            losses = {"loss": output.loss, "text": output.text_loss, "speech": output.speech_loss}
+            values = {name: value.item() for name, value in losses.items()}
+            values |= {"norm": float(norm or 0), "rows_per_second": rows_seen / run.here}
+            run.write(done, phase=phase.name, **values)
+        if run.due(done, config.eval_every, phase.end):  # by all: under ZeRO-3 nobody holds the model alone
+            metrics = evaluate(wrapped, dev, device, config.bf16)
             if config.phoneme_reader and not sharded:
                 metrics |= read_aloud(model, tokenizer, dev)
-            if main_process:
-                log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
-        if done % config.save_every == 0 or done == phase.end:
-            extra = {"seconds": seconds_before + time.time() - began}
+            run.write(done, **metrics)
+        if run.due(done, config.save_every, phase.end):
             if sharded:
-                zero.save_state(accelerator, wrapped, args.out, done, extra)
-            elif main_process:
-                save_state(args.out, model, optimizers, done, extra)
+                zero.save_state(accelerator, wrapped, out, done, {"seconds": run.seconds})
+            else:
+                run.save(model, optimizers, done)
 
     weights = accelerator.get_state_dict(wrapped)  # by all: under ZeRO-3 every process holds a part
-    if main_process:
+    if run.writes:
+        text_rows = model.config.tokenizer_text_size - CONTROL_ROWS
         meta = run_meta(
             config,
             schedule.steps,
-            seconds_before + time.time() - began,
+            run.seconds,
             metrics=metrics,
             **data_hashes(config),
             chunk_rules={"min_tokens": config.chunk_min, "max_tokens": config.chunk_max},
-            weight_change=weight_change(before, weights, layout.text_size - CONTROL_ROWS),
+            weight_change=weight_change(before, weights, text_rows),
         )
-        export_pretrained(args.out, model, tokenizer, config, meta, weights, config.storage)
+        export_pretrained(out, model, tokenizer, config, meta, weights, config.storage)
     accelerator.wait_for_everyone()
     return metrics
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    return run_script(__doc__, Config, train, argv)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,17 @@ python -m omnilib.train.text --config nano/text --out checkpoints/nano/text
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from omnilib import config as configs
 from omnilib.data import read_manifest, sha256
 from omnilib.errors import in_one_line
 from omnilib.paths import DATA
 from omnilib.text import encode, save_tokenizer, train_tokenizer
-from omnilib.train.common import atomic_folder, parse_args
+from omnilib.train.common import (
+    atomic_folder,
+    run_script,
+)
 from omnilib.train.spelling import pronunciations
 
 
@@ -28,9 +32,8 @@ class Config:
     )
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    args = parse_args(__doc__, argv)
-    config = configs.load(Config, args.config, args.overrides)
+def train(config: Config, out: Path) -> dict[str, float]:
+    """Learn the pieces and write them to `out`; returns how many there are, and how many a second of speech has."""
     manifest = DATA / config.manifest
     records = [r for r in read_manifest(manifest) if r["split"] == "train"]
     texts = [r["text"] for r in records]
@@ -43,13 +46,16 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     def write(folder) -> None:
         save_tokenizer(tokenizer, folder)
         configs.save(config, folder / "config.yaml")
-        (folder / "meta.json").write_text(
-            json.dumps({"metrics": metrics, "manifest_sha256": sha256(manifest)}, indent=1) + "\n"
-        )
+        meta = {"metrics": metrics, "manifest_sha256": sha256(manifest)}
+        (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
 
-    atomic_folder(args.out, write)
+    atomic_folder(out, write)
     print(metrics)
     return metrics
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    return run_script(__doc__, Config, train, argv)
 
 
 if __name__ == "__main__":

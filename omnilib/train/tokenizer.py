@@ -12,7 +12,6 @@ Shapes: B batch, F mel frames (100 Hz), T codes (25 Hz), P phonemes.
 """
 
 import math
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, ctc_loss, mse_loss, pad
 
-from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, log_mel_128, resample
 from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
 from omnilib.errors import DataError, in_one_line
 from omnilib.paths import DATA
 from omnilib.train.common import (
-    JsonlLog,
+    Run,
     Schedule,
     autocast,
     check_finite,
@@ -36,9 +34,8 @@ from omnilib.train.common import (
     count_parameters,
     export_model,
     load_state,
-    parse_args,
     run_meta,
-    save_state,
+    run_script,
     seed_everything,
     weighted,
 )
@@ -331,97 +328,88 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
 
 
-def main(argv: list[str] | None = None) -> dict[str, float]:
-    args = parse_args(__doc__, argv)
-    config = configs.load(Config, args.config, args.overrides)
-    accelerator = Accelerator()
-    seed_everything(config.seed)
-    claim(args.out, config)
+def prepare(config: Config) -> tuple[Recogniser, list[dict], list[dict]]:
+    """Tokenizer and phoneme head, records to learn from, and those of development by length.
 
+    Raises:
+        DataError: a split without records.
+    """
     manifest = DATA / config.manifest
     records = [r for r in read_manifest(manifest) if r["duration"] <= config.max_seconds]
-    train = [r for r in records if r["split"] == "train"]
+    learnt = [r for r in records if r["split"] == "train"]
     dev = sorted((r for r in records if r["split"] == "dev"), key=lambda r: r["id"])
     dev = sorted(dev[:: max(1, len(dev) // config.dev_items)], key=lambda r: r["duration"])
-    if not train or not dev:
+    if not learnt or not dev:
         raise DataError(
-            f"{manifest} has {len(train)} training and {len(dev)} dev records: build the corpus again"
+            f"{manifest} has {len(learnt)} training and {len(dev)} dev records: build the corpus again"
         )
     config.head.phonemes, config.head.fsq_dims = phoneme_set(records), config.tokenizer.fsq_dims
+    return Recogniser(SpeechTokenizer(config.tokenizer), PhonemeHead(config.head)), learnt, dev
 
-    model = Recogniser(SpeechTokenizer(config.tokenizer), PhonemeHead(config.head)).to(accelerator.device)
+
+def train(config: Config, out: Path) -> dict[str, float]:
+    """Run or continue a run in `out`; returns the last development metrics."""
+    accelerator = Accelerator()
+    seed_everything(config.seed)
+    claim(out, config)
+    device, world, rank = accelerator.device, accelerator.num_processes, accelerator.process_index
+    model, records, dev = prepare(config)
+    manifest, model = DATA / config.manifest, model.to(device)
+    schedule = Schedule(
+        config,
+        lambda settings: Batches(settings, weighted(records, settings.weights), manifest.parent, model.head),
+    )
     optimizer = torch.optim.AdamW(
         parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.98)
     )
-    state = load_state(args.out, model, optimizer)
-    start = state["step"] if state else 0
-    seconds_before = state["seconds"] if state else 0.0
+    run = Run(out, load_state(out, model, optimizer), accelerator.is_main_process)
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    schedule = Schedule(
-        config,
-        lambda settings: Batches(settings, weighted(train, settings.weights), manifest.parent, model.head),
+    sizes = [f"{count_parameters(part)['total']:,}" for part in (model.tokenizer, model.head)]
+    hours = sum(r["duration"] for r in records) / 3600
+    run.say(
+        f"tokenizer {sizes[0]} + head {sizes[1]} parameters, {len(config.head.phonemes)} phonemes, "
+        f"{hours:.2f} h, from step {run.start}"
     )
-    main_process = accelerator.is_main_process
-    if main_process:
-        hours = sum(r["duration"] for r in records if r["split"] == "train") / 3600
-        print(f"tokenizer {count_parameters(model.tokenizer)['total']:,} + head {count_parameters(model.head)['total']:,} parameters, "
-              f"{len(config.head.phonemes)} phonemes, {hours:.2f} h, from step {start}")  # fmt: skip
-        log = JsonlLog(args.out / "log.jsonl", start if state else None)
 
-    heard, metrics, world, rank = 0.0, {}, accelerator.num_processes, accelerator.process_index
+    heard, metrics = 0.0, {}
     make = lambda step: schedule.data(step).make(step * world + rank)  # noqa: E731  each process its own batch
-    for step, batch in prefetch(make, start, schedule.steps, threads=threads_for(accelerator.device)):
+    for step, batch in prefetch(make, run.start, schedule.steps, threads=threads_for(device)):
         phase = schedule.at(step)
         for group in optimizer.param_groups:
             group["lr"] = phase.lr(step)
-        loss, parts, _, codes = losses(wrapped, batch.to(accelerator.device), phase.config)
+        loss, parts, _, codes = losses(wrapped, batch.to(device), phase.config)
         check_finite(loss, step)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
         optimizer.step()
         optimizer.zero_grad()
         heard += batch.seconds * world
-        done = step + 1
-        if main_process and (done % config.log_every == 0 or done == phase.end):
-            speed = heard / max(1e-9, time.time() - log.started)
-            values = {k: round(v.item(), 5) for k, v in parts.items()}
-            log.write(
-                done,
-                phase=phase.name,
-                loss=round(loss.item(), 6),
-                **values,
-                norm=round(float(norm), 3),
-                codes=len(codes.unique()),
-                x_real_time=round(speed, 1),
-            )
-        if main_process and (done % config.eval_every == 0 or done == phase.end):
-            metrics = evaluate(model, dev, manifest.parent, config, accelerator.device)
-            log.write(done, **{k: round(v, 5) for k, v in metrics.items()})
-        if main_process and (done % config.save_every == 0 or done == phase.end):
-            save_state(
-                args.out, model, optimizer, done, {"seconds": seconds_before + time.time() - log.started}
-            )
 
-    if main_process:
-        metrics = metrics or evaluate(model, dev, manifest.parent, config, accelerator.device)
+        done = step + 1
+        if run.due(done, config.log_every, phase.end):
+            values = {"loss": loss.item()} | {k: v.item() for k, v in parts.items()}
+            values |= {"norm": float(norm), "codes": len(codes.unique()), "x_real_time": heard / run.here}
+            run.write(done, phase=phase.name, **values)
+        if run.writes and run.due(done, config.eval_every, phase.end):
+            metrics = evaluate(model, dev, manifest.parent, config, device)
+            run.write(done, **metrics)
+        if run.due(done, config.save_every, phase.end):
+            run.save(model, optimizer, done)
+
+    if run.writes:
+        metrics = metrics or evaluate(model, dev, manifest.parent, config, device)
         meta = run_meta(
-            config,
-            schedule.steps,
-            seconds_before + time.time() - log.started,
-            metrics=metrics,
-            manifest_sha256=sha256(manifest),
+            config, schedule.steps, run.seconds, metrics=metrics, manifest_sha256=sha256(manifest)
         )
-        export_model(
-            args.out / "phonemes",
-            model.head,
-            config.head,
-            {"read_with": "omnilib.voice.phonemes.PhonemeHead.load", "metrics": metrics},
-            config.storage,
-        )
-        export_model(
-            args.out, model.tokenizer, config.tokenizer, meta, config.storage
-        )  # codes are made with the exported weights
+        reader = {"read_with": "omnilib.voice.phonemes.PhonemeHead.load", "metrics": metrics}
+        export_model(out / "phonemes", model.head, config.head, reader, config.storage)
+        # codes are made with the exported weights
+        export_model(out, model.tokenizer, config.tokenizer, meta, config.storage)
     return metrics
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    return run_script(__doc__, Config, train, argv)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ import os
 import signal
 import sys
 
-from omnilib.train import speechlm
+from omnilib.train import common, speechlm
 
 
-class MortalLog(speechlm.JsonlLog):
+class MortalLog(common.JsonlLog):
     def write(self, step: int, **values: float) -> None:
         super().write(step, **values)
         if step == last:
@@ -15,5 +15,5 @@ class MortalLog(speechlm.JsonlLog):
 
 
 last = int(sys.argv.pop(1))
-speechlm.JsonlLog = MortalLog
+common.JsonlLog = MortalLog
 speechlm.main(sys.argv[1:])

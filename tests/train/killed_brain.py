@@ -7,10 +7,10 @@ import os
 import signal
 import sys
 
-from omnilib.train import brain
+from omnilib.train import brain, common
 
 
-class MortalLog(brain.JsonlLog):
+class MortalLog(common.JsonlLog):
     def write(self, step: int, **values: float) -> None:
         super().write(step, **values)
         if step == last:
@@ -18,5 +18,5 @@ class MortalLog(brain.JsonlLog):
 
 
 last = int(sys.argv.pop(1))
-brain.JsonlLog = MortalLog
+common.JsonlLog = MortalLog
 brain.main(sys.argv[1:])

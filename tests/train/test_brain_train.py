@@ -40,9 +40,9 @@ def argv(manifest: Path, out: Path, stage: int, *overrides: str) -> list[str]:
     ]
 
 
-def config_of(manifest: Path, stage: int, *overrides: str) -> training.BrainTraining:
+def config_of(manifest: Path, stage: int, *overrides: str) -> training.Config:
     return configs.load(
-        training.BrainTraining,
+        training.Config,
         f"smoke/brain_stage{stage}",
         [f"manifest={manifest}", *overrides],
     )
@@ -311,10 +311,10 @@ def test_settings_that_cannot_work_are_one_line(manifest, tmp_path, overrides, e
     "name", sorted(f"{p.parent.name}/{p.stem}" for p in CONFIGS.glob("*/brain_stage*.yaml"))
 )
 def test_every_config_is_read_and_sets_what_it_names(name):
-    config = configs.load(training.BrainTraining, name)
+    config = configs.load(training.Config, name)
     assert config.stage == int(name.split("_")[1][-1]) and config.steps > 0
     if config.init:  # the stage before stands on the same base
-        before = configs.load(training.BrainTraining, name.replace("stage2", "stage1"))
+        before = configs.load(training.Config, name.replace("stage2", "stage1"))
         assert training.base_of(before) == training.base_of(config)
 
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from omnilib import config as configs
 from omnilib.brain import trained
 from omnilib.errors import CheckpointError, ConfigError, DataError
+from omnilib.train import common
 from omnilib.train import encoders as training
 from tests import tones
 
@@ -59,7 +60,7 @@ def test_edit_distance_counts_insertions_deletions_and_replacements():
 
 
 def test_upper_layers_learn_and_lower_ones_stay(manifest, tmp_path):
-    config = configs.load(training.EncoderTraining, "smoke/encoders", [f"manifest={manifest}"])
+    config = configs.load(training.Config, "smoke/encoders", [f"manifest={manifest}"])
     training.seed_everything(config.seed)
     before = training.build(config).state_dict()
     run(manifest, tmp_path, "steps=30", "eval_every=30", "save_every=30")
@@ -73,21 +74,21 @@ def test_upper_layers_learn_and_lower_ones_stay(manifest, tmp_path):
 def test_a_run_cut_short_goes_on_with_the_same_losses(manifest, tmp_path, monkeypatch):
     run(manifest, tmp_path / "whole")
 
-    class Cut(training.JsonlLog):
+    class Cut(common.JsonlLog):
         def write(self, step, **values):
             super().write(step, **values)
             if step == 5:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training, "JsonlLog", Cut)
+        patch.setattr(common, "JsonlLog", Cut)
         run(manifest, tmp_path / "cut")
     run(manifest, tmp_path / "cut")
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole") and len(losses(tmp_path / "cut")) == 6
 
 
 def test_a_padded_batch_hears_what_a_single_utterance_hears(manifest):
-    config = configs.load(training.EncoderTraining, "smoke/encoders", [f"manifest={manifest}"])
+    config = configs.load(training.Config, "smoke/encoders", [f"manifest={manifest}"])
     model = training.build(config).eval()
     mel, frames, targets, sizes, _ = training.Utterances(config, model, "train").batch(0)
     frames[0] = frames.max() // 2
