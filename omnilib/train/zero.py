@@ -1,10 +1,8 @@
 """What DeepSpeed ZeRO changes in a training script: clipping, and states that no process holds alone.
 
-Any process can export the model (`accelerator.get_state_dict`), but optimiser state is spread over all of them: they write
-and read `state/` together, in DeepSpeed's own format, which torch has to unpickle. So resume only runs of your own.
+Any process can export the model (`accelerator.get_state_dict`), but optimiser state is spread over all of them, in DeepSpeed's own format.
 """
 
-import json
 import os
 from pathlib import Path
 
@@ -13,8 +11,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from transformers.integrations import unset_hf_deepspeed_config
 
-from omnilib.errors import CheckpointError, ConfigError
-from omnilib.train.common import atomic_folder
+from omnilib.errors import ConfigError
+from omnilib.train import shared_state
 
 TAG = "zero"  # the sub-folder of state/ that DeepSpeed writes
 
@@ -55,59 +53,19 @@ def set_up(accelerator: Accelerator, optimizers: int, clip: float) -> None:
 
 
 def save_state(accelerator: Accelerator, engine, out: Path, step: int, extra: dict) -> None:
-    """Write `out/state` whole or not at all; every process must call this.
+    """Write `out/state`, see `shared_state.save`."""
 
-    Raises:
-        CheckpointError: the disk is full or not writable; the state before is unchanged.
-    """
-    target = Path(out) / "state"
+    def share(folder: Path) -> None:
+        engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
 
-    def write(folder: Path) -> None:
-        engine.save_checkpoint(
-            str(folder), tag=TAG, save_latest=False
-        )  # its first barrier waits for the main process
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            (folder / "meta.json").write_text(
-                json.dumps({"step": step, "processes": accelerator.num_processes, **extra})
-            )
-
-    if accelerator.is_main_process:
-        atomic_folder(target, write)
-    else:
-        write(target.with_name("state.tmp"))
-    accelerator.wait_for_everyone()
+    shared_state.save(accelerator, out, {"step": step, **extra}, share)
 
 
 def load_state(accelerator: Accelerator, engine, out: Path) -> dict | None:
-    """Restore what `save_state` wrote; None when there is nothing to resume.
+    """Restore what `save_state` wrote, see `shared_state.load`."""
 
-    Raises:
-        CheckpointError: the state is of another number of processes, not of DeepSpeed, or damaged.
-    """
-    folder, old = Path(out) / "state", Path(out) / "state.old"
-    if accelerator.is_main_process and not folder.exists() and (old / "meta.json").is_file():
-        old.rename(folder)  # killed between two renames
-    accelerator.wait_for_everyone()
-    if not (folder / "meta.json").is_file():
-        return None
-    meta = json.loads((folder / "meta.json").read_text())
-    world = accelerator.num_processes
-    if meta.get("processes") != world:
-        wrote = (
-            f"{meta['processes']} DeepSpeed processes" if "processes" in meta else "a run without DeepSpeed"
-        )
-        raise CheckpointError(
-            f"{folder} is of {wrote}, this run has {world}: launch it the same way, or delete the folder to start again"
-        )
-    try:
-        path, _ = engine.load_checkpoint(str(folder), tag=TAG)
-    except Exception as error:  # DeepSpeed lets through whatever torch, pickle or an assertion raise
-        raise CheckpointError(
-            f"cannot resume from {folder}: {error}; delete the folder to start again"
-        ) from error
-    if path is None:
-        raise CheckpointError(
-            f"cannot resume from {folder}: it lacks the folder '{TAG}'; delete it to start again"
-        )
-    return meta
+    def share(folder: Path) -> None:
+        if engine.load_checkpoint(str(folder), tag=TAG)[0] is None:
+            raise FileNotFoundError(f"it lacks the folder '{TAG}'")
+
+    return shared_state.load(accelerator, out, "DeepSpeed", share)
