@@ -26,11 +26,6 @@ TEXT_TO_SPEECH = (
     "hift",
     "voices",
 )  # what `speak.TextToSpeech` needs
-TRAINED_BY = {  # parts that `make retrain` does not train
-    "encoders": "run `omni train encoders --config nano/encoders --out checkpoints/nano/encoders`",
-    "brain_stage1": "run `omni train brain --config nano/brain_stage1 --out checkpoints/nano/brain_stage1`",
-    "brain": "run `omni train brain --config nano/brain_stage2 --out checkpoints/nano/brain`",
-}
 
 
 def folder(scale: str, *parts: str) -> Path:
@@ -52,9 +47,8 @@ def folder(scale: str, *parts: str) -> Path:
         )
     missing = [p for p in parts if not (CHECKPOINTS / scale / p).is_dir()]
     if missing:
-        how = TRAINED_BY.get(missing[0], "run `make retrain`")
         raise CheckpointError(
-            f"checkpoints/nano/{missing[0]} is missing: restore it with `git checkout` or {how}"
+            f"checkpoints/nano/{missing[0]} is missing: restore it with `git checkout` or run `make retrain`"
         )
     return CHECKPOINTS / scale
 

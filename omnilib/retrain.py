@@ -59,7 +59,8 @@ def code(stage: dict) -> list[str]:
 
 def data(stage: dict) -> list[str]:
     """Dependencies of a stage that are no code: what other stages write, notebooks."""
-    program = lambda d: d.startswith(("omnilib/", "data_prep/")) and not d.startswith("data_prep/frozen/")  # noqa: E731
+    made = ("data_prep/frozen/", "data_prep/frozen_brain/")
+    program = lambda d: d.startswith(("omnilib/", "data_prep/")) and not d.startswith(made)  # noqa: E731
     return [dep for dep in stage.get("deps", []) if not program(dep)]
 
 

@@ -228,6 +228,6 @@ RECIPES: dict[str, tuple[tuple[str, ...], Callable[[Path], None]]] = {
     "brain_stage1": (("brain_samples",), run("brain", "smoke/brain_stage1", "brain_stage1", *EYES, *LONGER)),
     "brain": (
         ("brain_stage1",),
-        run("brain", "smoke/brain_stage2", "brain", *EYES, *LONGER, "init={}/brain_stage1"),
+        run("brain", "smoke/brain", "brain", *EYES, *LONGER, "init={}/brain_stage1"),
     ),
 }

@@ -4,7 +4,7 @@ import pytest
 
 from omnilib import checkpoints
 from omnilib.errors import CheckpointError, ConfigError
-from omnilib.paths import CONFIGS, ROOT
+from omnilib.retrain import graph
 
 
 def test_unknown_scale_or_part_is_an_error():
@@ -31,16 +31,9 @@ def test_a_log_or_report_that_is_not_there_is_told_or_none(tmp_path, monkeypatch
     assert checkpoints.report_of("nano", "stage2_grid") is None
 
 
-def test_a_missing_part_of_the_brain_names_its_training(tmp_path, monkeypatch):
+@pytest.mark.parametrize("part", ["speechlm", "encoders", "brain"])
+def test_a_missing_part_says_how_to_get_it_and_a_stage_of_its_name_trains_it(tmp_path, monkeypatch, part):
     monkeypatch.setattr(checkpoints, "CHECKPOINTS", tmp_path)
-    for part, stage in {"encoders": "encoders", "brain_stage1": "brain", "brain": "brain"}.items():
-        with pytest.raises(CheckpointError, match=f"{part} is missing.*omni train {stage} --config"):
-            checkpoints.folder("nano", part)
-
-
-@pytest.mark.parametrize("part", checkpoints.TRAINED_BY)
-def test_commands_that_train_a_missing_part_exist(part):
-    words = checkpoints.TRAINED_BY[part].split("`")[1].split()
-    stage, config = words[2], words[words.index("--config") + 1]
-    assert (ROOT / "omnilib" / "train" / f"{stage}.py").is_file()
-    assert (CONFIGS / f"{config}.yaml").is_file() and words[-1] == f"checkpoints/nano/{part}"
+    with pytest.raises(CheckpointError, match=f"{part} is missing.*git checkout.*make retrain"):
+        checkpoints.folder("nano", part)
+    assert f"checkpoints/nano/{part}" in graph()[part]["cmd"]

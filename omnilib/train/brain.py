@@ -1,9 +1,9 @@
 """Train the brain (paper section 3.3): stage 1 teaches the projector to hear, stage 2 all tasks together.
 
-    python -m omnilib.train.brain --config smoke/brain_stage1 --out runs/brain_stage1_smoke
-    python -m omnilib.train.brain --config nano/brain_stage2 --out checkpoints/nano/brain
+    python -m omnilib.train.brain --config smoke/brain_stage1 --out runs/brain_stage1
+    python -m omnilib.train.brain --config nano/brain --out checkpoints/nano/brain
     accelerate launch --config_file omnilib/configs/deepspeed/zero3.yaml \\
-        -m omnilib.train.brain --config paper/brain_stage2 --out runs/brain
+        -m omnilib.train.brain --config paper/brain --out runs/brain
 
 | | towers of sound | language model | projector | vision tower |
 |---|---|---|---|---|
