@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from data_prep import engines, fetch, frozen, kokoro, open_corpus, open_plan, speakers, texts
 from data_prep.texts import Line
@@ -348,18 +349,110 @@ def test_the_card_names_hours_words_and_licences(built):
     assert open_corpus.fingerprint(built) == {"plan": sha256(built / "plan.jsonl"), "manifest": digest}
 
 
-def test_the_frozen_set_of_the_natural_corpus_is_everyday_first_and_small(built, monkeypatch, tmp_path):
-    monkeypatch.setattr(frozen, "human", lambda: [])
-    monkeypatch.setattr(frozen, "EVERYDAY_LINES", {"en": 5, "zh": 3})
-    monkeypatch.setattr(frozen, "OPEN_LINES_UNSEEN", 1)
-    monkeypatch.setattr(frozen, "GALLERY", 3)
-    frozen.freeze(built, tmp_path / "frozen")
-    records = read_manifest(tmp_path / "frozen" / "manifest.jsonl")
-    assert {"reference", "pair", "eval", "open", "gallery", "train"} <= {r["role"] for r in records}
-    assert {r["set"] for r in records if r["role"] == "eval"} == {"everyday"}
-    judged = {r["speaker"] for r in records if r["role"] == "eval"}
-    assert judged <= {r["speaker"] for r in records if r["role"] == "reference"}
-    assert not judged & {r["speaker"] for r in records if r["role"] == "gallery"}
+def lessen(patch) -> None:
+    """Fewer lines of each role, no prompts of a person."""
+    patch.setattr(frozen, "human", lambda: [])
+    patch.setattr(frozen, "EVERYDAY_LINES", {"en": 5, "zh": 3})
+    patch.setattr(frozen, "OPEN_LINES", 1)
+    patch.setattr(frozen, "SEEN_SPEAKERS", {"en": 2, "zh": 1})
+    patch.setattr(frozen, "TRAIN_SPEAKERS", {"en": 2, "zh": 1})
+    patch.setattr(frozen, "TRAIN_LINES", 2)
+    patch.setattr(frozen, "GALLERY", 3)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    lessen(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def froze(built, tmp_path_factory):
+    """The frozen set of the small corpus, for tests that only read it."""
+    folder = tmp_path_factory.mktemp("froze") / "frozen"
+    with pytest.MonkeyPatch.context() as patch:
+        lessen(patch)
+        frozen.freeze(built, folder)
+    return folder
+
+
+def test_the_frozen_set_has_every_role_in_both_languages_and_no_recording_twice(built, froze):
+    records = read_manifest(froze / "manifest.jsonl")
+    for language in ("en", "zh"):
+        mine = [r for r in records if r["language"] == language]
+        speakers = {
+            role: {r["speaker"] for r in mine if r["role"] == role} for role in {r["role"] for r in mine}
+        }
+        assert set(speakers) == {"reference", "pair", "eval", "open", "seen", "gallery", "train"}
+        assert speakers["eval"] | speakers["seen"] | speakers["open"] <= speakers["reference"]
+        assert not speakers["eval"] & (speakers["gallery"] | speakers["train"] | speakers["seen"])
+        assert 2 <= len(speakers["gallery"]) <= 3
+        assert {r["set"] for r in mine if r["role"] == "eval"} == {"everyday"}
+        assert {r["split"] for r in mine if r["role"] == "train"} == {"train"}
+        judged = [r for r in mine if r["role"] in ("eval", "seen", "open")]
+        assert {r["split"] for r in judged} == {"test"}
+    assert len({r["id"] for r in records}) == len({r["path"] for r in records}) == len(records)
+    assert (froze / "longform.jsonl").read_bytes() == (built / "long_texts.jsonl").read_bytes()
+
+
+def test_judged_mandarin_is_lossless_but_for_the_last_bits(froze):
+    for record in read_manifest(froze / "manifest.jsonl"):
+        kept = record["language"] == "zh" and record["role"] in ("eval", "reference")
+        assert Path(record["path"]).suffix == (".flac" if kept else ".ogg")
+        if kept:
+            wave, rate = soundfile.read(froze / record["path"], dtype="int16")
+            assert rate == 16_000 and not (wave % 4).any() and wave.any()
+
+
+def test_all_frozen_lines_are_every_everyday_sentence_and_the_references(built, few, tmp_path):
+    frozen.freeze(built, tmp_path / "all", every=True)
+    records = read_manifest(tmp_path / "all" / "manifest.jsonl")
+    assert {r["role"] for r in records} == {"reference", "eval", "seen"}
+    corpus = read_manifest(built / "manifest.jsonl")
+    everyday = {r["id"] for r in corpus if r["set"] == "everyday"}
+    assert {r["id"] for r in records if r["role"] == "eval"} == everyday
+
+
+def test_sentences_written_by_hand_are_frozen_first():
+    line = lambda n, kind, chosen: {  # noqa: E731
+        "id": f"x-{n}", "speaker": "ann", "part": "synthetic", "language": "en", "kind": kind, "set": chosen,
+        "seen_speaker": False, "split": "test", "duration": 2.0,
+    }  # fmt: skip
+    records = [line(n, "everyday", "everyday") for n in range(300)]
+    records += [line(n, "newcomer", "everyday") for n in range(300, 360)] + [line(400, "gloss", "open")]
+    chosen = [r for role, r in frozen.choose(records) if role == "eval"]
+    assert [r["kind"] for r in chosen].count("newcomer") == 60 and len(chosen) == frozen.EVERYDAY_LINES["en"]
+
+
+def test_a_frozen_set_that_is_too_large_or_cannot_be_written_leaves_the_earlier_one(
+    built, froze, few, tmp_path, monkeypatch
+):
+    shutil.copytree(froze, tmp_path / "frozen")
+    before = sorted(p.name for p in (tmp_path / "frozen" / "audio").iterdir())
     monkeypatch.setattr(frozen, "MOST_BYTES", 1000)
-    with pytest.raises(DataError, match="more than the 0 MB that are committed"):
-        frozen.freeze(built, tmp_path / "again")
+    with pytest.raises(DataError, match="more than 0.0 MB: freeze fewer lines"):
+        frozen.freeze(built, tmp_path / "frozen")
+
+    def full(*args, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(frozen.soundfile, "write", full)
+    with pytest.raises(SystemExit, match="No space left on device.*the earlier subset is still there"):
+        frozen.main(["--corpus", str(built), "--out", str(tmp_path / "frozen")])
+    assert sorted(p.name for p in (tmp_path / "frozen" / "audio").iterdir()) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["frozen"]
+
+
+def test_an_unfinished_corpus_or_a_folder_of_other_files_is_not_frozen(built, few, tmp_path):
+    shutil.copytree(built, tmp_path / "part")
+    records = [r for r in read_manifest(built / "manifest.jsonl") if r["language"] == "en"]
+    (tmp_path / "part" / "manifest.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    with pytest.raises(DataError, match="no recording for 'eval' in zh, 'reference' in zh: finish it"):
+        frozen.freeze(tmp_path / "part", tmp_path / "frozen")
+    (tmp_path / "part" / "long_texts.jsonl").unlink()
+    with pytest.raises(DataError, match="no long_texts.jsonl"):
+        frozen.freeze(tmp_path / "part", tmp_path / "frozen")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="holds other files"):
+        frozen.freeze(built, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
