@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_prep import engines, fetch, frozen, kokoro, open_corpus, open_plan, speakers, texts
+from data_prep import describe, engines, fetch, frozen, kokoro, nano, open_corpus, open_plan, speakers, texts
 from data_prep.texts import Line
 from omnilib.data import load_segment, read_manifest, sha256
 from omnilib.errors import DataError, MissingTool
+from omnilib.paths import ROOT
 from tests.data_prep.kokoro_fakes import VOICES
 
 KINDS = {
@@ -178,6 +179,49 @@ def test_a_killed_build_goes_on_where_it_was(tiny, built, tmp_path):
     assert {p.name: p.stat().st_mtime_ns for p in lists[1:]} == kept and not list(
         tmp_path.glob("audio/*.tmp")
     )
+
+
+def test_a_shard_that_was_damaged_after_it_was_finished_is_spoken_again(tiny, built, tmp_path):
+    digest, sums = sha256(built / "manifest.jsonl"), (built / "checksums.sha256").read_text()
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    first, second, third = sorted((tmp_path / "audio").iterdir())[:3]
+    first.write_bytes(first.read_bytes()[:2000])
+    second.unlink()
+    (tmp_path / "records" / f"{third.stem}.jsonl").write_text('{"id": ')
+    assert open_corpus.records_of(tmp_path, second.stem) is None
+    assert open_corpus.build(tmp_path, workers=1) == digest
+    assert (tmp_path / "checksums.sha256").read_text() == sums
+
+
+def test_the_command_killed_in_the_middle_goes_on_and_ends_the_same(tiny, built, tmp_path):
+    script = (
+        "import sys, pytest; from pathlib import Path; from tests.data_prep import test_open_corpus as tests\n"
+        "tests.shrink(pytest.MonkeyPatch()); tests.open_corpus.build(Path(sys.argv[1]), workers=1)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as builder:
+        for _ in range(1200):
+            if len(list(tmp_path.glob("records/*.jsonl"))) >= 3 or builder.poll() is not None:
+                break
+            time.sleep(0.02)
+        builder.kill()
+    assert list(tmp_path.glob("records/*.jsonl")) and not (tmp_path / "manifest.jsonl").exists()
+    time.sleep(2 * 0.1)
+    assert open_corpus.build(tmp_path, workers=1) == sha256(built / "manifest.jsonl")
+    assert (tmp_path / "checksums.sha256").read_text() == (built / "checksums.sha256").read_text()
+
+
+def test_a_disk_that_is_full_when_the_manifest_is_written_gives_one_line(tiny, built, monkeypatch, tmp_path):
+    shutil.copytree(built, tmp_path / "c")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(open_corpus, "write_manifest", full)
+    with pytest.raises(SystemExit, match=r"No space left on device.*finished shards are kept"):
+        nano.main(["--out", str(tmp_path / "c"), "--collect"])
+    assert sha256(tmp_path / "c" / "manifest.jsonl") == sha256(built / "manifest.jsonl")
 
 
 def test_utterances_are_whole_rows_read_from_flac_and_have_phoneme_times(built, tmp_path):
@@ -347,6 +391,42 @@ def test_the_card_names_hours_words_and_licences(built):
     ):
         assert wanted in text
     assert open_corpus.fingerprint(built) == {"plan": sha256(built / "plan.jsonl"), "manifest": digest}
+
+
+def test_a_corpus_is_described_by_engine_voice_and_word(built, tmp_path, capsys):
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    nano.main(["--out", str(tmp_path), "--describe"])
+    found = json.loads((tmp_path / "description.json").read_text())
+    records = read_manifest(built / "manifest.jsonl")
+    hours = sum(r["duration"] for r in records) / 3600
+    for groups in ("engines", "voices", "splits", "kinds"):
+        assert sum(g["utterances"] for g in found[groups].values()) == len(records) == found["utterances"]
+        assert sum(g["hours"] for g in found[groups].values()) == pytest.approx(hours, abs=0.02)
+    assert set(found["engines"]) == {"kokoro", "flite", "piper"} and "kokoro mixtures, en" in found["voices"]
+    spoken = [
+        w
+        for r in records
+        if (r["language"], r["split"]) == ("en", "train")
+        for w in texts.words(r["text"], "en")
+    ]
+    english = found["words"]["en"]
+    assert english["words"] == len(spoken) and english["distinct"] == len(set(spoken))
+    assert sum(english[name] for name in describe.TIMES) == english["distinct"]
+    out = capsys.readouterr().out
+    assert f"| en | {english['words']} | {english['distinct']} |" in out and "| kokoro |" in out
+
+
+def test_a_corpus_that_is_not_there_or_of_another_plan_is_not_described(built, tmp_path):
+    with pytest.raises(SystemExit, match="no corpus in .*: build it, or collect what is finished"):
+        nano.main(["--out", str(tmp_path), "--describe"])
+    shutil.copytree(built, tmp_path / "c")
+    plan = (tmp_path / "c" / "plan.jsonl").read_text().splitlines()
+    (tmp_path / "c" / "plan.jsonl").write_text("\n".join(plan[1:]))
+    with pytest.raises(SystemExit, match="1 utterances of .* are not in its plan"):
+        nano.main(["--out", str(tmp_path / "c"), "--describe"])
+    (tmp_path / "c" / "plan.jsonl").write_text(plan[0][:50])
+    with pytest.raises(SystemExit, match="is damaged"):
+        nano.main(["--out", str(tmp_path / "c"), "--describe"])
 
 
 def lessen(patch) -> None:
