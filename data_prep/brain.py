@@ -2,7 +2,7 @@
 
     python -m data_prep.brain --out data/brain --count 500 --speak flite --voice rms
     python -m data_prep.brain --out data/brain --count 2000 --speak kokoro --hours 1.5 --workers 2 \\
-        --corpus data/nano2/manifest.jsonl --transcribe 10000 --long 240
+        --corpus data/nano/manifest.jsonl --transcribe 10000 --long 240
 
 | task | asks | truth |
 |---|---|---|

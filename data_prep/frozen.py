@@ -1,24 +1,26 @@
 """Freeze a small subset of the nano corpus for evaluation and demos: committed, so that only retraining needs the engines.
 
     python -m data_prep.frozen --corpus data/nano --out data_prep/frozen
-    python -m data_prep.frozen --corpus data/nano --out data/frozen_all --all     # not committed: every test sentence of in-lexicon words
+    python -m data_prep.frozen --corpus data/nano --out data/frozen_all --all     # not committed: every everyday sentence
 
-From a corpus of the open plan (`data_prep/open_corpus.py`) `eval` holds its everyday test sentences, no word
-filtered, and longform.jsonl its long texts: 300-500 words, 10 minutes, 60 minutes.
-Writes Opus files (about 35 kbit/s, 24 kHz), Mandarin to be judged or cloned as FLAC at 16 kHz, manifest.jsonl and longform.jsonl.
-The nano speech tokenizer reads clean Mandarin with 5 % phoneme error, and the same after Opus of 22 to 59 kbit/s with 17 to 21 %, although
-it heard noise in training. English does not mind (8 %). Roles:
+Writes manifest.jsonl, Opus files (about 35 kbit/s, 24 kHz), Mandarin to be judged or cloned as FLAC of 14 bits at 16 kHz,
+and longform.jsonl: the texts of 300-500 words, of 10 and of 60 minutes. The nano speech tokenizer reads clean Mandarin with
+5 % phoneme error, and the same after Opus of 22 to 59 kbit/s with 17 to 21 %; English does not mind (8 %). Of its tokens of
+Mandarin 99 % are the same from 14 bits (118 kbit/s) as from 16 (148), 96 % from 13, 66 % from Opus. Roles:
     reference  one recording a speaker to clone the voice from
-    eval       test sentences of in-lexicon words          open   test sentences with other words
-    pair       two more recordings a speaker for the speaker judge's threshold
-    train      a few training sentences, so that notebooks train at `smoke` without the corpus
-    gallery    one recording of each of 40 training speakers, impostors for the speaker judge (natural corpus only)
+    eval       everyday test sentences in held-out voices, no word filtered: the headline figures
+    open       other test sentences (quotations, dictionary, Bible, poems) in those voices
+    seen       everyday test sentences in voices heard in training
+    pair       two more recordings a held-out voice, for the threshold of the speaker judge
+    gallery    one recording of each of 40 training voices a language: strangers for the speaker judge
+    train      training sentences of a few voices, so that notebooks train at `smoke` without the corpus
     human      telephone prompts read by a person (asterisk-core-sounds-en, CC-BY-SA-3.0), test only
 """
 
 import argparse
 import gzip
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,53 +28,93 @@ import soundfile
 import torch
 from tqdm import tqdm
 
-from data_prep import texts
 from data_prep.engines import RATE
-from data_prep.nano import key_of
-from data_prep.speakers import SPEAKERS
+from data_prep.open_plan import key_of
 from omnilib.audio import TOKENIZER_RATE, resample
 from omnilib.data import load_segment, read_manifest, write_manifest
 from omnilib.errors import DataError, MissingTool, UserError
 from omnilib.paths import DATA, ROOT
+from omnilib.report.folders import fresh_folder, replace_folder
 
 OPUS_LEVEL = 0.9  # libsndfile's scale from 0 (260 kbit/s) to 1 (6 kbit/s)
-LOSSLESS = {"zh": ("eval", "reference", "pair")}  # language -> roles
-EVAL_LINES = {"en": 8, "zh": 25}  # a speaker
-OPEN_LINES = {"en": 3, "zh": 8}
-TRAIN_LINES = 6
-EVERYDAY_LINES = {"en": 200, "zh": 100}  # of the natural corpus
-OPEN_LINES_UNSEEN, GALLERY = 4, 40
-MOST_BYTES = 10_000_000
+LOSSLESS = {"zh": ("eval", "reference")}  # language -> roles
+BITS = 14  # of lossless samples; FLAC does not store the others
+EVERYDAY_LINES = {"en": 170, "zh": 100}
+OPEN_LINES = 2  # a held-out voice
+SEEN_SPEAKERS, SEEN_LINES = {"en": 8, "zh": 4}, 4
+TRAIN_SPEAKERS, TRAIN_LINES = {"en": 6, "zh": 3}, 6
+GALLERY = 40  # voices a language
 HUMAN_LINES = 30
-REFERENCE_SECONDS = 5.0  # references are the test sentences nearest to this length
-LONG_TEXTS, LONG_WORDS = 10, (300, 500)
-# Whisper writes number words as digits and knows no "Yahweh": such sentences measure the judge, not the voice, so none is judged
-JUDGE_TRAPS = re.compile(
-    r"\b(\w*teen|ten|eleven|twelve|\w+ty|hundreds?|thousands?|\w*(first|second|third|fourth|fifth|sixth|seventh|eighth|ninth|tenth)|yahweh)\b",
-    re.I,
-)
+# recordings nearest to these lengths are taken
+SECONDS = {"reference": 5.0, "pair": 3.0, "gallery": 2.5, "train": 2.4}
+MOST_BYTES = 9_800_000  # of 10 MB: the judge's transcripts (heard.json) come to them
 ASTERISK = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 ASTERISK_TEXT = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 
 
+def nearest(role: str, records: list[dict], count: int) -> list[dict]:
+    """The `count` recordings whose length suits a role best."""
+    return sorted(records, key=lambda r: abs(r["duration"] - SECONDS[role]))[:count]
+
+
 def choose(records: list[dict], every: bool = False) -> list[tuple[str, dict]]:
-    """(role, record) of every recording to freeze; with `every` the references and all test sentences that can be judged."""
+    """(role, record) of every recording to freeze; with `every` the references and all everyday test sentences.
+
+    A sentence that is judged is never a reference.
+    """
     chosen = []
-    for speaker in SPEAKERS:
-        mine = [r for r in records if r["speaker"] == speaker.name and not JUDGE_TRAPS.search(r["text"])]
-        mine.sort(key=lambda r: key_of(r["id"]))
-        test = [r for r in mine if r["split"] == "test" and r["in_lexicon"]]
-        reference, *pairs = sorted(test, key=lambda r: abs(r["duration"] - REFERENCE_SECONDS))[:3]
-        rest = [r for r in test if r not in (reference, *pairs)]
-        unknown = [r for r in mine if r["split"] == "test" and not r["in_lexicon"]]
-        chosen.append(("reference", reference))
-        if every:
-            chosen += [("eval", r) for r in rest]
+    for language in ("en", "zh"):
+        mine: dict[str, list[dict]] = {}  # speaker -> records, in an order that the corpus does not decide
+        for record in sorted(records, key=lambda r: key_of(r["id"])):
+            if record["part"] == "synthetic" and record["language"] == language:
+                mine.setdefault(record["speaker"], []).append(record)
+        chosen += of_held_out(mine, language, every) + of_seen(mine, language, every)
+        if not every:
+            taken = {r["id"] for _, r in chosen}
+            free = {name: [r for r in some if r["id"] not in taken] for name, some in mine.items()}
+            chosen += of_training(free, language)
+    return chosen
+
+
+def of_held_out(speakers: dict[str, list[dict]], language: str, every: bool) -> list[tuple[str, dict]]:
+    """Roles of the voices that are heard in the test split only; sentences written by hand come first."""
+    chosen, everyday = [], []
+    for mine in speakers.values():
+        if mine[0]["seen_speaker"]:
             continue
-        chosen += [("pair", r) for r in pairs]
-        chosen += [("eval", r) for r in rest[: EVAL_LINES[speaker.language]]]
-        chosen += [("open", r) for r in unknown[: OPEN_LINES[speaker.language]]]
-        chosen += [("train", r) for r in mine if r["split"] == "train"][:TRAIN_LINES]
+        other = [r for r in mine if r["set"] == "open"]
+        reference = nearest("reference", other, 1)
+        pairs = nearest("pair", [r for r in other if r not in reference], 2)
+        chosen += [("reference", r) for r in reference]
+        if not every:
+            rest = [r for r in other if r not in reference + pairs]
+            chosen += [("pair", r) for r in pairs] + [("open", r) for r in rest[:OPEN_LINES]]
+        everyday += [r for r in mine if r["set"] == "everyday"] if reference else []
+    everyday.sort(key=lambda r: (r["kind"] != "newcomer", key_of(r["id"])))
+    return chosen + [("eval", r) for r in everyday[: None if every else EVERYDAY_LINES[language]]]
+
+
+def of_seen(speakers: dict[str, list[dict]], language: str, every: bool) -> list[tuple[str, dict]]:
+    """Test sentences in training voices, and another recording of each voice as its reference."""
+    chosen = []
+    for mine in speakers.values():
+        lines = [r for r in mine if r["set"] == "seen"]
+        reference = nearest("reference", [r for r in mine if r["split"] in ("train", "dev")], 1)
+        if lines and reference:
+            chosen.append([("reference", reference[0]), *(("seen", r) for r in lines[:SEEN_LINES])])
+    return [pair for some in chosen[: None if every else SEEN_SPEAKERS[language]] for pair in some]
+
+
+def of_training(speakers: dict[str, list[dict]], language: str) -> list[tuple[str, dict]]:
+    """Strangers of the language for the speaker judge, and sentences to train on at `smoke`."""
+    chosen = []
+    for mine in speakers.values():
+        chosen += [("gallery", r) for r in nearest("gallery", [r for r in mine if r["split"] == "dev"], 1)]
+    chosen = chosen[:GALLERY]
+    lines = {name: [r for r in mine if r["split"] == "train"] for name, mine in speakers.items()}
+    enough = [some for some in lines.values() if len(some) >= TRAIN_LINES]
+    for some in enough[: TRAIN_SPEAKERS[language]]:
+        chosen += [("train", r) for r in nearest("train", some, TRAIN_LINES)]
     return chosen
 
 
@@ -123,105 +165,65 @@ def human() -> list[tuple[dict, np.ndarray]]:
     return records
 
 
-def long_texts(records: list[dict]) -> list[dict]:
-    """Ten texts of 300-500 words made of test sentences, and the reference voice each is to be spoken in."""
-    lines = texts.sentences("en")
-    lexicon = texts.lexicon(lines, "en")
-    spoken = {r["text"] for r in records if r["split"] != "test"}
-    pool = [
-        t
-        for _, t in lines
-        if key_of(t + "split") % 100 < 3
-        and all(w in lexicon for w in texts.words(t, "en"))
-        and t not in spoken
-        and not JUDGE_TRAPS.search(t)
-    ]
-    speakers = [s.name for s in SPEAKERS if s.language == "en"]
-    rng = np.random.default_rng(7)
-    result, cursor = [], 0
-    for index in range(LONG_TEXTS):
-        target, parts, count = int(rng.integers(LONG_WORDS[0], LONG_WORDS[1] - 15)), [], 0
-        while count < target:
-            parts.append(pool[cursor % len(pool)])
-            count += len(texts.words(pool[cursor % len(pool)], "en"))
-            cursor += 1
-        result.append(
-            {
-                "id": f"long-en-{index:02d}",
-                "language": "en",
-                "text": " ".join(parts),
-                "words": count,
-                "speaker": speakers[index % len(speakers)],
-            }
-        )
-    return result
+def check(chosen: list[tuple[str, dict]], corpus: Path) -> None:
+    """Refuse a corpus that lacks a role.
 
-
-def choose_open(records: list[dict]) -> list[tuple[str, dict]]:
-    """(role, record) of the natural corpus: `everyday` sentences of unseen speakers, no word filtered.
-
-    A reference and two more recordings a speaker are taken from sentences that are not judged.
+    Raises:
+        DataError: which role and language have no recording, or that there are no long texts.
     """
-    chosen = []
-    by_speaker: dict[str, list[dict]] = {}
-    for record in sorted(records, key=lambda r: key_of(r["id"])):
-        if record["part"] == "synthetic":
-            by_speaker.setdefault(record["speaker"], []).append(record)
-    near = lambda r: abs(r["duration"] - REFERENCE_SECONDS)  # noqa: E731
-    for mine in by_speaker.values():
-        if mine[0]["seen_speaker"]:
-            continue
-        other = sorted((r for r in mine if r["set"] == "open"), key=near)
-        chosen += [("reference", r) for r in other[:1]] + [("pair", r) for r in other[1:3]]
-        chosen += [("open", r) for r in other[3 : 3 + OPEN_LINES_UNSEEN]]
-    for language, count in EVERYDAY_LINES.items():
-        mine = [r for some in by_speaker.values() for r in some if r["language"] == language]
-        everyday = [r for r in mine if r["set"] == "everyday"]
-        everyday.sort(key=lambda r: (r["kind"] != "newcomer", key_of(r["id"])))
-        chosen += [("eval", r) for r in everyday[:count]]
-    seen = [mine for mine in by_speaker.values() if any(r["split"] == "dev" for r in mine)]
-    chosen += [
-        ("gallery", min((r for r in mine if r["split"] == "dev"), key=near)) for mine in seen[:GALLERY]
-    ]
-    chosen += [("train", r) for mine in seen for r in mine if r["split"] == "train"][: 2 * TRAIN_LINES]
-    return chosen
+    if not (corpus / "long_texts.jsonl").is_file():
+        raise DataError(f"no long_texts.jsonl in {corpus}: build the corpus with `omni data build-nano`")
+    have = {(role, r["language"]) for role, r in chosen}
+    wanted = {("reference", language) for language in ("en", "zh")} | {("eval", "en"), ("eval", "zh")}
+    if absent := sorted(wanted - have):
+        named = ", ".join(f"'{role}' in {language}" for role, language in absent)
+        raise DataError(f"{corpus} has no recording for {named}: finish it with `omni data build-nano`")
 
 
 def freeze(corpus: Path, out: Path, every: bool = False) -> str:
-    """Write the subset, or with `every` all chosen test lines; returns the manifest's sha256."""
-    records = read_manifest(corpus / "manifest.jsonl")
-    (out / "audio").mkdir(parents=True, exist_ok=True)
-    frozen = []
-    natural = (corpus / "long_texts.jsonl").exists()  # a corpus of the open plan
-    chosen = choose_open(records) if natural else choose(records, every)
+    """Write the subset, or with `every` all everyday test lines; returns the manifest's sha256.
+
+    Raises:
+        DataError: the corpus is unfinished, the subset is too large, or `out` holds something else.
+    """
+    chosen = choose(read_manifest(corpus / "manifest.jsonl"), every)
+    check(chosen, corpus)
+    if out.exists() and any(out.iterdir()) and not (out / "manifest.jsonl").is_file():
+        raise DataError(f"{out} holds other files, which would be lost: choose another --out")
     waves = [(role, r, lambda r=r: (load_segment(r, corpus).numpy(), RATE)) for role, r in chosen]
     if not every:
         waves += [("human", record, lambda w=wave: (w, 16_000)) for record, wave in human()]
-    for role, record, read in tqdm(waves, desc="freeze", unit="file"):
-        wave, rate = read()
-        path = f"audio/{record['id']}"
-        if role in LOSSLESS.get(record["language"], ()):
-            path += ".flac"
-            wave, rate = resample(torch.from_numpy(wave), rate, TOKENIZER_RATE).numpy(), TOKENIZER_RATE
-            soundfile.write(out / path, wave, rate, format="FLAC", subtype="PCM_16")
-        else:
-            path += ".ogg"
-            soundfile.write(
-                out / path, wave, rate, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL
-            )
-        frozen.append(
-            record | {"path": path, "start": 0.0, "duration": len(wave) / rate, "rate": rate, "role": role}
-        )
-    if not every:
-        if natural:
-            (out / "longform.jsonl").write_bytes((corpus / "long_texts.jsonl").read_bytes())
-        else:
-            write_manifest(out / "longform.jsonl", long_texts(records))
-    if not every and (size := sum(f.stat().st_size for f in out.rglob("*"))) > MOST_BYTES:
-        raise DataError(
-            f"the frozen set has {size / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that are committed: freeze fewer lines"
-        )
-    return write_manifest(out / "manifest.jsonl", frozen)
+    frozen = []
+    with fresh_folder(out) as new:
+        (new / "audio").mkdir()
+        for role, record, read in tqdm(waves, desc="freeze", unit="file"):
+            place = write_sound(new, role, record, *read())
+            frozen.append(record | {"start": 0.0, "role": role} | place)
+        digest = write_manifest(new / "manifest.jsonl", frozen)
+        if not every:
+            shutil.copyfile(corpus / "long_texts.jsonl", new / "longform.jsonl")
+            size = sum(f.stat().st_size for f in new.rglob("*") if f.is_file())
+            if size > MOST_BYTES:
+                raise DataError(
+                    f"the frozen set has {size / 1e6:.1f} MB, more than {MOST_BYTES / 1e6:.1f} MB: "
+                    "freeze fewer lines"
+                )
+        replace_folder(new, out)
+    return digest
+
+
+def write_sound(folder: Path, role: str, record: dict, wave: np.ndarray, rate: int) -> dict:
+    """Write the wave (T,) as the role needs it; returns path, duration and rate."""
+    if role in LOSSLESS.get(record["language"], ()):
+        path = f"audio/{record['id']}.flac"
+        wave, rate = resample(torch.from_numpy(wave), rate, TOKENIZER_RATE).numpy(), TOKENIZER_RATE
+        step = 1 << (16 - BITS)
+        whole = (np.round(wave * (32768 / step)) * step).clip(-32768, 32768 - step).astype(np.int16)
+        soundfile.write(folder / path, whole, rate, format="FLAC", subtype="PCM_16", compression_level=1.0)
+    else:
+        path = f"audio/{record['id']}.ogg"
+        soundfile.write(folder / path, wave, rate, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL)
+    return {"path": path, "duration": len(wave) / rate, "rate": rate}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -233,13 +235,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--all",
         action="store_true",
-        help="every test sentence of in-lexicon words and the references, nothing else",
+        help="every everyday test sentence and the references, nothing else",
     )
     args = parser.parse_args(argv)
     try:
         print(f"frozen manifest sha256 {freeze(args.corpus, args.out, args.all)}")
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    except (UserError, OSError, soundfile.SoundFileError) as error:  # a full disk has several names
+        raise SystemExit(f"error: {error}; the earlier subset is still there") from None
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m data_prep.nano --out data/nano                 # everything, about three hours on 2 cores
     python -m data_prep.nano --out data/nano --hours 1       # a pilot with the same test sets
     python -m data_prep.nano --out data/nano --dry-run       # what it costs
+    python -m data_prep.nano --out data/nano --describe      # what it is made of: hours by engine and voice, words
 
 The plan is in `open_plan.py`, the building in `open_corpus.py`. `speakers.py` names the voices of the plain engines: the raw
 part of the corpus, and all of it where Kokoro's packages are missing (one line says what is lost then).
@@ -37,14 +38,26 @@ def main(argv: list[str] | None = None) -> None:
         "--collect", action="store_true", help="write the manifests of what is finished so far and stop"
     )
     parser.add_argument("--dry-run", action="store_true", help="say what it costs and stop")
+    parser.add_argument(
+        "--describe", action="store_true", help="print and write what it is made of, and stop"
+    )
     args = parser.parse_args(argv)
     try:
+        if args.describe:
+            from data_prep import describe
+
+            return describe.main(args.out)
         from data_prep import open_corpus  # which imports the voices from here
 
         digest = open_corpus.build(args.out, args.hours, args.workers, args.collect, args.dry_run)
         print(f"manifest sha256 {digest}" if digest else "nothing was spoken")
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
+    except OSError as error:  # a manifest or the plan cannot be written
+        raise SystemExit(
+            f"error: cannot write in {args.out} ({error.strerror or error}): free some space and run again; "
+            "finished shards are kept"
+        ) from None
 
 
 if __name__ == "__main__":

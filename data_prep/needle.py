@@ -1,8 +1,8 @@
 """Does the brain find a sentence in an hour of speech? Needle in a haystack, by length and depth.
 
-    python -m data_prep.needle --corpus data/nano2/manifest.jsonl --minutes 1,5          # minutes on two cores
-    python -m data_prep.needle --corpus data/nano2/manifest.jsonl --minutes 1,5,15,30,60,75
-    python -m data_prep.needle --corpus data/nano2/manifest.jsonl --minutes 240 --depths 3 --recordings 1
+    python -m data_prep.needle --corpus data/nano/manifest.jsonl --minutes 1,5          # minutes on two cores
+    python -m data_prep.needle --corpus data/nano/manifest.jsonl --minutes 1,5,15,30,60,75
+    python -m data_prep.needle --corpus data/nano/manifest.jsonl --minutes 240 --depths 3 --recordings 1
 
 The paper gives neither text nor rule, so this is our own:
 
@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--scale", default="nano")
     parser.add_argument("--brain", type=Path, help="its folder (default: checkpoints/<scale>/brain)")
-    parser.add_argument("--corpus", type=Path, default=DATA / "nano2" / "manifest.jsonl")
+    parser.add_argument("--corpus", type=Path, default=DATA / "nano" / "manifest.jsonl")
     parser.add_argument("--minutes", default="1,5", help="lengths, for example 1,5,15,30,60,75")
     parser.add_argument("--depths", type=int, default=11)
     parser.add_argument("--recordings", type=int, default=5)

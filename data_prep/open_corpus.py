@@ -22,7 +22,6 @@ import os
 import shutil
 import threading
 import time
-from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import lru_cache
@@ -34,7 +33,7 @@ import numpy as np
 import soundfile
 from tqdm import tqdm
 
-from data_prep import fetch, kokoro, open_plan, texts
+from data_prep import describe, fetch, kokoro, open_plan
 from data_prep.engines import ENGINES, RATE, render
 from omnilib.data import sha256, write_manifest
 from omnilib.errors import DataError, MissingTool
@@ -193,6 +192,22 @@ def cost(shards: list[tuple[str, list[dict]]]) -> tuple[float, float, float]:
     return speech, speech * BYTES, core
 
 
+def records_of(out: Path, name: str) -> list[dict] | None:
+    """Records of a finished shard; None where it is not there, or was damaged after it was finished (a full disk, a crash
+    of the machine), so that it is spoken again."""
+    try:
+        text = (out / "records" / f"{name}.jsonl").read_text(encoding="utf-8")
+        records = [json.loads(line) for line in text.splitlines()]
+        if not records:  # every line was skipped
+            return []
+        length = round((records[-1]["start"] + records[-1]["duration"]) * RATE)
+        with soundfile.SoundFile(out / "audio" / f"{name}.flac") as sound:
+            sound.seek(length - 1)  # the header of a file that was cut tells its former length
+            return records if len(sound.read(2)) == 1 else None
+    except (OSError, ValueError, KeyError, soundfile.SoundFileError):
+        return None
+
+
 def build(
     out: Path,
     hours: float | None = None,
@@ -210,7 +225,7 @@ def build(
     for folder in ("audio", "records", "skipped"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     shards = open_plan.shards_of(planned(out, hours))
-    todo = [(name, items) for name, items in shards if not (out / "records" / f"{name}.jsonl").exists()]
+    todo = [(name, items) for name, items in shards if records_of(out, name) is None]
     speech, need, core = cost(todo)
     print(
         f"{speech:.1f} h to speak in {len(todo)} shards: about {need / 1e9:.1f} GB and {core / workers:.1f} h with {workers} processes"
@@ -267,11 +282,9 @@ def collect(out: Path, names: list[str]) -> str:
     """Write the manifests of what is finished, in plan order; returns the sha256 of manifest.jsonl."""
     records, skipped, sums = [], [], []
     for name in names:
-        path = out / "records" / f"{name}.jsonl"
-        if path.exists():
-            records += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            if (audio := out / "audio" / f"{name}.flac").exists():
-                sums.append(f"{sha256(audio)}  audio/{name}.flac\n")
+        if finished := records_of(out, name):
+            records += finished
+            sums.append(f"{sha256(out / 'audio' / f'{name}.flac')}  audio/{name}.flac\n")
         if (path := out / "skipped" / f"{name}.jsonl").exists():
             skipped += [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     digest = write_manifest(out / "manifest.jsonl", records)
@@ -306,24 +319,7 @@ def longform(records: list[dict], seconds: tuple[float, float] = (60.0, 600.0)) 
 
 def distribution(records: list[dict]) -> str:
     """How the training text is spread over its words: a table of distinct words by how often they occur."""
-    rows = []
-    for language in ("en", "zh"):
-        said = [
-            texts.words(r["text"], language)
-            for r in records
-            if r["language"] == language and r["split"] == "train"
-        ]
-        counts = Counter(word for words in said for word in words)
-        if counts:
-            spread = [
-                sum(low <= n < high for n in counts.values())
-                for low, high in ((1, 2), (2, 5), (5, 20), (20, 1 << 60))
-            ]
-            rows.append(
-                f"| {language} | {sum(counts.values())} | {len(counts)} | {' | '.join(map(str, spread))} |\n"
-            )
-    head = "| language | words | distinct | once | 2-4 times | 5-19 | 20 and more |\n|---|---|---|---|---|---|---|\n"
-    return head + "".join(rows)
+    return describe.table("language", describe.words(records))
 
 
 def card(records: list[dict], joined: list[dict], skipped: list[dict], digest: str) -> str:

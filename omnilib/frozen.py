@@ -21,7 +21,7 @@ FOLDER = ROOT / "data_prep" / "frozen"
 
 
 def recordings(role: str | None = None, language: str | None = None) -> list[dict]:
-    """Records of the frozen subset, by role: reference, eval, open, pair, train, human.
+    """Records of the frozen subset, by role (see data_prep/frozen.py): reference, eval, open, seen, pair, train, gallery, human.
 
     Raises:
         DataError: none fits.
@@ -56,4 +56,5 @@ def long_texts() -> list[dict]:
     path = FOLDER / "longform.jsonl"
     if not path.is_file():
         raise DataError("no data_prep/frozen/longform.jsonl: restore it with `git checkout`")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if row["id"].startswith("long-")]

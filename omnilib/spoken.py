@@ -6,7 +6,7 @@ punctuation reduced to , . ? ! ; : and their Chinese forms, an end mark. Applyin
 plain words comes through as it is. Time grows with length only: all patterns are bounded or cannot overlap.
 
 Dropped on purpose, and nothing else: HTML tags of known names and comments, the address of a Markdown link and the scheme of a
-web address (https://), emoji and other pictures, invisible characters, quotation marks, runs of three or more of the same
+web address (https://), emoji, smileys and other pictures, invisible characters, quotation marks, runs of three or more of the same
 sign (====), and marks of decoration or of code (* _ ` ~ | \\ { } [ ] ^ /) where they are no operator. Letters and digits always
 leave a trace, control tokens of the prompt (<|im_end|>) included: they are words like any others.
 """
@@ -177,6 +177,10 @@ ATTRIBUTE = r"\s{1,9}[A-Za-z:-]{1,40}(?:\s?=\s?(?:\"[^\"<>]{0,2000}\"|'[^'<>]{0,
 TAG = re.compile(
     rf"</?(?:{'|'.join(TAGS)})(?:{ATTRIBUTE}){{0,20}}\s{{0,9}}/?>|<!doctype [^<>]{{0,80}}>", re.I
 )
+EMOTICON = re.compile(  # a smiley between blanks; "a <3" compares
+    r"(?<!\S)(?:[:;]['’]?[-^]?[)(\]\[DPpoO|*]{1,4}|=[)(\]\[]{1,4}|(?<!\b\w )<3(?=\s*(?:$|[.!?]))"
+    r"|\^_\^|[xX]D|T_T|-_-|¯\\_\(ツ\)_/¯)(?=\s|$|[.,!?])"
+)
 INVISIBLE_LETTERS = (
     "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0"  # fillers and joiners that Unicode does not class as format
 )
@@ -198,7 +202,7 @@ def clean_text(text: str, language: str | None = None) -> str:
     """
     if language is not None and language not in LANGUAGES:
         raise UserError(f"language '{language}' is unknown: use one of {', '.join(LANGUAGES)}")
-    text = characters(entities(strip_tags(text)))
+    text = characters(EMOTICON.sub(" ", entities(strip_tags(text))))
     lines = (" ".join(line.split()) for line in text.splitlines())
     text = strip_markdown("\n".join(filter(None, lines)))  # no runs of blanks from here on
     language = language or detect_language(text)

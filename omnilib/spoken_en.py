@@ -2,27 +2,17 @@
 
 `numbers_en` runs the rules in order; each rewrites one kind of form into words or into a simpler form for a later one. All
 patterns are bounded and start where a number starts, so time grows with length only. The number words are those of
-`spoken_numbers.py`.
+`spoken_numbers.py`; abbreviations, initials and roman numerals are read by `spoken_names.py`.
 """
 
 import re
-from collections.abc import Callable
 
+from omnilib.spoken_names import abbreviations, romans, sentence_end, sub
 from omnilib.spoken_numbers import decimal, fraction, spell, unit_name, words
 
 N = r"\d{1,15}(?:\.\d{1,15})?"
 START = r"(?<![\w.])"  # a number begins here, and not inside a name such as B2B
 END = r"(?![\d]|\.\d)"
-
-ABBREVIATIONS = {
-    "mr": "mister", "mrs": "missus", "ms": "miz", "dr": "doctor", "prof": "professor", "st": "saint", "vs": "versus",
-    "e.g": "for example", "i.e": "that is", "jr": "junior", "sr": "senior", "no": "number",
-    "approx": "approximately", "mt": "mount", "dept": "department", "gen": "general", "capt": "captain", "sgt": "sergeant",
-    "lt": "lieutenant", "col": "colonel", "rev": "reverend", "gov": "governor", "sen": "senator", "vol": "volume", "fig": "figure",
-}  # fmt: skip
-MAY_END = ("jr", "sr")  # before a capital the dot of these also ends the sentence
-BEFORE_NUMBER = ("no", "vol", "fig")  # words otherwise
-ROADS = {"st": "street", "ave": "avenue", "rd": "road", "blvd": "boulevard"}  # after a name
 
 MONTHS = (
     "January",
@@ -82,6 +72,7 @@ UNITS = {
     "g/l": ("gram per liter", "grams per liter"), "mg/L": ("milligram per liter", "milligrams per liter"),
     "mg/dL": ("milligram per deciliter", "milligrams per deciliter"), "kg/m^3": ("kilogram per cubic meter", "kilograms per cubic meter"),
     "m/s^2": ("meter per second squared", "meters per second squared"), "ppm": ("part per million", "parts per million"),
+    "tsp": ("teaspoon", "teaspoons"), "tbsp": ("tablespoon", "tablespoons"),
     "fps": ("frame per second", "frames per second"), "px": ("pixel", "pixels"), "sq ft": ("square foot", "square feet"),
     "ft^2": ("square foot", "square feet"), "ft^3": ("cubic foot", "cubic feet"), "in^2": ("square inch", "square inches"),
     "mi^2": ("square mile", "square miles"), "mm^3": ("cubic millimeter", "cubic millimeters"), "km^3": ("cubic kilometer", "cubic kilometers"),
@@ -135,9 +126,6 @@ KNOWN = [
 ]
 SYMBOLS_OF_UNITS = "|".join(re.escape(u) for u in sorted([*UNITS, *KNOWN], key=len, reverse=True))
 UNIT = rf"(?:{SYMBOLS_OF_UNITS})(?![\w^/°])"
-FILES = (
-    "(?:txt|py|md|pdf|jpe?g|png|gif|mp3|mp4|wav|flac|json|ya?ml|csv|html?|js|css|zip|exe|docx?|xlsx?|pptx?)"
-)
 RELATIONS = {
     "&&": "and",
     "<=": "less than or equal to", ">=": "greater than or equal to", "≤": "less than or equal to", "≥": "greater than or equal to",
@@ -145,19 +133,14 @@ RELATIONS = {
     "≈": "approximately", "≅": "approximately equal to", "±": "plus or minus", "√": "square root of", "∞": "infinity",
     "∈": "in", "°C": "degrees Celsius", "°F": "degrees Fahrenheit", "∑": "sum of", "∝": "proportional to",
 }  # fmt: skip
-# Roman numerals are read after these words and names only: "I", "X" and "MIX" are words too.
-PARTS = "Chapter|Part|Act|Scene|Book|Volume|Section|Phase|Type|Class|Figure|Table|Appendix|Title|World War|Stage|Grade|Article|Psalm|Level|Super Bowl"
-RULERS = (
-    "Henry|Louis|Charles|George|Edward|Richard|William|James|Elizabeth|Mary|Philip|John Paul|Pius|Benedict|Leo|Gregory|Innocent|Clement|"
-    "Alexander|Nicholas|Catherine|Frederick|Napoleon|Otto|Ferdinand|Francis|Alfonso|Rameses|Ramses|Thutmose|Ptolemy|Queen|King|Pope|Urban"
+# A letter after these numbers is a letter: Room 204B is no billion. So is K before what is sold by it: a 4K screen.
+LETTERED = (
+    "room|apartment|apt\\.?|flat|suite|unit|gate|seat|row|bus|line|route|highway|building|block|terminal|platform|section|exit|"
+    "figure|table|class|size|type|model|level|question|page|number|locker|bay|stall|pier|hangar|lot|track|grade|form|house"
 )
-ROMAN_VALUES = {"I": 1, "V": 5, "X": 10, "L": 50, "C": 100}
+SOLD_BY_K = "TVs?|televisions?|videos?|resolution|screens?|displays?|monitors?|cameras?|films?|movies?|footage|projectors?|runs?|races?|streams?"
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 DIGIT_WORD = "(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve)"
-
-
-def sub(pattern: str, replacement: str | Callable[[re.Match], str], text: str, flags: int = 0) -> str:
-    return re.sub(pattern, replacement, text, flags=flags)
 
 
 def numbers_en(text: str) -> str:
@@ -185,85 +168,13 @@ def numbers_en(text: str) -> str:
         ):
             text = re.sub(" {2,}", " ", rule(text))
     text = relations(text)
+    code = r"(?<=[A-Za-z])(?!(?:19|20)\d\d(?!\d))\d{4,8}(?!\d)|(?<=[a-z])\d{3}(?!\d)"  # BA2490, abc123
+    text = sub(code, lambda m: f" {spell(m[0])} ", text)
     return sub(r"\d+", lambda m: f" {words(m[0])} ", text)
 
 
-def abbreviation(match: re.Match) -> str:
-    name, following = match[1].lower(), match[2]
-    if name in BEFORE_NUMBER and not following.isdecimal():  # "No. The answer is no."
-        return match[0]
-    dot = "." if name in MAY_END and following.isupper() else ""
-    return f"{ABBREVIATIONS[name]}{dot} "
-
-
-def sentence_end(match: re.Match) -> str:
-    """The dot of an abbreviation, where it also ends the sentence."""
-    return (
-        "."
-        if match[0].endswith(".") and re.match(r"\s+[A-Z]|\s*$", match.string[match.end() : match.end() + 9])
-        else ""
-    )
-
-
-def abbreviations(text: str) -> str:
-    """Titles, streets and dotted capitals."""
-    text = sub(
-        rf"\b([A-Z][a-z]{{1,30}}) ({'|'.join(ROADS)})\.(?= [a-z]|\s*$|,)",
-        lambda m: f"{m[1]} {ROADS[m[2].lower()]}",
-        text,
-        re.I,
-    )
-    names = "|".join(map(re.escape, ABBREVIATIONS))
-    text = sub(rf"\b({names})\. ?(?=(\w|&))", abbreviation, text, re.I)
-    text = sub(r"\b(e\.g|i\.e)\.?(?=,)", lambda m: ABBREVIATIONS[m[1].lower()], text, re.I)
-    text = sub(r"\betc\b\.?", lambda m: "et cetera" + sentence_end(m), text)
-    text = sub(r"\bPh\.? ?D\b\.?", "P h D", text)
-    text = sub(rf"(?<=\w)\.(?={FILES}\b)", " dot ", text)
-    return sub(r"(?<![\w.])(?:[A-Z]\.){2,6}(?!\w)", lambda m: " ".join(m[0].replace(".", "")) + " ", text)
-
-
-# ---- roman numerals --------------------------------------------------------------------------------------------------
-
-
-def roman(numeral: str) -> int | None:
-    """ "XIV" -> 14; None where it is not the way a Roman would write the number."""
-    values = [ROMAN_VALUES[c] for c in numeral]
-    total = sum(-v if v < max(values[i + 1 :], default=0) else v for i, v in enumerate(values))
-    written, rest = "", total
-    for value, letters in (
-        (100, "C"),
-        (90, "XC"),
-        (50, "L"),
-        (40, "XL"),
-        (10, "X"),
-        (9, "IX"),
-        (5, "V"),
-        (4, "IV"),
-        (1, "I"),
-    ):
-        written += letters * (rest // value)
-        rest %= value
-    return total if written == numeral else None
-
-
-def romans(text: str) -> str:
-    def part(match: re.Match) -> str:
-        value = roman(match[2])
-        return f"{match[1]} {words(str(value))}" if value else match[0]
-
-    def ruler(match: re.Match) -> str:
-        value = roman(match[2])
-        return f"{match[1]} the {words(str(value), 'ordinal')}" if value else match[0]
-
-    single = r"(?:[IVXLC]{2,9}|[VX]|I(?=[.,:;!?)]|\s*$))(?!\w)"
-    text = sub(r"\bWW(I{1,3})\b", r"World War \1", text)
-    text = sub(rf"\b({PARTS}) ({single})", part, text)
-    text = sub(r"\b(World War) (I)\b(?!')", part, text)
-    return sub(rf"\b((?:{RULERS})(?: [A-Z][a-z]{{1,20}})?) ({single})", ruler, text)
-
-
 def spans(text: str) -> str:
-    """Mon-Fri and Jan–Mar."""
+    """Mon-Fri and Jan–Mar; Sat., Sept. 3."""
 
     def full(name: str) -> str:
         return next(whole for whole in (*DAYS, *MONTHS) if whole.startswith(name[:3]))
@@ -271,7 +182,8 @@ def spans(text: str) -> str:
     for names in (DAYS, MONTHS):
         name = rf"({'|'.join(f'{n[:3]}(?:{n[3:]})?' for n in names)})"
         text = sub(rf"\b{name}\.? ?[-–] ?{name}\b", lambda m: f"{full(m[1])} to {full(m[2])}", text)
-    return text
+    day = rf"\b({'|'.join(d[:3] for d in DAYS)})(?:s|r|rs)?\b"
+    return sub(rf"{day}(?:\.,?|,) ?(?=(?:{MONTH}|\d))", lambda m: f"{full(m[1])}, ", text)
 
 
 # ---- numbers: one way to write them ----------------------------------------------------------------------------------
@@ -314,7 +226,7 @@ def telephones(text: str) -> str:
         text,
     )
     groups = r"\d{1,8}(?:[ -]\d{2,8}){1,6}"
-    number = rf"\+\d{{1,4}}[ -]?(?:\(\d{{1,5}}\)[ -]?)?{groups}|\(\d{{2,5}}\) ?{groups}|\d{{2,5}}(?:-\d{{1,8}}){{2,6}}|\d{{3}}-\d{{4}}|\+\d{{8,15}}|0\d{{2,5}}(?: \d{{2,8}}){{1,4}}"
+    number = rf"\+\d{{1,4}}[ -]?(?:\(\d{{1,5}}\)[ -]?)?{groups}|\(\d{{2,5}}\) ?{groups}|\d{{2,5}}(?:-\d{{1,8}}){{2,6}}|\d{{3}}-\d{{4}}|\d{{5}}-\d{{4}}|\+\d{{8,15}}|0\d{{2,5}}(?: \d{{2,8}}){{1,4}}"
 
     def say(match: re.Match) -> str:
         if re.fullmatch(r"\d{4}-\d\d?-\d\d?|\d\d?-\d\d?-(?:19|20)\d\d", match[0]):  # a date
@@ -484,7 +396,11 @@ def money(text: str) -> str:
         return f"{words(whole)} {one if whole == '1' else many}" + (f" and {coins}" if coins else "")
 
     number = "(\\d{1,15}(?:\\.\\d{1,15})?)\ue000?"
+    paid = "bill|note|fee|fine|ticket|prize|tip|voucher|coupon|budget|loan|deposit|gift|reward|bet|coin|menu|discount|meal"
+    single = rf"({symbols})(\d{{1,9}})\ue000?(?= (?:{paid})\b)"
+    text = sub(single, lambda m: f"{words(m[2])} {CURRENCIES[m[1]][0]}", text)  # a $20 bill
     text = sub(rf"(?<![^\s(\"'])[-–] ?(?=(?:{symbols})\d)", "minus ", text)
+    text = sub(rf"(?<![\d–-])({symbols})[-–](?=\d)", r"minus \1", text)
     text = sub(
         rf"({symbols}) ?{number}(?:(?:{short})? ?[-–] ?(?:{symbols})?{number}(?![-\d]))?{scale}",
         lambda m: amount(m[2], m[1], m[4] or "", m[5] or "", m[3] or "") + " ",
@@ -503,6 +419,9 @@ def money(text: str) -> str:
 def signs(text: str) -> str:
     """A sign at the beginning of a number; 7 - 2 = 5; number signs; about 5."""
     text = sub(rf"(?<=\d) ?[-–] ?(?={N}\ue000? ?=)", " minus ", text)
+    if "=" in text:  # x = 10 - y
+        letter = r"[A-Za-z]\b"
+        text = sub(rf"(?<=[\w)]) [-–] (?={letter})|(?<=\b[A-Za-z]) [-–] (?=\d)", " minus ", text)
     text = sub(r"(?<![^\s(=<>≤≥≠≈×÷*+\"'/^:,;—])[-–] ?(?=\d)(?<!\d [-–] )(?<!\d [-–])", " minus ", text)
     text = sub(r"(?<![^\s(=\"'])\+(?=\d)", " plus ", text)
     text = sub(r"(?<!\w)#(?=\d)", " number ", text)
@@ -518,6 +437,8 @@ def signs(text: str) -> str:
 def ranges(text: str) -> str:
     """10-15, 3–5, 20–30 °C, 3:1 and 2-1."""
     text = sub(r"(?<=\d)(st|nd|rd|th) ?[-–] ?(?=\d)", r"\1 to ", text)
+    text = sub(r"(?<![\w.-])50[-–/]50(?![\w-])", "fifty fifty", text)
+    text = sub(r"\b([A-Za-z]\w{0,12}\d)[-–](?=\d{1,5}[A-Za-z])", r"\1 ", text)  # a code: Xk9-2pL
     text = sub(rf"(?<=\d) ?({UNIT}|%)? ?[-–~] ?(?=\d)", lambda m: f" {m[1]} to " if m[1] else " to ", text)
     text = sub("(?<=\ue000) ?[-–~] ?(?=\\d)", " to ", text)
     return sub(r"(?<=\d) ?: ?(?=\d)", " to ", text)
@@ -542,19 +463,26 @@ def measures(text: str) -> str:
     def height(match: re.Match) -> str:
         return f"{words(match[1])} feet " + (f"{words(match[2])} " if match[2] else "")
 
-    text = sub(rf"{START}(\d)'(?:(\d{{1,2}})(?:\"|'')|(?= tall))", height, text)
+    text = sub(rf"{START}(\d)'(?:(\d{{1,2}})(?:\"|''|(?![\w'\"]))|(?= tall))", height, text)
     text = sub(
         rf"{START}(\d{{1,2}}) ?ft\.? ?(\d{{1,2}}) ?in\b\.?",
         lambda m: f"{words(m[1])} feet {words(m[2])} inches",
         text,
     )
-    text = sub(rf"{START}({N})\ue000?[ -]?({UNIT})", measure, text)
+    text = sub(rf"(?<![\w./])({N})\ue000?[ -]?({UNIT})(?:\.(?= [a-z]))?", measure, text)
     text = sub(rf"{START}({N})\ue000? ?%", lambda m: f"{decimal(m[1])} percent ", text)
     text = sub(rf"{START}({N})\ue000? ?‰", lambda m: f"{decimal(m[1])} per thousand ", text)
     text = sub(
         rf"{START}({N})\ue000? ?°", lambda m: f"{decimal(m[1])} degree{'' if m[1] == '1' else 's'} ", text
     )
+    text = sub(rf"\b((?:{LETTERED}) \d{{1,5}})([KMB])(?!\w)", r"\1 \2", text, re.I)
+    text = sub(
+        rf"{START}(\d{{1,5}})(?:B(?= [A-Z][a-z])|K(?= (?:{SOLD_BY_K})\b))",
+        lambda m: f"{m[1]} {m[0][-1]}",
+        text,
+    )
     text = sub(rf"{START}({N})(k|K|M|bn|B)(?!\w)", lambda m: f"{decimal(m[1])} {SCALES[m[2]]} ", text)
+    text = sub(rf"{START}({N})[x×](?= [a-z]|[,.!?;:]|\s*$)", lambda m: f"{decimal(m[1])} times", text)
     return sub(
         "\\b(\\d{1,15})\ue000?(?:st|nd|rd|th)\\b",
         lambda m: f" {words(m[1].lstrip('0') or '0', 'ordinal')} ",
@@ -567,15 +495,23 @@ def fractions(text: str) -> str:
     """1/2, 1 1/2 and 2/3."""
 
     def say(match: re.Match) -> str:
-        said = fraction(match[2], match[3])
+        said = "" if match[0] == "9/11" else fraction(match[2], match[3])
+        if match[0] == "9/11":
+            return "nine eleven"
         if not said:
-            silent = match[0] == "24/7" or match[2] == match[3] or len(match[2]) == 4  # 50/50, 2023/24
-            return match[0].replace("/", " " if silent else " over ")
+            silent = match[0] in ("24/7", "20/20") or len(match[2]) == 4  # 2023/24
+            return match[0].replace("/", " " if silent else " out of " if match[2] == match[3] else " over ")
         if match[1]:
             said = f"{words(match[1].strip())} and {said.replace('one ', 'a ', 1) if said.startswith('one ') else said}"
+        unit = match[4]
+        if unit:
+            symbol = unit.replace("^", "").replace("m2", "m²").replace("m3", "m³")
+            one = not match[1]
+            said += " " + (UNITS[unit][not one] if unit in UNITS else unit_name(symbol, one) or unit)
         return f" {said} "
 
-    return sub(r"(?<![\d/.,])(\d{1,4} )?(\d{1,6})/(\d{1,6})(?![\d/]|\.\d)", say, text)
+    number = r"(?<![\d/.,])(\d{1,4} )?(\d{1,6})/(\d{1,6})(?![\d/]|\.\d)"
+    return sub(rf"{number}(?: ?({UNIT})(?:\.(?= [a-z]))?)?", say, text)
 
 
 def years(text: str) -> str:

@@ -95,6 +95,11 @@ def telephones(text: str) -> str:
         rf"({CODES})([:：是为]? ?)(\d{{3,15}})(?![\d.元个块])", lambda m: m[1] + m[2] + digits_zh(m[3]), text
     )
     text = sub(r"(?<![\d.])(\d{3,4})(?=室|房间)", lambda m: digits_zh(m[1]), text)
+    together = (
+        r"(?<=[拨打叫电话])\d{3,6}(?:(?:或者|或|和|、|以及)\d{3,6}){1,4}(?![\d.年月日个元块人次分通天年])"
+    )
+    text = sub(together, lambda m: sub(r"\d{3,6}", lambda n: digits_zh(n[0]), m[0]), text)
+    text = sub(r"(?<=[A-Za-z])\d{3,8}(?![\d.A-Za-z])", lambda m: digits_zh(m[0]), text)  # abc123, CA1831
     called = r"(?<=[拨打叫电话])(\d{3,6})(?![\d.年月日个元块人次分通天年])"
     return sub(called, lambda m: digits_zh(m[1]), text)
 
@@ -125,6 +130,13 @@ def dates(text: str) -> str:
         lambda m: f"{integer_zh(m[1].lstrip('0'))}月{integer_zh(m[2].lstrip('0'))}",
         text,
     )
+    half = r"(?<![\d.:])(\d{1,2})(?::([0-5]\d))? ?([AaPp])\.?[Mm](?![A-Za-z])\.?"  # 2:30pm
+    text = sub(
+        half,
+        lambda m: f"{'上午' if m[3] in 'Aa' else '下午'}{m[1]}点" + (f"{integer_zh(m[2])}分" if m[2] else ""),
+        text,
+    )
+    text = sub(r"(?<![\d.:第])2(?=点(?!\d))", "两", text)
     return sub(r"(?<![\d.])(0?[1-9]|1[0-2])(?=月(?!亮))", lambda m: integer_zh(m[1].lstrip("0")), text)
 
 

@@ -84,7 +84,44 @@ NUMBERS_ZH = {0: "零", 7: "七", 10: "十", 15: "十五", 20: "二十", 105: "�
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("text, spoken", [*SPOKEN_EN.items(), *SPOKEN_ZH.items()])
+# kinds of everyday writing, each with what a reader says
+EVERYDAY_EN = {
+    "We meet in Room 204B at 221B Baker St., London.": "We meet in Room two hundred and four B at two hundred and twenty one B Baker street, London.",
+    "10K views, 3M users, $2B.": "ten thousand views, three million users, two billion dollars.",
+    "A 4K TV and a 5K run.": "A four K TV and a five K run.",
+    "So x = 10 - y.": "So x equals ten minus y.",
+    "$-5, -$20 or $5-$10.": "minus five dollars, minus twenty dollars or five to ten dollars.",
+    "A $20 bill, $20 each.": "A twenty dollar bill, twenty dollars each.",
+    "Take 2 tsp. of sugar and 1 tbsp of milk.": "Take two teaspoons of sugar and one tablespoon of milk.",
+    "Wait 5 min. and walk 5 km. Then turn.": "Wait five minutes and walk five kilometers. Then turn.",
+    "1/2 km, 3/4 oz. of tea and 1 1/2 lbs": "one half kilometer, three quarters ounce of tea and one and a half pounds.",
+    "Rs. 500": "five hundred rupees.",
+    "Sat., Sept. 3 or Sun, 4 Oct": "Saturday, September third or Sunday, the fourth of October.",
+    "Acme Inc. and Foo Ltd. left. I work at Ford Motor Co. Then I sleep.": "Acme incorporated and Foo limited left. I work at Ford Motor company. Then I sleep.",
+    "See p. 5, pp. 6-7, ext. 22; ca. 1850, incl. wars.": "See page five, pages six to seven, extension twenty two; circa eighteen fifty, including wars.",
+    "The password is Xk9-2pL or abc123.": "The password is Xk nine two pL or abc one two three.",
+    "Flight BA2490, iPhone15, Win2000.": "Flight BA two four nine zero, iPhone fifteen, Win two thousand.",
+    "It's 50-50, a 10/10, 24/7 since 9/11.": "It's fifty fifty, a ten out of ten, twenty four seven since nine eleven.",
+    "1.5x faster, 10x more; 2x4": "one point five times faster, ten times more; two times four.",
+    "ZIP 94103-1234": "ZIP nine four one zero three, one two three four.",
+    "She's 5'2.": "She's five feet two.",
+    "Tea w/o sugar but w/ milk.": "Tea without sugar but with milk.",
+    "J. R. R. Tolkien met George W. Bush.": "J R R Tolkien met George W Bush.",
+    "We chose Plan B. Then we took Vitamin C. It helped.": "We chose Plan B. Then we took Vitamin C. It helped.",
+    "It's me :-) <3": "It's me.",
+    "Wow :D, if a <3 then b": "Wow, if a less than three then b.",
+}
+EVERYDAY_ZH = {
+    "请拨打110或者120。": "请拨打一一零或者一二零。",
+    "密码是abc123，航班CA1831。": "密码是abc一二三，航班CA一八三一。",
+    "2:30pm开会，11am见": "下午两点三十分开会，上午十一点见。",
+    "下午2点，第2点，12点": "下午两点，第二点，十二点。",
+}
+
+
+@pytest.mark.parametrize(
+    "text, spoken", [*SPOKEN_EN.items(), *SPOKEN_ZH.items(), *EVERYDAY_EN.items(), *EVERYDAY_ZH.items()]
+)
 def test_spoken_form(text, spoken):
     assert clean_text(text) == spoken
 

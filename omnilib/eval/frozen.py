@@ -1,7 +1,8 @@
 """The frozen evaluation set: committed recordings and texts, the same for every model, and the transcripts already heard.
 
     data_prep/frozen/manifest.jsonl    records with a `role` (see data_prep/frozen.py) and an Opus file each
-    data_prep/frozen/longform.jsonl    texts of 300-500 words, each with the speaker to be spoken by
+    data_prep/frozen/longform.jsonl    long texts, each with the speaker to be spoken by; an id begins with its kind:
+                                       long- (300-500 words), minutes10-, minutes60-
     data_prep/frozen/heard.json        {judge id: {sha256 of the audio file: transcript}}
 
 What a judge hears in a frozen recording never changes, so it is kept; `recheck.py` listens to a sample again.
@@ -69,7 +70,7 @@ class Frozen:
             for r in read_manifest(self.folder / "manifest.jsonl")
         ]
         self.references = {line.speaker: line for line in self.lines if line.role == "reference"}
-        absent = {line.speaker for line in self.of("eval", "open")} - set(self.references)
+        absent = {line.speaker for line in self.of("eval", "open", "seen")} - set(self.references)
         if absent:
             raise DataError(
                 f"{self.folder}: no reference recording of {', '.join(sorted(absent))}; rebuild it with `python -m data_prep.frozen`"
@@ -79,9 +80,17 @@ class Frozen:
         """Lines of the given roles, in the order of the manifest."""
         return [x for x in self.lines if x.role in roles and language in (None, x.language)]
 
-    @cached_property
+    @property
     def long_texts(self) -> list[dict]:
-        """[{id, language, text, speaker}], those whose speaker has a reference."""
+        """The texts of 300-500 words."""
+        return self.texts("long-")
+
+    def texts(self, kind: str) -> list[dict]:
+        """[{id, language, text, speaker}] of a kind of long text, those whose speaker has a reference."""
+        return [row for row in self.every_text if row["id"].startswith(kind)]
+
+    @cached_property
+    def every_text(self) -> list[dict]:
         path = self.folder / "longform.jsonl"
         if not path.is_file():
             return []

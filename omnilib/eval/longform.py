@@ -10,7 +10,7 @@ runs/longform/, so a stopped hour loses one pass at most. Writes reports/<scale>
     metrics.json      long60_wer, long60_drift, long60_similarity, long60_similarity_drift, long60_flagged
     minutes.jsonl     a row a text: every piece heard, every flag, the errors of every minute; the figures follow from it
 
-`figures` makes the figures from those rows alone, so they can be counted again without a model.
+The figures go to summary.json too. `figures` makes them from those rows alone, so they can be counted again without a model.
 """
 
 import argparse
@@ -32,10 +32,12 @@ from omnilib.errors import AudioError, DataError, UserError, in_one_line
 from omnilib.eval.frozen import FOLDER, Frozen
 from omnilib.eval.judges import RATE, SpeakerJudge, Whisper, pieces
 from omnilib.eval.normalize import normalize
+from omnilib.eval.results import add_to_summary
 from omnilib.eval.similarity import cosine
 from omnilib.intervals import bootstrap
 from omnilib.paths import REPORTS, RUNS
 from omnilib.provenance import fingerprints, peak_memory_gb, read_json, stamp, write_json, write_stamp
+from omnilib.report import sources
 from omnilib.report.folders import check_writable, fresh_folder, replace_folder
 from omnilib.speak import TextToSpeech
 
@@ -228,7 +230,7 @@ def texts_of(frozen: Frozen, length: int) -> list[dict]:
     Raises:
         DataError: the frozen set has none.
     """
-    rows = [row for row in frozen.long_texts if row["id"].startswith(f"minutes{length}-")]
+    rows = frozen.texts(f"minutes{length}-")
     if not rows:
         raise DataError(
             f"{frozen.folder} has no text of {length} minutes: freeze a corpus of the open plan with `python -m data_prep.frozen`"
@@ -239,14 +241,18 @@ def texts_of(frozen: Frozen, length: int) -> list[dict]:
 def write(
     folder: Path, scale: str, length: int, records: Sequence[dict], settings: dict, stamped: dict
 ) -> None:
-    """metrics.json, minutes.jsonl and the provenance, replaced as a whole."""
+    """metrics.json, minutes.jsonl and the provenance, replaced as a whole; then the headlines."""
+    measured = figures(records, length)
     with fresh_folder(folder) as new:
         lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
         (new / "minutes.jsonl").write_text(lines, encoding="utf-8")
         found = {"name": folder.name, "scale": scale, "minutes": length, "settings": settings}
-        write_json(new / "metrics.json", found | {"metrics": figures(records, length)})
+        write_json(new / "metrics.json", found | {"metrics": measured})
+        sources.record(new, folder.name, scale)
         write_stamp(new, stamped)
         replace_folder(new, folder)
+    place = f"reports/{scale}/{folder.name}/metrics.json"
+    add_to_summary(folder.parent / "summary.json", measured, place)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

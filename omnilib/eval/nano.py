@@ -42,6 +42,13 @@ from omnilib.speak import TextToSpeech
 from omnilib.spoken import clean_text
 
 PARTS = ("speed", "voices", "short", "long")
+SHORT = {  # role of the lines -> systems that are measured on them
+    "eval": ("gt", "codec", "tts"),
+    "open": ("gt", "tts"),
+    "seen": ("gt", "tts"),
+    "human": ("gt", "codec", "tts"),
+    "human_voice": ("tts",),
+}
 MEASURES = {
     "en": {"wer": "wer_en"},
     "zh": {"pinyin": "zh", "cer": "zh_cer"},
@@ -52,6 +59,7 @@ EVERYDAY = {
     "zh_cer": "zh_everyday_cer",
 }  # on everyday sentences
 BATCH = 16
+HUMAN_VOICE_LINES = 100  # everyday sentences spoken in the voice of a person
 RETRIES = 5  # of the comparison with retries; the headline figures use none
 SPEED_LINES = 10
 
@@ -114,7 +122,7 @@ class Evaluation:
     def sound(self, wave: torch.Tensor, line: Line) -> dict:
         """What can be said of a made wave without its words: whose voice it is, how natural it sounds."""
         reference = self.vector(self.frozen.references[line.speaker])
-        facts = self.gallery.compare(wave, VOICE_RATE, line.speaker, reference)
+        facts = self.gallery.compare(wave, VOICE_RATE, line.speaker, reference, line.language)
         return facts | self.opinion(wave, line)
 
     def opinion(self, wave: torch.Tensor, line: Line) -> dict:
@@ -192,7 +200,7 @@ def measure_speed(bench: Evaluation) -> None:
 
 def measure_voices(bench: Evaluation) -> None:
     """What the speaker judge makes of the recordings themselves: threshold from held-out speakers, same-speaker pairs."""
-    lines = bench.frozen.of("reference", "pair", "eval", "open", "human")
+    lines = bench.frozen.of("reference", "pair", "eval", "open", "seen", "human")
     held_out = [x for x in lines if not x.seen]
     if len({x.speaker for x in held_out}) < 2:
         held_out = lines
@@ -284,23 +292,30 @@ def offer_demo(bench: Evaluation, line: Line, system: str, wave: torch.Tensor) -
 
 
 def measure_short(bench: Evaluation) -> None:
-    """The three systems on test sentences; also sentences with unseen words, and prompts read by a person."""
+    """The systems on the test sentences of every role of SHORT."""
     for language in ("en", "zh"):
-        for role, systems in (
-            ("eval", ("gt", "codec", "tts")),
-            ("open", ("gt", "tts")),
-            ("human", ("gt", "codec", "tts")),
-        ):
-            lines = bench.lines(role, language)
-            if role == "human" and lines:
-                bench.frozen.references.setdefault(lines[0].speaker, longest(lines))
-                lines = [x for x in lines if x != bench.frozen.references[x.speaker]]
+        for role, systems in SHORT.items():
+            lines = human_lines(bench, role, language) if "human" in role else bench.lines(role, language)
             if lines:
                 bench.records += judge_lines(bench, lines, systems, f"{language} {role}")
     bench.heard.save()
     for language in ("en", "zh"):
         figures_of_language(bench, language)
     figures_of_voice(bench)
+
+
+def human_lines(bench: Evaluation, role: str, language: str) -> list[Line]:
+    """The prompts that a person reads, less the longest, which is the reference (`human`); the first everyday sentences
+    to be spoken in that person's voice (`human_voice`)."""
+    lines = bench.lines("human", language)
+    if not lines:
+        return []
+    speaker = lines[0].speaker
+    reference = bench.frozen.references.setdefault(speaker, longest(lines))
+    if role == "human":
+        return [line for line in lines if line != reference]
+    everyday = bench.lines("eval", language)[:HUMAN_VOICE_LINES]
+    return [replace(x, id=f"{speaker}-{x.id}", role=role, speaker=speaker, seen=False) for x in everyday]
 
 
 def longest(lines: Sequence[Line]) -> Line:
@@ -333,7 +348,8 @@ def judge_lines(bench: Evaluation, lines: Sequence[Line], systems: Sequence[str]
                     waiting.append(judge_wave(bench, line, "codec", wave))
                     bar.update()
     records = []
-    for line, text in zip(lines, bench.heard.texts(list(lines)), strict=True):
+    recorded = list(lines) if "gt" in systems else []
+    for line, text in zip(recorded, bench.heard.texts(recorded), strict=True):
         wave = line.wave(VOICE_RATE)
         offer_demo(bench, line, "gt", wave)
         records.append(record_of(line, "gt", text, similarity=None, **bench.opinion(wave, line)))
@@ -363,7 +379,8 @@ def corpus_figure(records: Sequence[dict], measure: str) -> dict:
 def figures_of_language(bench: Evaluation, language: str) -> None:
     """Error rates of every system, role and group of speakers."""
     for measure, name in MEASURES[language].items():
-        for role, suffix in (("eval", ""), ("open", "_open"), ("human", "_human")):
+        for role in SHORT:
+            suffix = "" if role == "eval" else f"_{role}"
             for system in ("gt", "codec", "tts", "tts_retry"):
                 for seen, group in ((None, ""), (True, "_seen"), (False, "_unseen")):
                     found = pick(bench.records, system, language, role, seen)
@@ -374,7 +391,7 @@ def figures_of_language(bench: Evaluation, language: str) -> None:
                         entry["retries"] = RETRIES
                     decoded = system.startswith("tts")
                     names = [f"{name}{suffix}_{system}{group}"]
-                    if all(r.get("set") == "everyday" for r in found):
+                    if role == "eval" and all(r.get("set") == "everyday" for r in found):
                         names.append(f"{EVERYDAY[name]}_{system}{group}")
                     for each in names:
                         bench.note(each, entry, "rate", True, decoded, normaliser_of(language))
@@ -397,7 +414,7 @@ def figures_of_voice(bench: Evaluation) -> None:
             scores = [
                 r["similarity"]
                 for r in bench.records
-                if r["role"] == "eval" and r["system"] == system and r["seen"] is seen
+                if r["role"] in ("eval", "seen") and r["system"] == system and r["seen"] is seen
             ]
             if scores:
                 bench.note(
@@ -422,7 +439,7 @@ def figures_of_voice(bench: Evaluation) -> None:
 
 def measure_long(bench: Evaluation) -> None:
     """Texts of 300-500 words in one go: error, where it falls, voice drift, chunk flags."""
-    rows = bench.frozen.long_texts[: bench.limit]
+    rows = bench.frozen.long_texts[: bench.limit]  # of 10 and 60 minutes: see longform.py
     if not rows:
         return
     speakers = [bench.frozen.references[row["speaker"]] for row in rows]

@@ -2,6 +2,7 @@
 
     eval/utterances.jsonl, eval/long.jsonl    one row a sentence or text: every error rate, similarity and flag, with its interval
     eval_all/utterances.jsonl                 the same on all test lines, and the differences to recordings
+    long10, long60/minutes.jsonl              errors by minute, drift and flags of speech in one go
     curation/metrics.json                     its shares from its own tallies, its hours from the segments' lengths
     stage2_grid, curation_gain                means and ranges over seeds from the runs
     checkpoints/<scale>                       parameters and training hours, from the files themselves
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnilib.errors import DataError
-from omnilib.eval import all_lines, curation_gain, results, stage2_grid
+from omnilib.eval import all_lines, curation_gain, longform, results, stage2_grid
 from omnilib.eval.nano import figures_of_language, figures_of_long, figures_of_voice
 from omnilib.eval.wer import line_rates
 from omnilib.report.headlines import load_summary
@@ -104,7 +105,12 @@ def compare(
     for name, entry in measured.items():
         known = committed.get(name)
         if known is None:
-            differ.append(Check(f"{where}: {name} is not committed", math.nan, entry["value"], tolerance))
+            differ.append(Check(f"{where}: {name} is not committed", math.nan, *floats(entry), tolerance))
+            continue
+        if entry["value"] is None or known["value"] is None:  # not to be had from so few records
+            same = entry["value"] is known["value"]
+            agree += same
+            differ += [] if same else [Check(f"{where}: {name}", *floats(known, entry), tolerance)]
             continue
         pairs = [(known["value"], entry["value"]), (known["n"], entry["n"])]
         if known.get("ci95") and entry.get("ci95"):
@@ -113,6 +119,11 @@ def compare(
         agree += not wrong
         differ += [Check(f"{where}: {name}", a, b, tolerance) for a, b in wrong[:1]]
     return [*differ, Check(f"{where}: figures that follow from the records", agree, agree, 0)]
+
+
+def floats(*entries: dict) -> list[float]:
+    """Values as numbers: NaN for those that are none."""
+    return [math.nan if entry["value"] is None else entry["value"] for entry in entries]
 
 
 def of_evaluation(folder: Path) -> list[Check]:
@@ -149,6 +160,11 @@ def of_all_lines(folder: Path) -> list[Check]:
             seen = {"": None, "_seen": True, "_unseen": False}[group]
             figures[name] = all_lines.over_recordings(rows, language, system, seen)
     return compare("eval_all", committed, figures)
+
+
+def of_long_form(folder: Path) -> list[Check]:
+    """Error, drift, similarity and flags of the texts spoken in one go."""
+    return compare(folder.name, *longform.anew(folder))
 
 
 def of_curation(folder: Path) -> list[Check]:
@@ -246,6 +262,7 @@ def recount(reports: Path, scale: str, checkpoints: Path) -> list[Check]:
         )
     parts: list[tuple[str, Callable[[Path], list[Check]]]] = [
         ("eval", of_evaluation), ("eval_all", of_all_lines), ("curation", of_curation),
+        *((f"long{minutes}", of_long_form) for minutes in longform.LENGTHS),
     ]  # fmt: skip
     checks = [
         check

@@ -37,6 +37,7 @@ NATURAL = (  # of a frozen set drawn from the natural corpus: there when measure
     *("zh_everyday_gt", "zh_everyday_codec", "zh_everyday_tts"),
     *("clone_similarity", "clone_impostor", "clone_nearest"),
     *("clone_human_similarity", "clone_human_impostor", "clone_human_nearest"),
+    *("wer_en_seen_gt", "wer_en_seen_tts", "zh_seen_gt", "zh_seen_tts", "wer_en_human_voice_tts"),
     *(f"dnsmos_{language}_{system}" for language in ("en", "zh") for system in ("gt", "codec", "tts")),
 )
 SUMMARY = (

@@ -74,7 +74,7 @@ class FrontEnd:
 
     def seconds(self, text: str, language: str | None = None) -> float:
         """How long a text as typed will be, about, in seconds."""
-        return expected_seconds(len(encode(self.tokenizer, clean_text(text, language))), self.layout)
+        return expected_seconds(clean_text(text, language))
 
     def prompt(self, said: Script, tokens: Tensor) -> Tensor:
         """The voice-clone prompt: transcript and 25 Hz tokens (T,) of the reference recording -> (R, 1 + k).
@@ -104,4 +104,4 @@ class FrontEnd:
         Raises:
             UserError: more than an hour.
         """
-        return check_length(len(encode(self.tokenizer, script.reading.text)), self.layout)
+        return check_length(script.reading.text)

@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from omnilib.errors import ConfigError, UserError
-from omnilib.mouth.chunking import ChunkMachine, Layout, split_text
+from omnilib.mouth.chunking import ChunkMachine, split_text
 from omnilib.mouth.decode import DecodeSettings
 
-ROWS_PER_ID = 2.0  # a text id is spoken in; measured with the nano model: 1.7 in English, 2.2 in Chinese
+LETTER, CHARACTER = (
+    0.066,
+    0.19,
+)  # seconds of speech of an English letter or space, of a Chinese character; Kokoro's
 LONGEST = 3600.0  # seconds of speech at a time
 LEAST_ROWS = 12  # of a pass: 2 seconds
 RUNAWAY = 8.0  # rows a text id takes at most, where the settings put no closer guard
@@ -43,9 +46,10 @@ def fit(settings: DecodeSettings, positions: int, prompt: int) -> DecodeSettings
     )
 
 
-def expected_seconds(ids: int, layout: Layout) -> float:
-    """Speech that so many text ids will take."""
-    return ids * ROWS_PER_ID * layout.streams / 25
+def expected_seconds(text: str) -> float:
+    """Speech that a normalised text will take, whatever the pieces that a tokenizer cuts it into."""
+    chinese = sum("\u4e00" <= sign <= "\u9fff" for sign in text)
+    return chinese * CHARACTER + (len(text) - chinese) * LETTER
 
 
 def duration(seconds: float) -> str:
@@ -55,13 +59,13 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-def check_length(ids: int, layout: Layout) -> float:
-    """Seconds a text is expected to take.
+def check_length(text: str) -> float:
+    """Seconds a normalised text is expected to take.
 
     Raises:
         UserError: more than an hour.
     """
-    seconds = expected_seconds(ids, layout)
+    seconds = expected_seconds(text)
     if seconds > LONGEST:
         raise UserError(
             f"this text would take about {duration(seconds)} to speak: split it into parts of at most "

@@ -21,11 +21,20 @@ HEADLINES = {  # name -> (what it is, unit, what it is counted in)
     "zh_everyday_gt": ("Mandarin pinyin error, everyday sentences, recordings", "%", SYLLABLES),
     "zh_everyday_codec": ("Mandarin pinyin error, everyday sentences, codec only", "%", SYLLABLES),
     "zh_everyday_tts": ("Mandarin pinyin error, everyday sentences, text to speech", "%", SYLLABLES),
+    "wer_en_seen_gt": ("English word error, voices heard in training, recordings", "%", WORDS),
+    "wer_en_seen_tts": ("English word error, voices heard in training, text to speech", "%", WORDS),
+    "zh_seen_gt": ("Mandarin pinyin error, voices heard in training, recordings", "%", SYLLABLES),
+    "zh_seen_tts": ("Mandarin pinyin error, voices heard in training, text to speech", "%", SYLLABLES),
+    "wer_en_human_voice_tts": ("English word error in a cloned human voice", "%", WORDS),
     "clone_similarity": ("cloned voice: similarity to its reference", "", COSINE),
-    "clone_impostor": ("cloned voice: similarity to the nearest of 40 strangers", "", COSINE),
+    "clone_impostor": ("cloned voice: similarity to the nearest of 40 strangers of its language", "", COSINE),
     "clone_nearest": ("cloned voice: its reference is the nearest", "%", "% of sentences"),
     "clone_human_similarity": ("cloned human voice: similarity to its reference", "", COSINE),
-    "clone_human_impostor": ("cloned human voice: similarity to the nearest of 40 strangers", "", COSINE),
+    "clone_human_impostor": (
+        "cloned human voice: similarity to the nearest of 40 strangers of its language",
+        "",
+        COSINE,
+    ),
     "clone_human_nearest": ("cloned human voice: its reference is the nearest", "%", "% of sentences"),
     "dnsmos_en_gt": ("naturalness (DNSMOS), English recordings", "", OPINION),
     "dnsmos_en_codec": ("naturalness (DNSMOS), English codec only", "", OPINION),
@@ -54,8 +63,18 @@ HEADLINES = {  # name -> (what it is, unit, what it is counted in)
     "long_wer_en": ("word error, 300-500 word texts", "%", WORDS),
     "long_similarity_first_last": ("voice similarity, first and last 15 s of long texts", "", COSINE),
     "long_flagged_texts": ("long texts with an error flag", "", "texts"),
+    "long10_wer": ("word error, 10 minutes in one go", "%", WORDS),
+    "long10_drift": ("change of word error in 10 minutes, 10 minutes in one go", "%", WORDS),
+    "long10_similarity": ("voice similarity to the reference, 10 minutes in one go", "", COSINE),
+    "long10_similarity_drift": ("change of similarity in 10 minutes, 10 minutes in one go", "", COSINE),
+    "long10_flagged": ("chunks with an error flag, 10 minutes in one go", "%", "% of chunks"),
+    "long60_wer": ("word error, 60 minutes in one go", "%", WORDS),
+    "long60_drift": ("change of word error in 10 minutes, 60 minutes in one go", "%", WORDS),
+    "long60_similarity": ("voice similarity to the reference, 60 minutes in one go", "", COSINE),
+    "long60_similarity_drift": ("change of similarity in 10 minutes, 60 minutes in one go", "", COSINE),
+    "long60_flagged": ("chunks with an error flag, 60 minutes in one go", "%", "% of chunks"),
     "sim_seen": ("voice similarity, speakers seen in training", "", COSINE),
-    "sim_unseen": ("voice similarity, unseen speakers (known engines, other speeds)", "", COSINE),
+    "sim_unseen": ("voice similarity, unseen speakers", "", COSINE),
     "sim_gt_pair": ("similarity of two recordings of one speaker", "", COSINE),
     "sim_threshold": ("same-speaker threshold of the judge", "", COSINE),
     "rtf_total": ("real-time factor, whole chain", "", SPEED),
@@ -77,7 +96,11 @@ HEADLINES = {  # name -> (what it is, unit, what it is counted in)
         "h of sound in 1 h",
     ),
 }
-OPTIONAL = re.compile("(wer|zh)_everyday|clone_|dnsmos_")  # not of every frozen set
+# not of every frozen set
+OPTIONAL = re.compile(r"(wer|zh)_everyday|(wer_en|zh)_(seen|human_voice)_|clone_|dnsmos_|long\d+_")
+# figure of all test sentences -> that of the everyday ones; where both are the same sentences, one is shown
+EVERYDAY = {f"{a}_{system}": f"{b}_{system}" for a, b in (("wer_en", "wer_everyday_en"), ("zh", "zh_everyday"))
+            for system in ("gt", "codec", "tts")}  # fmt: skip
 TIMING = re.compile(r"(^|_)(rtf|ttfs|first_sound|speedup)(_|$)")
 SHARE = re.compile(r"(^|_)(error|wer|cer|recall|share|waste|accuracy|baseline|agreement|dropped|kept)(_|$)")
 NO_SHARE = re.compile(r"_(over|change|spread|loss|s|ratio)(_|$)")
@@ -155,6 +178,8 @@ def summary_rows(scale: str, reports: Path = REPORTS) -> list[tuple[str, str, st
     extra = {k: (k.replace("_", " "), unit_of(k), "-") for k in sorted(summary.keys() - HEADLINES.keys())}
     for key, (name, unit, counted) in {**HEADLINES, **extra}.items():
         if key not in summary and OPTIONAL.match(key):
+            continue
+        if key in EVERYDAY and summary.get(EVERYDAY[key], {}).get("value") is not None:
             continue
         entry = summary.get(key, {})
         rows.append(

@@ -10,6 +10,7 @@ from omnilib.provenance import commit_of, read_stamp, scrub, write_text
 from omnilib.report import sources
 from omnilib.report.folders import restore
 from omnilib.report.headlines import (
+    EVERYDAY,
     HEADLINES,
     is_timing,
     load_summary,
@@ -34,6 +35,7 @@ __all__ = [
 HEAD = ("counted in", "n", "source")
 PAPER_HEAD = ("claim (paper ref)", "paper", "measured", "scale · n", "verdict", "holds when")
 CARDS = (
+    *("wer_everyday_en_tts", "wer_everyday_en_gt", "zh_everyday_tts", "zh_everyday_gt", "clone_nearest"),
     *("wer_en_tts", "wer_en_gt", "wer_en_open_tts", "zh_tts", "zh_gt", "zh_open_tts", "long_wer_en"),
     *("sim_unseen", "rtf_total", "ttfs_stream_s", "params_total"),
 )
@@ -191,7 +193,7 @@ def index_page(
         f'<div class="card"><b>{number({**summary[key], "ci95": None}, HEADLINES[key][1])}</b>'
         f"<span>{HEADLINES[key][0]}, {HEADLINES[key][2]}</span></div>"
         for key in CARDS
-        if key in summary
+        if key in summary and EVERYDAY.get(key) not in summary
     )
     links = "".join(
         f'<li><a href="{scale}/{folder.name}/report.html">{html.escape(folder.name.replace("_", " "))}</a> '

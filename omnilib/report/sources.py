@@ -60,6 +60,8 @@ PROGRAMS: dict[
         ("text", "tokenizer"),
     ),
     "ends": (("omnilib.eval.ends",), (), SPOKEN),
+    "long10": (("omnilib.eval.longform",), FROZEN, SPOKEN),
+    "long60": (("omnilib.eval.longform",), FROZEN, SPOKEN),
     "spoken": (
         ("omnilib.bench.spoken",),
         ("omnilib/eval/spoken_forms.jsonl", "omnilib/eval/spoken_forms_fresh.jsonl"),

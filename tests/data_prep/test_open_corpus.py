@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
-from data_prep import engines, fetch, frozen, kokoro, open_corpus, open_plan, speakers, texts
+from data_prep import describe, engines, fetch, frozen, kokoro, nano, open_corpus, open_plan, speakers, texts
 from data_prep.texts import Line
 from omnilib.data import load_segment, read_manifest, sha256
 from omnilib.errors import DataError, MissingTool
+from omnilib.paths import ROOT
 from tests.data_prep.kokoro_fakes import VOICES
 
 KINDS = {
@@ -177,6 +179,49 @@ def test_a_killed_build_goes_on_where_it_was(tiny, built, tmp_path):
     assert {p.name: p.stat().st_mtime_ns for p in lists[1:]} == kept and not list(
         tmp_path.glob("audio/*.tmp")
     )
+
+
+def test_a_shard_that_was_damaged_after_it_was_finished_is_spoken_again(tiny, built, tmp_path):
+    digest, sums = sha256(built / "manifest.jsonl"), (built / "checksums.sha256").read_text()
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    first, second, third = sorted((tmp_path / "audio").iterdir())[:3]
+    first.write_bytes(first.read_bytes()[:2000])
+    second.unlink()
+    (tmp_path / "records" / f"{third.stem}.jsonl").write_text('{"id": ')
+    assert open_corpus.records_of(tmp_path, second.stem) is None
+    assert open_corpus.build(tmp_path, workers=1) == digest
+    assert (tmp_path / "checksums.sha256").read_text() == sums
+
+
+def test_the_command_killed_in_the_middle_goes_on_and_ends_the_same(tiny, built, tmp_path):
+    script = (
+        "import sys, pytest; from pathlib import Path; from tests.data_prep import test_open_corpus as tests\n"
+        "tests.shrink(pytest.MonkeyPatch()); tests.open_corpus.build(Path(sys.argv[1]), workers=1)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as builder:
+        for _ in range(1200):
+            if len(list(tmp_path.glob("records/*.jsonl"))) >= 3 or builder.poll() is not None:
+                break
+            time.sleep(0.02)
+        builder.kill()
+    assert list(tmp_path.glob("records/*.jsonl")) and not (tmp_path / "manifest.jsonl").exists()
+    time.sleep(2 * 0.1)
+    assert open_corpus.build(tmp_path, workers=1) == sha256(built / "manifest.jsonl")
+    assert (tmp_path / "checksums.sha256").read_text() == (built / "checksums.sha256").read_text()
+
+
+def test_a_disk_that_is_full_when_the_manifest_is_written_gives_one_line(tiny, built, monkeypatch, tmp_path):
+    shutil.copytree(built, tmp_path / "c")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(open_corpus, "write_manifest", full)
+    with pytest.raises(SystemExit, match=r"No space left on device.*finished shards are kept"):
+        nano.main(["--out", str(tmp_path / "c"), "--collect"])
+    assert sha256(tmp_path / "c" / "manifest.jsonl") == sha256(built / "manifest.jsonl")
 
 
 def test_utterances_are_whole_rows_read_from_flac_and_have_phoneme_times(built, tmp_path):
@@ -348,18 +393,146 @@ def test_the_card_names_hours_words_and_licences(built):
     assert open_corpus.fingerprint(built) == {"plan": sha256(built / "plan.jsonl"), "manifest": digest}
 
 
-def test_the_frozen_set_of_the_natural_corpus_is_everyday_first_and_small(built, monkeypatch, tmp_path):
-    monkeypatch.setattr(frozen, "human", lambda: [])
-    monkeypatch.setattr(frozen, "EVERYDAY_LINES", {"en": 5, "zh": 3})
-    monkeypatch.setattr(frozen, "OPEN_LINES_UNSEEN", 1)
-    monkeypatch.setattr(frozen, "GALLERY", 3)
-    frozen.freeze(built, tmp_path / "frozen")
-    records = read_manifest(tmp_path / "frozen" / "manifest.jsonl")
-    assert {"reference", "pair", "eval", "open", "gallery", "train"} <= {r["role"] for r in records}
-    assert {r["set"] for r in records if r["role"] == "eval"} == {"everyday"}
-    judged = {r["speaker"] for r in records if r["role"] == "eval"}
-    assert judged <= {r["speaker"] for r in records if r["role"] == "reference"}
-    assert not judged & {r["speaker"] for r in records if r["role"] == "gallery"}
+def test_a_corpus_is_described_by_engine_voice_and_word(built, tmp_path, capsys):
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    nano.main(["--out", str(tmp_path), "--describe"])
+    found = json.loads((tmp_path / "description.json").read_text())
+    records = read_manifest(built / "manifest.jsonl")
+    hours = sum(r["duration"] for r in records) / 3600
+    for groups in ("engines", "voices", "splits", "kinds"):
+        assert sum(g["utterances"] for g in found[groups].values()) == len(records) == found["utterances"]
+        assert sum(g["hours"] for g in found[groups].values()) == pytest.approx(hours, abs=0.02)
+    assert set(found["engines"]) == {"kokoro", "flite", "piper"} and "kokoro mixtures, en" in found["voices"]
+    spoken = [
+        w
+        for r in records
+        if (r["language"], r["split"]) == ("en", "train")
+        for w in texts.words(r["text"], "en")
+    ]
+    english = found["words"]["en"]
+    assert english["words"] == len(spoken) and english["distinct"] == len(set(spoken))
+    assert sum(english[name] for name in describe.TIMES) == english["distinct"]
+    out = capsys.readouterr().out
+    assert f"| en | {english['words']} | {english['distinct']} |" in out and "| kokoro |" in out
+
+
+def test_a_corpus_that_is_not_there_or_of_another_plan_is_not_described(built, tmp_path):
+    with pytest.raises(SystemExit, match="no corpus in .*: build it, or collect what is finished"):
+        nano.main(["--out", str(tmp_path), "--describe"])
+    shutil.copytree(built, tmp_path / "c")
+    plan = (tmp_path / "c" / "plan.jsonl").read_text().splitlines()
+    (tmp_path / "c" / "plan.jsonl").write_text("\n".join(plan[1:]))
+    with pytest.raises(SystemExit, match="1 utterances of .* are not in its plan"):
+        nano.main(["--out", str(tmp_path / "c"), "--describe"])
+    (tmp_path / "c" / "plan.jsonl").write_text(plan[0][:50])
+    with pytest.raises(SystemExit, match="is damaged"):
+        nano.main(["--out", str(tmp_path / "c"), "--describe"])
+
+
+def lessen(patch) -> None:
+    """Fewer lines of each role, no prompts of a person."""
+    patch.setattr(frozen, "human", lambda: [])
+    patch.setattr(frozen, "EVERYDAY_LINES", {"en": 5, "zh": 3})
+    patch.setattr(frozen, "OPEN_LINES", 1)
+    patch.setattr(frozen, "SEEN_SPEAKERS", {"en": 2, "zh": 1})
+    patch.setattr(frozen, "TRAIN_SPEAKERS", {"en": 2, "zh": 1})
+    patch.setattr(frozen, "TRAIN_LINES", 2)
+    patch.setattr(frozen, "GALLERY", 3)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    lessen(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def froze(built, tmp_path_factory):
+    """The frozen set of the small corpus, for tests that only read it."""
+    folder = tmp_path_factory.mktemp("froze") / "frozen"
+    with pytest.MonkeyPatch.context() as patch:
+        lessen(patch)
+        frozen.freeze(built, folder)
+    return folder
+
+
+def test_the_frozen_set_has_every_role_in_both_languages_and_no_recording_twice(built, froze):
+    records = read_manifest(froze / "manifest.jsonl")
+    for language in ("en", "zh"):
+        mine = [r for r in records if r["language"] == language]
+        speakers = {
+            role: {r["speaker"] for r in mine if r["role"] == role} for role in {r["role"] for r in mine}
+        }
+        assert set(speakers) == {"reference", "pair", "eval", "open", "seen", "gallery", "train"}
+        assert speakers["eval"] | speakers["seen"] | speakers["open"] <= speakers["reference"]
+        assert not speakers["eval"] & (speakers["gallery"] | speakers["train"] | speakers["seen"])
+        assert 2 <= len(speakers["gallery"]) <= 3
+        assert {r["set"] for r in mine if r["role"] == "eval"} == {"everyday"}
+        assert {r["split"] for r in mine if r["role"] == "train"} == {"train"}
+        judged = [r for r in mine if r["role"] in ("eval", "seen", "open")]
+        assert {r["split"] for r in judged} == {"test"}
+    assert len({r["id"] for r in records}) == len({r["path"] for r in records}) == len(records)
+    assert (froze / "longform.jsonl").read_bytes() == (built / "long_texts.jsonl").read_bytes()
+
+
+def test_judged_mandarin_is_lossless_but_for_the_last_bits(froze):
+    for record in read_manifest(froze / "manifest.jsonl"):
+        kept = record["language"] == "zh" and record["role"] in ("eval", "reference")
+        assert Path(record["path"]).suffix == (".flac" if kept else ".ogg")
+        if kept:
+            wave, rate = soundfile.read(froze / record["path"], dtype="int16")
+            assert rate == 16_000 and not (wave % 4).any() and wave.any()
+
+
+def test_all_frozen_lines_are_every_everyday_sentence_and_the_references(built, few, tmp_path):
+    frozen.freeze(built, tmp_path / "all", every=True)
+    records = read_manifest(tmp_path / "all" / "manifest.jsonl")
+    assert {r["role"] for r in records} == {"reference", "eval", "seen"}
+    corpus = read_manifest(built / "manifest.jsonl")
+    everyday = {r["id"] for r in corpus if r["set"] == "everyday"}
+    assert {r["id"] for r in records if r["role"] == "eval"} == everyday
+
+
+def test_sentences_written_by_hand_are_frozen_first():
+    line = lambda n, kind, chosen: {  # noqa: E731
+        "id": f"x-{n}", "speaker": "ann", "part": "synthetic", "language": "en", "kind": kind, "set": chosen,
+        "seen_speaker": False, "split": "test", "duration": 2.0,
+    }  # fmt: skip
+    records = [line(n, "everyday", "everyday") for n in range(300)]
+    records += [line(n, "newcomer", "everyday") for n in range(300, 360)] + [line(400, "gloss", "open")]
+    chosen = [r for role, r in frozen.choose(records) if role == "eval"]
+    assert [r["kind"] for r in chosen].count("newcomer") == 60 and len(chosen) == frozen.EVERYDAY_LINES["en"]
+
+
+def test_a_frozen_set_that_is_too_large_or_cannot_be_written_leaves_the_earlier_one(
+    built, froze, few, tmp_path, monkeypatch
+):
+    shutil.copytree(froze, tmp_path / "frozen")
+    before = sorted(p.name for p in (tmp_path / "frozen" / "audio").iterdir())
     monkeypatch.setattr(frozen, "MOST_BYTES", 1000)
-    with pytest.raises(DataError, match="more than the 0 MB that are committed"):
-        frozen.freeze(built, tmp_path / "again")
+    with pytest.raises(DataError, match="more than 0.0 MB: freeze fewer lines"):
+        frozen.freeze(built, tmp_path / "frozen")
+
+    def full(*args, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(frozen.soundfile, "write", full)
+    with pytest.raises(SystemExit, match="No space left on device.*the earlier subset is still there"):
+        frozen.main(["--corpus", str(built), "--out", str(tmp_path / "frozen")])
+    assert sorted(p.name for p in (tmp_path / "frozen" / "audio").iterdir()) == before
+    assert [p.name for p in tmp_path.iterdir()] == ["frozen"]
+
+
+def test_an_unfinished_corpus_or_a_folder_of_other_files_is_not_frozen(built, few, tmp_path):
+    shutil.copytree(built, tmp_path / "part")
+    records = [r for r in read_manifest(built / "manifest.jsonl") if r["language"] == "en"]
+    (tmp_path / "part" / "manifest.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    with pytest.raises(DataError, match="no recording for 'eval' in zh, 'reference' in zh: finish it"):
+        frozen.freeze(tmp_path / "part", tmp_path / "frozen")
+    (tmp_path / "part" / "long_texts.jsonl").unlink()
+    with pytest.raises(DataError, match="no long_texts.jsonl"):
+        frozen.freeze(tmp_path / "part", tmp_path / "frozen")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="holds other files"):
+        frozen.freeze(built, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()

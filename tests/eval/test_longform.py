@@ -105,9 +105,7 @@ def test_a_damaged_report_says_how_to_restore_it(tmp_path):
 
 
 def test_a_frozen_set_without_long_texts_says_so(tmp_path):
-    frozen = SimpleNamespace(
-        folder=tmp_path, long_texts=[{"id": "long-en-00", "speaker": "ann", "text": "a"}]
-    )
+    frozen = SimpleNamespace(folder=tmp_path, texts=lambda kind: [])
     with pytest.raises(DataError, match="60 minutes"):
         longform.texts_of(frozen, 60)
 

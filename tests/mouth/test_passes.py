@@ -103,15 +103,20 @@ def test_no_room_for_a_word_is_one_line(positions):
         fit(DecodeSettings(), positions, prompt=100)
 
 
-def test_more_than_an_hour_is_refused_with_its_length(tiny, tokenizer):
-    layout = layout_of(tiny(4).config, tokenizer)  # 0.16 s a row, 2 rows an id
-    assert check_length(10_000, layout) == pytest.approx(3200)
+def test_more_than_an_hour_is_refused_with_its_length():
+    assert check_length("a word or two " * 3600) == pytest.approx(3326, abs=1)
+    assert check_length("早上好" * 6000) == pytest.approx(3420)
     with pytest.raises(
-        UserError, match=r"about 64 minutes to speak: split it into parts of at most 60 minutes"
+        UserError, match=r"about 65 minutes to speak: split it into parts of at most 60 minutes"
     ):
-        check_length(12_000, layout)
-    with pytest.raises(UserError, match=r"about 8\.9 hours"):
-        check_length(100_000, layout)
+        check_length("a word or two " * 4200)
+    with pytest.raises(UserError, match=r"about 9\.5 hours"):
+        check_length("早上好" * 60_000)
+
+
+def test_a_text_of_9600_words_is_an_hour_however_its_words_are_cut():
+    text = "there was a man of the city who had no house and would not stay in any other place " * 506
+    assert 2400 < check_length(text) < 3600
 
 
 @pytest.mark.parametrize(
