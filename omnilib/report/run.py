@@ -152,6 +152,16 @@ class Run:
             caption,
         )
 
+    def drawing(self, drawing: Any, name: str, caption: str = "") -> None:
+        """Save a drawing of `omnilib.drawings` as figures/<name>.svg and show it."""
+        data = drawing.svg().encode()
+        self.keep("figures", f"{name}.svg", data, caption)
+        alt = html.escape(caption or drawing.title)
+        show(
+            f'<figure><img class="diagram" alt="{alt}" src="{data_uri("image/svg+xml", data)}">',
+            caption,
+        )
+
     def audio(self, wave: Any, rate: int, name: str, caption: str = "", demo: bool = False) -> None:
         """Save a wave (T,) as audio/<name>.mp3 and show a player; `demo` puts it on the front page too."""
         data = encode_mp3(wave, rate)
