@@ -10,15 +10,19 @@ character with the right sound.
 
 import html
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from omnilib.errors import UserError
-from omnilib.eval.judges import Whisper
+from omnilib.eval.judges import RATE, Whisper
 from omnilib.eval.normalize import normalize
 from omnilib.eval.wer import rates, toneless_pinyin
+from omnilib.reference import load_reference
 from omnilib.spoken import clean_text
+
+LONGEST = 30.0  # seconds of a recording that is to be cloned
 
 KINDS = {"equal": "", "substitute": "background:#f3d9c4;color:#1c2430", "delete": "text-decoration:line-through", "insert": "background:#cfe6e4;color:#1c2430"}  # fmt: skip
 
@@ -91,6 +95,14 @@ class HearBack:
         if self.judge is None:
             self.judge = Whisper(workers=1)
         return self.judge.transcribe(wave, rate, language)
+
+    def words_of(self, path: str | Path, language: str) -> str:
+        """What is said in a recording that is to be cloned.
+
+        Raises:
+            AudioError: the recording cannot be used.
+        """
+        return self.transcribe(load_reference(path, RATE, LONGEST), RATE, language)
 
     def hear(self, wave: np.ndarray | Tensor, rate: int, text: str, language: str) -> Heard:
         """The transcript of a wave (T,) against the text that it should say."""

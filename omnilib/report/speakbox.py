@@ -101,11 +101,8 @@ class SpeakBox:
         if not self.said.value.strip():
             if self.listener is None:
                 raise UserError("write down what the recording says: the model continues from it")
-            from omnilib.audio import TOKENIZER_RATE
-            from omnilib.reference import load_reference
-
-            wave = load_reference(self.recording, TOKENIZER_RATE, 30.0)
-            self.said.value = self.listener.transcribe(wave, TOKENIZER_RATE, self.language_of(self.box.value))
+            language = self.language_of(self.box.value)
+            self.said.value = self.listener.words_of(self.recording, language)
         return {"voice": self.recording, "voice_text": self.said.value}
 
     def say(self, _: Any = None) -> None:
