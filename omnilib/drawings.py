@@ -176,10 +176,10 @@ def mask(seen: np.ndarray, chunk: int = 0) -> Picture:
                 size,
                 "separator" if seen[query, key] else "pad",
             )
-    for edge in range(chunk, keys if chunk else 0, chunk):
+    for edge in range(chunk, keys, chunk) if chunk else ():
         x = left + size * edge
         picture.line([(x, top), (x, top + size * queries)])
-    for edge in range(chunk, queries if chunk else 0, chunk):
+    for edge in range(chunk, queries, chunk) if chunk else ():
         y = top + size * edge
         picture.line([(left, y), (left + size * keys, y)])
     picture.text(210, top + size * queries + 26, "teal: seen; grey: hidden", "soft")
