@@ -3,7 +3,8 @@
     python -m omnilib.diagrams        # write them again after a change here
 
 A drawing is 420 units wide, so that its text can be read on a phone (390 px). It brings its own background
-and two sets of colours; the reader's light or dark setting (`prefers-color-scheme`) chooses one.
+and two sets of colours; the reader's light or dark setting (`prefers-color-scheme`) chooses one. Pictures of numbers
+that a chapter has just computed are drawn by `drawings.py` in the same way.
 """
 
 import html
@@ -24,6 +25,8 @@ text{font:14px system-ui,sans-serif;fill:#1c2430}.soft{fill:#5b6675;font-size:13
 
 class Drawing:
     """Boxes, arrows and words on a canvas of 420 units; y grows downwards."""
+
+    style = STYLE
 
     def __init__(self, title: str, height: int):
         self.title, self.height = title, height
@@ -78,7 +81,7 @@ class Drawing:
         return "\n".join(
             [
                 f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img">',
-                f"<title>{html.escape(self.title)}</title><style>{STYLE}</style><defs>{head}</defs>",
+                f"<title>{html.escape(self.title)}</title><style>{self.style}</style><defs>{head}</defs>",
                 card,
                 *self.parts,
                 "</svg>\n",

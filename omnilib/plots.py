@@ -3,6 +3,7 @@
 Colours mean the same everywhere: recordings grey, codec blue, text to speech orange.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,10 +43,31 @@ def read_log(path: Path) -> list[dict]:
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
+def logged(log: list[dict], key: str) -> list[float]:
+    """Values of one key in a training log, in order; rows without it are left out."""
+    return [row[key] for row in log if row.get(key) is not None]
+
+
+def phase_ends(log: list[dict]) -> list[int]:
+    """Steps at which a training goes over to another phase."""
+    rows = [row for row in log if "phase" in row]
+    return [a["step"] for a, b in itertools.pairwise(rows) if a["phase"] != b["phase"]]
+
+
 def loss_curves(
-    runs: dict[str, Path | list[dict]], keys: Sequence[str] = ("loss",), smooth: int = 5, log: bool = False
+    runs: dict[str, Path | list[dict]],
+    keys: Sequence[str] = ("loss",),
+    smooth: int = 5,
+    log: bool = False,
+    lines: dict[str, float] | None = None,
 ) -> Figure:
-    """One panel a key, two beside each other; one line a run: pale what was logged, strong its running mean."""
+    """One panel a key, two beside each other; one line a run: pale what was logged, strong its running mean.
+
+    Dotted upright lines are the borders between the phases of a run, where one alone is drawn.
+
+    Args:
+        lines: key -> level of a dashed line, for example what a guess would reach.
+    """
     columns = min(2, len(keys))
     rows = -(-len(keys) // columns)
     figure, axes = new(8.4 if columns == 2 else 6.0, 3.1 * rows, rows=rows, columns=columns)
@@ -71,6 +93,11 @@ def loss_curves(
                 color=colour,
                 label=name,
             )
+        if key in (lines or {}):
+            axis.axhline(lines[key], color="#333", ls="--", lw=1)
+        for run in runs.values() if len(runs) == 1 else ():
+            for step in phase_ends(run if isinstance(run, list) else read_log(run)):
+                axis.axvline(step, color=COLOURS["recording"], ls=":", lw=1)
         axis.set(xlabel="step", title=key.replace("_", " "), yscale="log" if log else "linear")
     axes[0].legend(frameon=False)
     return figure

@@ -119,7 +119,7 @@ def test_page_of_a_chapter_needs_no_script_and_no_network(path, chapter):
     assert len(folds) >= sum(c.cell_type == "code" for c in nbformat.read(path, 4).cells), (
         "every code cell folds"
     )
-    assert sum("image/svg+xml" in i["src"] for i in reader.every("img")) == 1, "one diagram a chapter"
+    assert any("image/svg+xml" in i["src"] for i in reader.every("img")), "a chapter has a diagram"
     number = CHAPTERS.index(path)
     links = [a.get("href", "") for a in reader.every("a")]
     for neighbour in (*CHAPTERS[max(0, number - 1) : number], *CHAPTERS[number + 1 : number + 2]):

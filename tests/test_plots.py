@@ -102,3 +102,16 @@ def test_pictures_of_a_long_film_are_chosen_evenly():
     stills = [np.full((2, 2, 3), n, np.uint8) for n in range(20)]
     shown = [int(axis.images[0].get_array()[0, 0, 0]) for axis in plots.pictures(stills, most=3).axes]
     assert shown == [0, 10, 19]
+
+
+def test_loss_curves_show_the_pass_line_and_where_phases_change():
+    rows = [{"step": s, "loss": 1.0, "phase": "a" if s < 3 else "b"} for s in range(1, 6)]
+    (axis,) = plots.loss_curves({"run": rows}, lines={"loss": 0.5}).axes
+    places = [line.get_xydata()[0] for line in axis.lines[2:]]
+    assert places[0][1] == 0.5, "the dashed line"
+    assert places[1][0] == 2, "the last step of the first phase"
+    assert plots.phase_ends([{"step": 1}, {"step": 2}]) == []
+
+
+def test_logged_leaves_out_rows_without_the_key():
+    assert plots.logged([{"step": 1, "a": 2.0}, {"step": 1, "b": 1}, {"step": 2, "a": None}], "a") == [2.0]

@@ -124,6 +124,16 @@ def paper_rows(metrics: dict[str, dict]) -> list[dict]:
     return rows
 
 
+def record(run, gain: dict) -> dict[str, list[dict]]:
+    """Put the figures of both arms into a chapter's `run` as "<arm>_<measure>"; returns the curve of one run of each arm."""
+    source = f"reports/{run.scale}/curation_gain/metrics.json"
+    for arm, values in gain["summary"].items():
+        for measure, found in values.items():
+            seeds = (found["low"], found["high"]) if found["n"] > 1 else None
+            run.metric(f"{arm}_{measure}", found["value"], found["n"], seeds, source=source)
+    return {arm: next(r["curve"] for r in gain["runs"] if r["arm"] == arm) for arm in gain["summary"]}
+
+
 def main(argv: list[str] | None = None) -> dict[str, dict]:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -131,6 +131,28 @@ def errors_along(text: str, transcript: str, language: str, parts: int = PARTS) 
     return [float(e / w) if w else 0.0 for e, w in zip(errors, words, strict=True)]
 
 
+def end_over_beginning(
+    along: np.ndarray, seed: int = 0, draws: int = 1000
+) -> tuple[float, tuple[float, float], int]:
+    """Do errors pile up? Errors in the last two fifths of a text over those in the first two, with a 95 % interval.
+
+    Args:
+        along: error rates of (texts, parts), as `errors_along` gives them.
+
+    Returns:
+        The ratio, its interval when texts are drawn again with replacement, and how many parts an end has.
+    """
+    along, rng = np.asarray(along, dtype=float), np.random.default_rng(seed)
+    edge = max(1, along.shape[1] * 2 // 5)
+
+    def ratio(rows: np.ndarray) -> float:
+        return float(rows[:, -edge:].mean() / max(rows[:, :edge].mean(), 1e-9))
+
+    drawn = [ratio(along[rng.integers(len(along), size=len(along))]) for _ in range(draws)]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return ratio(along), (float(low), float(high)), edge
+
+
 def main(argv: Iterable[str] | None = None) -> None:
     """Judge a folder of waves."""
     parser = argparse.ArgumentParser(

@@ -5,7 +5,7 @@ notebooks.py  outside: execute one headless (papermill) and stamp it
 html.py       pages                 index.py   front page and README tables
 headlines.py  names, units, speed   parameters.py  of a notebook, given as name=value
 folders.py    replaced as a whole   compare.py     two runs side by side; one table and plot of a sweep
-ranges.py     numbers with ranges   speakbox.py  the box of chapter 00
+ranges.py     numbers with ranges   speakbox.py  the box of chapter 00      recorder.py  its microphone
 askbox.py     the box of chapter 11
 
 python -m omnilib.report index      rebuild reports/index.html, reports/README.md and README's results table

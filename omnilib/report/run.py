@@ -16,6 +16,7 @@ from omnilib.report.index import measured, rule_of
 
 VERDICTS = ("reproduced", "trend holds", "differs", "not attempted")
 AUDIO_RATE = 24000
+SPEED_FILES = ("speed/metrics.json", "bench/speed.json", "speed.json")  # where the bench of speed may stand
 
 
 def start(name: str, scale: str, seed: int = 0, out_dir: str = "", **parameters: Any) -> "Run":
@@ -136,6 +137,22 @@ class Run:
                 found[key] = self.metric(key, entry["value"], entry.get("n") or 0, **more)
         return found
 
+    def from_speed_bench(self, *names: str) -> dict[str, float]:
+        """Take figures of `python -m omnilib.bench.speed`; says so in one line when that has not run at this scale."""
+        file = next((f for f in SPEED_FILES if (REPORTS / self.scale / f).is_file()), None)
+        if file is None:
+            print(f"no speed figures at {self.scale}: python -m omnilib.bench.speed writes them")
+            return {}
+        entries, found = read_json(REPORTS / self.scale / file), {}
+        entries = entries.get("metrics", entries)
+        for key in names:
+            entry = entries.get(key)
+            if isinstance(entry, dict) and entry.get("value") is not None:
+                source = f"reports/{self.scale}/{file}"
+                more = {"ci95": entry.get("ci95"), "unit": entry.get("unit") or "", "source": source}
+                found[key] = self.metric(key, entry["value"], entry.get("n") or 0, timing=True, **more)
+        return found
+
     def figure(self, figure: Any, name: str, caption: str = "", timing: bool = False) -> None:
         """Save a matplotlib figure as figures/<name>.png and show it; `timing`: it draws speed, another machine draws another."""
         from matplotlib import pyplot
@@ -149,6 +166,16 @@ class Run:
         )
         show(
             f'<figure><img alt="{html.escape(caption or name)}" src="{data_uri("image/png", buffer.getvalue())}">',
+            caption,
+        )
+
+    def drawing(self, drawing: Any, name: str, caption: str = "") -> None:
+        """Save a drawing of `omnilib.drawings` as figures/<name>.svg and show it."""
+        data = drawing.svg().encode()
+        self.keep("figures", f"{name}.svg", data, caption)
+        alt = html.escape(caption or drawing.title)
+        show(
+            f'<figure><img class="diagram" alt="{alt}" src="{data_uri("image/svg+xml", data)}">',
             caption,
         )
 
