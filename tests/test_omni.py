@@ -21,6 +21,7 @@ from omnilib.mouth.rows import prompt_rows
 from omnilib.mouth.speechlm import SpeechLM, SpeechLMConfig
 from omnilib.omni import Omni
 from omnilib.speak import Reference, TextToSpeech
+from omnilib.together import ask_many
 from omnilib.voice.codec import Voice
 from tests.brain import reference
 from tests.conftest import COMMITTED, GOLDEN, load_golden
@@ -411,3 +412,94 @@ def test_a_real_tiny_brain_and_mouth_answer_on_both_tracks(omni):
     reply = talk.ask("hi", max_new_tokens=30)
     assert reply.text == brain.ask("hi", max_new_tokens=30).text
     assert talk.messages[1] == {"role": "assistant", "content": reply.text}
+
+
+def test_the_next_chunk_is_spoken_before_the_text_is_complete(omni):
+    """A limit on rows asks whether a chunk fits when that chunk is written, not when all text is."""
+    omni.brain.script = " ".join([STORY] * 4)
+    answer = omni.conversation("ann").stream("hi", max_new_tokens=10000)
+    assert answer.mouth.settings.passes
+    for _ in answer:
+        if any(row.chunk > 2 for row in answer.mouth.rows):
+            break
+    assert not answer.brain.over and len(answer.brain.text) < 0.7 * len(omni.brain.script)
+
+
+@pytest.mark.parametrize("rows", [30, 60, 110, 8192])
+def test_chunks_and_passes_are_those_of_the_whole_text_under_any_limit(omni, rows):
+    omni.speech.settings = replace(omni.speech.settings, pass_rows=rows)
+    omni.brain.script = STORY + ". " + STORY
+    talk = omni.conversation("ann")
+    answer = stepped_pieces(talk)
+    whole = talk.stream("again")
+    whole.mouth.push(omni.speech.front.read(omni.brain.script, "en").ids, last=True)
+    while not whole.mouth.over:
+        whole.mouth.step()
+    whole.stop()
+    assert torch.equal(grid(answer), grid(whole)) and answer.mouth.chunks == whole.mouth.chunks
+
+
+def stepped_pieces(talk):
+    """An answer step by step, brain and mouth in turns, without sound."""
+    answer = talk.stream("hi", max_new_tokens=10000)
+    while not answer.done:
+        answer.brain_step()
+        answer.mouth_step()
+    answer.stop()
+    return answer
+
+
+def test_several_media_in_a_later_turn_stand_behind_those_of_the_first(omni):
+    omni.brain.script = "all is good"
+    talk = omni.conversation("ann")
+    wave, picture = torch.zeros(8000).numpy() + 0.1, torch.zeros(56, 56, 3, dtype=torch.uint8).numpy()
+    talk.ask("what is it?", images=[picture])
+    talk.ask(
+        "<image> or <speech> or <image>, said <speech>?", images=[picture, picture + 9], audio=[wave, wave]
+    )
+    talk.ask("and this film?", videos=[[picture, picture + 5]], speak=False)
+    first, second, third = omni.brain.batches
+    own = len(first["pixel_values"])
+    assert len(second["pixel_values"]) == 3 * own and len(second["input_features"]) == 2
+    assert torch.equal(second["pixel_values"][:own], first["pixel_values"])
+    assert torch.equal(third["pixel_values"][: 3 * own], second["pixel_values"])
+    assert len(third["pixel_values"]) > 3 * own and torch.equal(
+        third["input_features"], second["input_features"]
+    )
+    assert [m["role"] for m in talk.messages] == ["user", "assistant"] * 3
+
+
+# ---- several conversations at once --------------------------------------------------------------------------
+
+
+def test_conversations_in_one_batch_have_the_text_rows_and_sound_they_have_alone(omni):
+    made = Omni(
+        Brain(omni.brain.model, omni.brain.processor, weights=""), omni.speech, first_hop=omni.first_hop
+    )
+    asked = [
+        ("ann", {"text": "hi"}),
+        ("bo", {"text": "what is it?", "audio": [torch.ones(8000).numpy() * 0.1]}),
+    ]
+    asked.append(("ann", {"text": "and now? and then?"}))
+    alone = [made.conversation(voice).ask(**question, max_new_tokens=12) for voice, question in asked]
+    talks = [made.conversation(voice) for voice, _ in asked]
+    together = ask_many(talks, [question for _, question in asked], max_new_tokens=12)
+    for one, many, talk in zip(alone, together, talks, strict=True):
+        assert one.text == many.text == talk.messages[1]["content"] and one.chunks == many.chunks
+        assert len(one.wave) == len(many.wave)
+        torch.testing.assert_close(one.wave, many.wave, atol=1e-3, rtol=0)
+    assert any(len(reply.wave) for reply in together)
+    again = ask_many(talks, [{"text": "go on"}] * 3, speak=False, max_new_tokens=4)
+    assert all(len(reply.wave) == 0 for reply in again) and [len(t.messages) for t in talks] == [4, 4, 4]
+
+
+def test_a_batch_of_conversations_needs_a_question_for_each(omni):
+    talk = omni.conversation("ann")
+    for talks, questions in (([talk], []), ([talk, talk], [{"text": "a"}] * 2)):
+        with pytest.raises(UserError, match="one question for each"):
+            ask_many(talks, questions)
+    assert ask_many([], []) == []
+    other = Omni(omni.brain, omni.speech).conversation("ann")
+    with pytest.raises(UserError, match="different models"):
+        ask_many([talk, other], [{"text": "a"}] * 2)
+    assert talk.messages == []
