@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omnilib.brain.ask import Brain
     from omnilib.mouth.speechlm import SpeechLM
+    from omnilib.omni import Omni
     from omnilib.speak import TextToSpeech
     from omnilib.voice.codec import Codec
 
 __version__ = "0.1.0"
-__all__ = ["Brain", "Codec", "SpeechLM", "TextToSpeech"]
+__all__ = ["Brain", "Codec", "Omni", "SpeechLM", "TextToSpeech"]
 
 HOMES = {  # public name -> module
     "Brain": "omnilib.brain.ask",
     "Codec": "omnilib.voice.codec",
+    "Omni": "omnilib.omni",
     "SpeechLM": "omnilib.mouth.speechlm",
     "TextToSpeech": "omnilib.speak",
 }

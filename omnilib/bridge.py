@@ -8,7 +8,8 @@ for every kind of written form. What stands in Markdown goes over with its line.
 """
 
 import re
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 
 from omnilib.errors import UserError
 from omnilib.mouth.front_end import FrontEnd
@@ -49,6 +50,10 @@ class SameIds:
         """What the brain wrote of the first `taken` ids that went over."""
         return self.decode(self.ids[:taken])
 
+    def ratio(self, written: int, text: str) -> float:
+        """Ids that the brain writes for one of the mouth's, given that `text` took it so many."""
+        return 1.0
+
 
 class Words:
     """Two vocabularies: spoken forms go over, as far as they are sure.
@@ -75,8 +80,23 @@ class Words:
         return self.hand_over(text, whole=True)
 
     def said(self, taken: int) -> str:
-        """As `SameIds.said`, cut where the text was cut."""
-        return next((text for count, text in reversed(self.marks) if count <= taken), "")
+        """As `SameIds.said`, at the last place where the text could be cut."""
+        known = max((i for i, (count, _) in enumerate(self.marks) if count <= taken), default=-1)
+        text, later = (self.marks[known][1] if known >= 0 else ""), self.marks[known + 1 : known + 2]
+        for _, longer in later:
+            cuts = sorted(c for c in safe_cuts(longer, 0) if c > len(text))
+            fits = bisect_right(cuts, taken, key=lambda cut: self.spoken(longer[:cut]))
+            text = longer[: cuts[fits - 1]] if fits else text
+        return text
+
+    def ratio(self, written: int, text: str) -> float:
+        """As `SameIds.ratio`."""
+        count, known = self.marks[-1] if self.marks else (0, "")
+        return written / max(1, len(text)) * len(known) / count if count else 1.0
+
+    def spoken(self, text: str) -> int:
+        """How many ids a beginning of the text is."""
+        return len(encode(self.front.tokenizer, self.front.read(text, self.language).text[:-1]))
 
     def hand_over(self, text: str, whole: bool) -> list[int]:
         """Ids of `text` that have not gone over yet."""
@@ -101,8 +121,12 @@ class Words:
 
 def safe_cut(text: str, start: int) -> int | None:
     """The last place behind `start` up to which nothing that follows can change how the text is read."""
+    return next(safe_cuts(text, start), None)
+
+
+def safe_cuts(text: str, start: int) -> Iterator[int]:
+    """All such places, the last first."""
     for match in reversed(list(SAFE.finditer(text, start))):
         line = text[text.rfind("\n", 0, match.end()) + 1 : match.end()]
         if MARKUP.isdisjoint(line) and text.count("```", 0, match.end()) % 2 == 0:
-            return match.end()
-    return None
+            yield match.end()

@@ -361,6 +361,37 @@ def senses() -> Drawing:
     return d
 
 
+def both_tracks() -> Drawing:
+    """Chapter 12: one turn of the loop, and the cut between two stages."""
+    d = Drawing(
+        "The brain writes an id, the mouth speaks a row, the codec makes sound: in turns, by a plan", 452
+    )
+    d.box(20, 20, 150, "question\nvoice, picture, text")
+    d.arrow((95, 70), (95, 100))
+    d.box(20, 102, 150, "brain\none id at a time", "learns")
+    d.arrow((170, 127), (248, 127))
+    d.text(208, 112, "text", "soft")
+    d.box(250, 102, 150, "mouth\none row: 4 tokens", "learns")
+    d.arrow((325, 152), (325, 244))
+    d.text(315, 178, "tokens, 25 a second", "soft", "end")
+    d.text(20, 212, "cut between the stages", "soft", "start")
+    d.parts.append('<line class="line" x1="20" y1="226" x2="400" y2="226" stroke-dasharray="5 5"/>')
+    d.box(250, 246, 150, "codec\n1 s of sound a hop", "frozen")
+    d.arrow((250, 271), (172, 271))
+    d.text(210, 256, "sound", "soft")
+    d.box(20, 246, 150, "listener\nhears at 1x")
+    d.arrow((95, 296), (95, 340))
+    d.text(105, 318, "seconds still to hear", "soft", "start")
+    d.box(
+        20,
+        342,
+        380,
+        "plan: which of the three is next, when sound may begin\nso that the listener never waits",
+    )
+    d.text(210, 424, "one worker takes the steps in turns")
+    return d
+
+
 def legend(d: Drawing, y: float) -> None:
     """What the two colours of the training diagrams mean."""
     for x, kind in ((20, "frozen"), (160, "learns")):
@@ -381,6 +412,7 @@ DRAWINGS: dict[str, Callable[[], Drawing]] = {
     "09_stages": brain_stages,
     "10_long_audio": long_audio,
     "11_senses": senses,
+    "12_tracks": both_tracks,
 }
 
 

@@ -14,12 +14,24 @@ from torch import Tensor
 
 from omnilib.brain.ask import Brain
 from omnilib.brain.decode import AnswerSettings, ends
-from omnilib.mouth.chunking import Chunk, ChunkMachine, Kind, Row, chunk_is_full
+from omnilib.mouth.chunking import (
+    Chunk,
+    ChunkMachine,
+    Kind,
+    Row,
+    chunk_is_full,
+    is_sentence_end,
+    split_text,
+)
 from omnilib.mouth.decode import Decoder, DecodeSettings, row_tokens
 from omnilib.mouth.front_end import FrontEnd
-from omnilib.mouth.passes import left_over
+from omnilib.mouth.passes import ROWS_PER_ID, left_over
 from omnilib.mouth.speechlm import SpeechLM
-from omnilib.voice.codec import Codec, MelStream
+from omnilib.pacing import Pace
+from omnilib.voice.codec import Codec, MelStream, Voice
+from omnilib.voice.flow import RATIO
+
+FEWEST_ROWS = 1.3  # that quick speech takes for a text id
 
 
 @dataclass(frozen=True)
@@ -73,9 +85,20 @@ class LiveMachine(ChunkMachine):
 
     @property
     def ready(self) -> bool:
-        """With a limit on rows, whether the next chunk fits is asked when the text is known."""
-        waits = self.phase is Kind.SEPARATOR and self.rules.rows is not None
-        return self.closed if waits else super().ready
+        """With a limit on rows, whether the next chunk fits is asked when it is known where it ends."""
+        waits = self.phase is Kind.SEPARATOR and self.rules.rows is not None and not self.closed
+        return super().ready and not (waits and not self.room_is_known)
+
+    @property
+    def room_is_known(self) -> bool:
+        """Whether text that is still to come cannot change what `room` says."""
+        rest = self.rest
+        for start, end in split_text(rest, self.piece, self.rules):
+            if not chunk_is_full(end - start, self.piece(rest[end - 1]), self.rules):
+                return False  # its end is not written yet
+            if not self.sentence_over or is_sentence_end(self.piece(rest[end - 1])):
+                return True
+        return False
 
     @property
     def over(self) -> bool:
@@ -133,6 +156,7 @@ class Mouth:
         self.before: list[Chunk] = []  # of earlier passes
         self.rows: list[Row] = []
         self.pushed = 0  # ids that came over the bridge
+        self.starts: list[int] = []  # ids fed before each chunk
         self.begin([], closed=False)
 
     def begin(self, ids: Sequence[int], closed: bool) -> None:
@@ -172,13 +196,47 @@ class Mouth:
             self.begin(self.machine.rest, self.machine.closed)
         return self.machine.over
 
+    @property
+    def ready(self) -> bool:
+        """Whether a row can be made now."""
+        return not self.over and self.machine.ready
+
     def step(self) -> list[int]:
         """One row, if enough text is known; the 25 Hz tokens of it that are heard."""
-        if self.over or not self.machine.ready:
+        if not self.ready:
             return []
         [(_, row)] = self.decoder.step()
         self.rows.append(row)
+        if row.kind is Kind.TEXT and self.machine.chunks[row.chunk].text_tokens == 1:
+            self.starts.append(self.taken - 1)
         return row_tokens(row, self.machine.layout, self.decoder.blank)
+
+    def heard(self, tokens: int) -> int:
+        """Ids that were spoken in the first `tokens` tokens: text is fed before it is heard, so fewer than `taken`."""
+        per_id, ids = ROWS_PER_ID * self.machine.layout.streams, 0
+        for start, chunk in zip(self.starts, self.chunks, strict=False):
+            if chunk.finished and chunk.text_tokens:
+                per_id = max(1.0, chunk.tokens / chunk.text_tokens)
+            if tokens < chunk.tokens or not chunk.finished:
+                return start + min(chunk.text_tokens, int(tokens / per_id))
+            tokens, ids = tokens - chunk.tokens, start + chunk.text_tokens
+        return self.taken if self.machine.over else ids
+
+    def ids_for(self, rows: int) -> int:
+        """Ids that must be known to make so many rows for sure: where the chunk may end, the next must be whole."""
+        machine, rules = self.machine, self.machine.rules
+        ids = machine.chunks[-1].text_tokens
+        if machine.phase is Kind.TEXT:
+            ids = max(ids, rules.min_tokens + 1)
+        this = FEWEST_ROWS * ids - machine.row_in_chunk  # rows that this chunk takes at least
+        return rows if rows <= this or rules.rows is None else rows + rules.max_tokens + 1
+
+    @property
+    def left(self) -> float:
+        """Seconds of speech that the text known so far will still take, about."""
+        fed = sum(chunk.text_tokens for chunk in self.chunks)
+        rows = ROWS_PER_ID * (fed + len(self.machine.rest)) - len(self.rows)
+        return 0.0 if self.machine.over else max(1.0, rows) * self.machine.layout.streams / 25
 
 
 class Sound:
@@ -187,17 +245,71 @@ class Sound:
     def __init__(self, codec: Codec, voice: MelStream, hop: int = 25):
         self.mels, self.hop = voice.fork(), hop
         self.vocoder = codec.hift.stream(codec.settings.vocoder_context)
-        self.device, self.waiting, self.heard, self.given = codec.device, [], False, False
+        self.device, self.waiting = codec.device, []
+        self.given = 0  # tokens that came
+        self.goal = first_tokens(voice) + voice.ahead  # of them, for the next hop
+
+    @property
+    def missing(self) -> int:
+        """Tokens until the next hop."""
+        return max(0, self.goal - self.given)
+
+    def take(self, tokens: list[int]) -> None:
+        """Tokens of a row."""
+        self.waiting += tokens
+        self.given += len(tokens)
+
+    def due(self, last: bool) -> bool:
+        """Whether there is something to compute; `last`: no more tokens will come."""
+        return self.given > 0 and (last or not self.missing)
 
     @torch.inference_mode()
-    def push(self, tokens: list[int], last: bool = False) -> Tensor:
-        """Samples (n,) that are complete with these tokens; the first hop is as short as can be heard."""
-        self.waiting += tokens
-        self.given = self.given or bool(tokens)
-        if not self.given or not (last or (tokens and (not self.heard or len(self.waiting) >= self.hop))):
-            return torch.empty(0)
+    def step(self, last: bool = False) -> Tensor:
+        """One hop: samples (n,) that are complete with the tokens so far."""
         flat = torch.tensor(self.waiting, dtype=torch.long, device=self.device)
         self.waiting = []
-        wave = self.vocoder.push(self.mels.push(flat, last=last), last=last)[0].cpu()
-        self.heard = self.heard or len(wave) > 0
-        return wave
+        self.goal += self.hop * (1 + max(0, self.given - self.goal) // self.hop)
+        return self.vocoder.push(self.mels.push(flat, last=last), last=last)[0].cpu()
+
+    def push(self, tokens: list[int], last: bool = False) -> Tensor:
+        """`take`, and a hop if it is due: samples (n,)."""
+        self.take(tokens)
+        return self.step(last) if self.due(last) else torch.empty(0)
+
+
+def first_tokens(voice: MelStream) -> int:
+    """Tokens of the first hop that a voice was warmed for."""
+    return voice.block % voice.chunk or voice.chunk
+
+
+class WarmVoices:
+    """Each voice's share of the flow, computed once for every length of the first hop; the newest stay.
+
+    Args:
+        most: kept at a time.
+    """
+
+    def __init__(self, codec: Codec, most: int = 24):
+        self.codec, self.most = codec, most
+        self.kept: dict[tuple[int, int], tuple[Voice, MelStream]] = {}
+
+    @property
+    def choices(self) -> tuple[int, ...]:
+        """Lengths of a first hop, in tokens: as short as can be heard, a whole chunk, and between."""
+        least, most = self.codec.first_hop, self.codec.flow.config.encoder.chunk
+        return least, (least + most) // 2, most
+
+    def seconds(self, first: int) -> float:
+        """Sound that a first hop of so many tokens gives: the vocoder holds some back."""
+        held = self.codec.hift.stream(self.codec.settings.vocoder_context).context
+        return max(0, RATIO * first - held) / (RATIO * 25)
+
+    def warm(self, voice: Voice, pace: Pace, first: int | None = None) -> MelStream:
+        """The voice, ready to speak after `first` tokens, or after as many as the pace of this machine asks for."""
+        first = first or pace.first_hop(self.choices, self.seconds)
+        key = id(voice), first
+        found = self.kept.pop(key, None) or (voice, self.codec.warm(voice, first))
+        self.kept[key] = found  # the newest is last
+        while len(self.kept) > self.most:
+            self.kept.pop(next(iter(self.kept)), None)
+        return found[1]

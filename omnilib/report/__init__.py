@@ -6,7 +6,7 @@ html.py       pages                 index.py   front page and README tables
 headlines.py  names, units, speed   parameters.py  of a notebook, given as name=value
 folders.py    replaced as a whole   compare.py     two runs side by side; one table and plot of a sweep
 ranges.py     numbers with ranges   speakbox.py  the box of chapter 00      recorder.py  its microphone
-askbox.py     the box of chapter 11
+askbox.py     the box of chapter 11   talkbox.py   the box of chapter 12
 
 python -m omnilib.report index      rebuild reports/index.html, reports/README.md and README's results table
 """
@@ -36,6 +36,7 @@ from omnilib.report.notebooks import (
 from omnilib.report.ranges import range_of_items, range_of_share, told
 from omnilib.report.run import AUDIO_RATE, VERDICTS, Run, encode_mp3, holds, paper_row, start
 from omnilib.report.speakbox import SpeakBox
+from omnilib.report.talkbox import TalkBox
 
 __all__ = [
     "AUDIO_RATE",
@@ -44,6 +45,7 @@ __all__ = [
     "Outcome",
     "Run",
     "SpeakBox",
+    "TalkBox",
     "VERDICTS",
     "build_index",
     "check_parameters",

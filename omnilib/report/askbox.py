@@ -1,6 +1,8 @@
 """The box of chapter 11: files and words in, an answer out; needs a running notebook."""
 
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,20 @@ KINDS = {
     "images": "image/*",
     "videos": "video/*,.gif",
 }  # argument of `ask` -> what is offered
+
+
+@contextmanager
+def switched_off(button: Any, controls: Sequence[Any], busy: str) -> Iterator[None]:
+    """Controls disabled while something works, whatever becomes of it; the button says so."""
+    label, button.description = button.description, busy
+    for control in controls:
+        control.disabled = True
+    try:
+        yield
+    finally:
+        button.description = label
+        for control in controls:
+            control.disabled = False
 
 
 class AskBox:
@@ -64,20 +80,12 @@ class AskBox:
         from IPython.display import clear_output
 
         controls = (self.box, self.button, *self.files.values())
-        self.button.description = "thinking ..."
-        for control in controls:
-            control.disabled = True
-        try:
-            with self.answer:
-                clear_output()
-                try:
-                    given = {kind: self.uploaded(kind) for kind in KINDS}
-                    for words in self.brain.stream(self.box.value, **given, **self.settings):
-                        print(words, end="", flush=True)
-                    print()
-                except UserError as error:
-                    print(error)
-        finally:
-            self.button.description = "ask"
-            for control in controls:
-                control.disabled = False
+        with switched_off(self.button, controls, "thinking ..."), self.answer:
+            clear_output()
+            try:
+                given = {kind: self.uploaded(kind) for kind in KINDS}
+                for words in self.brain.stream(self.box.value, **given, **self.settings):
+                    print(words, end="", flush=True)
+                print()
+            except UserError as error:
+                print(error)

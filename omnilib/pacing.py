@@ -1,0 +1,220 @@
+"""Speech that never starves once it began: what is done next while somebody listens, and a meter of their waits.
+
+A listener hears one second of sound a second, from the first piece on. One worker makes it: ids of the brain, rows of
+the mouth, hops of the codec. `Pace` knows what each took so far on this machine, and answers three questions:
+
+    first_hop    how many tokens the first piece waits for, so that the second comes before the first is over
+    may_begin    whether the listener gets what is ready, or more is collected first
+    brain_next   whether the brain writes on, or waits because a row is more urgent
+
+None of them changes a row or a token: only when they come. `underruns` tells from recorded times alone whether it
+went well.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from omnilib.mouth.passes import ROWS_PER_ID
+
+if TYPE_CHECKING:
+    from omnilib.bridge import SameIds, Words
+    from omnilib.tracks import Mouth, Sound, Writer
+
+MARGIN = 1.5  # times the mean that the steps of one piece may take
+LONG_MARGIN = 1.1  # the same for the steps of a whole answer, which even out
+CHUNK_ROWS = 6  # rows without sound where a chunk ends and the next begins
+NEW = 0.2  # weight of the newest time in a mean
+
+
+@dataclass(frozen=True)
+class Span:
+    """One piece of work: its kind ("read", "first", "brain", "row", "hop"), when it began, how long it took."""
+
+    kind: str
+    start: float
+    seconds: float
+
+    @property
+    def end(self) -> float:
+        return self.start + self.seconds
+
+
+class Listener:
+    """Somebody who hears at 1x: `ends` is when what they were given is over."""
+
+    def __init__(self):
+        self.ends: float | None = None
+
+    def give(self, now: float, seconds: float) -> float:
+        """More sound; how long it was silent before, 0 for the first piece."""
+        waited = 0.0 if self.ends is None else max(0.0, now - self.ends)
+        self.ends = max(now, now if self.ends is None else self.ends) + seconds
+        return waited
+
+    def lead(self, now: float) -> float:
+        """Seconds of sound that are still to be heard."""
+        return 0.0 if self.ends is None else max(0.0, self.ends - now)
+
+
+def underruns(pieces: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Waits of a listener at 1x who starts with the first piece: (when sound came back, seconds of silence) each.
+
+    Args:
+        pieces: (when it was there, seconds of sound in it), in order.
+    """
+    listener = Listener()
+    waits = [(now, listener.give(now, seconds)) for now, seconds in pieces if seconds > 0]
+    return [(now, waited) for now, waited in waits if waited > 1e-9]
+
+
+class Pace:
+    """What each kind of step takes, as a running mean, and what is to be done next because of it.
+
+    Args:
+        row: seconds of sound in a row of the mouth (k / 25).
+        hop: seconds of sound in a hop of the codec.
+        clock: seconds; another one in tests.
+    """
+
+    def __init__(self, row: float, hop: float = 1.0, clock: Callable[[], float] = time.perf_counter):
+        self.row, self.hop, self.clock = row, hop, clock
+        self.mean: dict[str, float] = {}
+        self.ratio = 1.0  # ids of the brain for one of the mouth's
+
+    @contextmanager
+    def timed(self, kind: str, spans: list[Span]) -> Iterator[None]:
+        """Work whose time is kept in `spans`, and counts for what is planned."""
+        start = self.clock()
+        yield
+        spent = self.clock() - start
+        spans.append(Span(kind, start, spent))
+        known = self.mean.get(kind, spent)
+        self.mean[kind] = known + NEW * (spent - known)
+
+    @property
+    def known(self) -> bool:
+        """Whether every kind of step has been seen."""
+        return {"brain", "row", "hop"} <= self.mean.keys()
+
+    def piece(self, rows: float, ids: float) -> float:
+        """Seconds until a further piece is there that needs so many rows, and so many ids of the mouth's for them."""
+        cost = {"brain": 0.0, "row": 0.0, "hop": 0.0} | self.mean
+        return rows * cost["row"] + ids * self.ratio * cost["brain"] + cost["hop"]
+
+    @property
+    def rate(self) -> float:
+        """Seconds of work for a second of sound, with the margin: above 1 the worker is slower than the listener."""
+        rows = self.hop / self.row
+        return LONG_MARGIN * self.piece(rows, rows / ROWS_PER_ID) / self.hop
+
+    def first_hop(self, choices: Sequence[int], seconds: Callable[[int], float]) -> int:
+        """Tokens of the first hop: the fewest of `choices` whose sound lasts until the next piece, else the most.
+
+        Args:
+            seconds: of sound that a first hop of so many tokens gives.
+        """
+        rows = math.ceil(self.hop / self.row) + CHUNK_ROWS
+        wait = MARGIN * self.piece(rows, 0) if self.known else math.inf
+        return next((count for count in sorted(choices) if seconds(count) >= wait), max(choices))
+
+    def may_begin(self, held: float, rows: int, left: float | None) -> bool:
+        """Whether a listener who starts now will not wait.
+
+        Args:
+            held: seconds of sound that are ready.
+            rows: that the next piece needs; their text is known.
+            left: seconds of speech to come; None: the text is still being written.
+        """
+        if held < MARGIN * self.piece(rows, 0):
+            return False
+        if self.rate <= 1:
+            return True
+        return left is not None and held >= left * (self.rate - 1)  # the rest is made while this is heard
+
+    def brain_next(self, lead: float | None, rows: int, ids: int) -> bool:
+        """Whether the brain may write an id although a row could be made.
+
+        Args:
+            lead: seconds that the listener has still to hear; None: nobody listens yet.
+            rows, ids: that the next piece needs; ids of the mouth's that are not written yet.
+        """
+        if lead is None:
+            return self.known and self.rate > 1  # sound waits for the end of the text anyway
+        return lead > MARGIN * (self.piece(rows, ids) + self.mean.get("brain", 0.0))
+
+
+class Plan:
+    """What is next in one answer, and what its listener has been given.
+
+    Args:
+        pace: of the machine.
+        brain, bridge, mouth: the two tracks (`tracks.Writer`, `tracks.Mouth`) and what is between them; mouth None if
+            the answer is not spoken.
+        rate: samples a second.
+
+    Attributes:
+        given: samples that were handed out.
+        times: (when, seconds of sound) of every piece with sound.
+    """
+
+    def __init__(
+        self, pace: Pace, brain: "Writer", bridge: "SameIds | Words", mouth: "Mouth | None", rate: int
+    ):
+        self.pace, self.brain, self.bridge, self.mouth, self.rate = pace, brain, bridge, mouth, rate
+        self.held, self.given, self.listener = torch.empty(0), 0, Listener()
+        self.times: list[tuple[float, float]] = []
+
+    def rows(self, sound: "Sound") -> int:
+        """Rows until the next hop, the start of a chunk among them."""
+        self.pace.ratio = self.bridge.ratio(len(self.brain.ids), self.brain.text)
+        return -(-sound.missing // self.mouth.machine.layout.streams) + CHUNK_ROWS
+
+    def unwritten(self, ids: int) -> int:
+        """How many of so many ids the mouth does not know yet."""
+        return 0 if self.brain.over else max(0, ids - len(self.mouth.machine.rest))
+
+    def text_missing(self, sound: "Sound") -> bool:
+        """Whether the piece after what is held may have to wait for text: nobody foretells when it is sure."""
+        return self.unwritten(self.mouth.ids_for(self.rows(sound) - CHUNK_ROWS)) > 0
+
+    def brain_next(self, sound: "Sound | None") -> bool:
+        """Whether the brain is next, and not a row that could be made."""
+        if self.mouth is None or not self.mouth.ready:
+            return True
+        if not self.given and len(self.held) and self.text_missing(sound):
+            return True
+        lead, rows = self.listener.lead(self.pace.clock()) if self.given else None, self.rows(sound)
+        return self.pace.brain_next(lead, rows, self.unwritten(rows))
+
+    def hold(self, wave: Tensor) -> None:
+        """Sound (n,) that is ready."""
+        self.held = torch.cat([self.held, wave])
+
+    def let_out(self, sound: "Sound | None", last: bool) -> Tensor:
+        """What may be heard now (n,): all that is held once the first piece was heard, and before that when nothing
+        will make the listener wait."""
+        if len(self.held) and not (self.given or last):
+            seconds, left = len(self.held) / self.rate, self.mouth.left if self.brain.over else None
+            if self.text_missing(sound) or not self.pace.may_begin(seconds, self.rows(sound), left):
+                return self.held[:0]
+        wave, self.held = self.held, self.held[:0]
+        return wave
+
+    def give(self, wave: Tensor) -> None:
+        """The listener gets this (n,), now."""
+        if len(wave):
+            self.given += len(wave)
+            self.times.append((self.pace.clock(), len(wave) / self.rate))
+            self.listener.give(*self.times[-1])
+
+    def tokens_heard(self, seconds: float | None = None) -> int:
+        """25 Hz tokens in the first seconds of what was handed out; None: in all of it."""
+        samples = self.given if seconds is None else min(self.given, max(0, round(seconds * self.rate)))
+        return samples * 25 // self.rate
