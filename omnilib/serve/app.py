@@ -23,7 +23,9 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import generate_latest
 from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from omnilib.brain.ask import Brain
 from omnilib.errors import UserError
@@ -130,6 +132,32 @@ def understood(body: dict, limits: Limits) -> Wish:
     return wish
 
 
+class Guard:
+    """Asks for the token and counts answers. Plain ASGI: behind it a handler still notices that its client has gone."""
+
+    def __init__(self, app: ASGIApp, meters: Meters, token: str | None):
+        self.app, self.meters, self.token = app, meters, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.meters.answers.labels(message["status"]).inc()
+            await send(message)
+
+        given = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ").encode()
+        if self.token and scope["path"] != "/health" and not hmac.compare_digest(given, self.token.encode()):
+            answer = refused(401, "give the server's token: Authorization: Bearer <token>")
+            return await answer(scope, receive, counted)
+        try:
+            await self.app(scope, receive, counted)
+        except Exception:  # whoever is above answers
+            self.meters.answers.labels(500).inc()
+            raise
+
+
 def build_app(
     speech: TextToSpeech,
     limits: Limits | None = None,
@@ -161,15 +189,7 @@ def build_app(
     app = FastAPI(title="omni", lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.batcher, app.state.talks = batcher, talks
 
-    @app.middleware("http")
-    async def guard(request: Request, call) -> Response:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if token and request.url.path != "/health" and not hmac.compare_digest(given, token.encode()):
-            answer = refused(401, "give the server's token: Authorization: Bearer <token>")
-        else:
-            answer = await call(request)
-        meters.answers.labels(answer.status_code).inc()
-        return answer
+    app.add_middleware(Guard, meters=meters, token=token)
 
     @app.exception_handler(Refusal)
     async def on_refusal(_: Request, error: Refusal) -> JSONResponse:

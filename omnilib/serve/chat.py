@@ -29,7 +29,7 @@ from omnilib.output import pcm
 from omnilib.serve.http import EVENTS, PatientResponse, Refusal, failed, fields_of, read_json
 from omnilib.serve.media import Budget, decoded
 from omnilib.serve.sound import encoded, known_voice
-from omnilib.serve.talks import Talks, Written
+from omnilib.serve.talks import SharedBrain, Talks, Written
 from omnilib.speak import LANGUAGES
 from omnilib.tracks import Piece
 
@@ -191,15 +191,15 @@ class Completion:
     """One answer on its way out, in OpenAI's words.
 
     Args:
-        answer, positions: of `Talks.ask`.
+        answer, brain: of `Talks.ask`.
         most: ids that it may have.
         begun: when the request came, as `time.perf_counter` counts.
     """
 
     def __init__(
-        self, talks: Talks, wish: Wish, answer: Answer | Written, positions: int, most: int, begun: float
+        self, talks: Talks, wish: Wish, answer: Answer | Written, brain: SharedBrain, most: int, begun: float
     ):
-        self.talks, self.wish, self.answer, self.positions = talks, wish, answer, positions
+        self.talks, self.wish, self.answer, self.brain = talks, wish, answer, brain
         self.most, self.begun = most, begun
         self.name, self.created = f"chatcmpl-{uuid.uuid4().hex}", int(time.time())
         self.rate, self.pieces, self.heard = talks.omni.speech.rate, iter(answer), False
@@ -216,13 +216,13 @@ class Completion:
 
     @property
     def finish(self) -> str:
-        return "length" if len(self.answer.brain.ids) >= self.most else "stop"
+        return "length" if self.brain.cut or len(self.answer.brain.ids) >= self.most else "stop"
 
     @property
     def usage(self) -> dict:
         written = len(self.answer.brain.ids)
-        counts = {"prompt_tokens": self.positions, "completion_tokens": written}
-        return counts | {"total_tokens": self.positions + written}
+        counts = {"prompt_tokens": self.brain.positions, "completion_tokens": written}
+        return counts | {"total_tokens": self.brain.positions + written}
 
     def whole(self, wave: bytes) -> dict:
         """The answer as one object; `wave`: 16-bit samples."""
@@ -303,8 +303,8 @@ async def complete(request: Request, talks: Talks) -> Response:
         await seat.sit(request)
         settings = settings_of(wish, talks)
         ask = partial(talks.ask, messages, settings, voice, wish.language, wish.speaks)
-        seat.answer, positions = await to_thread.run_sync(ask, limiter=talks.threads)
-        completion = Completion(talks, wish, seat.answer, positions, settings.max_new_tokens, begun)
+        seat.answer, brain = await to_thread.run_sync(ask, limiter=talks.threads)
+        completion = Completion(talks, wish, seat.answer, brain, settings.max_new_tokens, begun)
         piece = await to_thread.run_sync(
             completion.piece, limiter=talks.threads
         )  # an error before it still gets its status

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from anyio import CapacityLimiter
@@ -20,7 +21,7 @@ from fastapi import Request
 from torch import Tensor
 
 from omnilib.brain.ask import Brain
-from omnilib.brain.decode import AnswerSettings
+from omnilib.brain.decode import AnswerSettings, ends
 from omnilib.omni import Answer, Omni
 from omnilib.serve.batching import Busy
 from omnilib.serve.http import Limits, Refusal, read_bytes
@@ -35,28 +36,33 @@ MOST_KEPT = 1024
 
 
 class SharedBrain:
-    """A brain asked by many: its steps are taken one at a time.
+    """A brain asked by many: its steps are taken one at a time. An answer that would not fit the context ends with it.
 
     Attributes:
         positions: of the last prompt.
+        cut: whether the context ended the answer.
     """
 
     def __init__(self, brain: Brain, lock: threading.Lock):
-        self.brain, self.lock, self.positions = brain, lock, 0
+        self.brain, self.lock, self.positions, self.cut = brain, lock, 0, False
         self.model, self.processor, self.settings = brain.model, brain.processor, brain.settings
 
     def steps(self, batch: dict, settings: AnswerSettings) -> Iterator[Tensor]:
         """As `Brain.steps`."""
         self.positions = batch["input_ids"].shape[1]
-        return self.in_turn(self.brain.steps(batch, settings))
+        room = self.model.config.context - int(batch["position_ids"].max()) - 1
+        fitting = replace(settings, max_new_tokens=max(1, min(room, settings.max_new_tokens)))
+        return self.in_turn(self.brain.steps(batch, fitting), settings)
 
-    def in_turn(self, steps: Iterator[Tensor]) -> Iterator[Tensor]:
+    def in_turn(self, steps: Iterator[Tensor], settings: AnswerSettings) -> Iterator[Tensor]:
         while True:
             with self.lock:
                 new = next(steps, None)
             if new is None:
-                return
+                break
             yield new
+        self.cut = True  # asked for more than there is
+        yield torch.tensor(ends(self.model, settings)[:1])
 
 
 class Written:
@@ -170,8 +176,8 @@ class Talks:
         voice: str | None = None,
         language: str | None = None,
         speak: bool = False,
-    ) -> tuple[Answer | Written, int]:
-        """An answer to the last message, about to begin, and the positions of its prompt.
+    ) -> tuple[Answer | Written, SharedBrain]:
+        """An answer to the last message, about to begin, and the brain that writes it.
 
         Args:
             messages: of `BrainProcessor.chat`.
@@ -181,12 +187,12 @@ class Talks:
         """
         brain = SharedBrain(self.brain, self.lock)
         if not speak:
-            return Written(brain, messages, settings), brain.positions
+            return Written(brain, messages, settings), brain
         omni = copy.copy(self.omni)
         omni.brain = brain
         talk = omni.conversation(voice, language=language)
         talk.messages = messages[:-1]
-        return Answer(talk, messages[-1], settings, speak=True), brain.positions
+        return Answer(talk, messages[-1], settings, speak=True), brain
 
     def remember(self, text: str, name: str | None = None) -> tuple[str, int]:
         """Keep the words of a spoken answer: its id, and the time (Unix) until which a later request may name it."""

@@ -25,7 +25,7 @@ from omnilib.speak import LANGUAGES
 
 ASK = "Write down what is said."  # as the brain was trained
 FORMATS = ("json", "text")
-A_SECOND = 12  # ids that a second of speech may take
+A_SECOND = 24  # ids that a second of speech may take
 FIELDS = 32  # of a form
 
 
@@ -115,7 +115,7 @@ async def transcribe(request: Request, talks: Talks) -> Response:
         seconds = len(wave) / TOKENIZER_RATE
         await seat.sit(request)
         question = [{"type": "audio", "audio": wave}, {"type": "text", "text": ASK}]
-        most = min(limits.tokens, 16 + round(seconds * A_SECOND))
+        most = min(limits.tokens, 64 + round(seconds * A_SECOND))
         settings = replace(talks.brain.settings, max_new_tokens=most, temperature=wish.temperature)
         ask = partial(talks.ask, [{"role": "user", "content": question}], settings)
         answer, _ = await to_thread.run_sync(ask, limiter=talks.threads)
