@@ -6,60 +6,44 @@
 
     body --limits, token--> Wish --prepare--> Job --Batcher--> 25 Hz tokens --Codec.stream--> pieces of sound --> client
 
-Every mistake has a status code and one line: {"error": {"message", "type", "param", "code"}}. Nothing named in a
-request is opened or fetched: a voice is one of the server's, or a recording inside the request.
-Answering chats and transcribing need the brain, which this server does not load: they say so (503).
+Nothing named in a request is opened or fetched: a voice is one of the server's, or a recording inside the request.
+`chat.py` and `transcribe.py` answer with the brain; without one they say so (503), and speech works.
 """
 
-import asyncio
-import base64
-import binascii
 import hmac
-import io
-import json
 import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-import soundfile
 from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from pydantic import BaseModel, Field, ValidationError
+from fastapi.responses import JSONResponse
+from prometheus_client import generate_latest
+from pydantic import BaseModel, Field
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from omnilib.brain.ask import Brain
 from omnilib.errors import UserError
 from omnilib.output import pcm, wav_header
 from omnilib.serve.batching import Batcher, Busy, Utterance
+from omnilib.serve.chat import complete
+from omnilib.serve.http import Limits, PatientResponse, Refusal, fields_of, read_json, refused
+from omnilib.serve.media import decoded
+from omnilib.serve.meters import Meters
+from omnilib.serve.sound import FORMATS, encoded, known_voice
+from omnilib.serve.talks import Talks
+from omnilib.serve.transcribe import transcribe
 from omnilib.speak import Job, Reference, TextToSpeech
 from omnilib.voice.codec import MelStream
 
-MEGABYTE = 1 << 20
-FORMATS = {  # name -> (media type, what libsndfile calls it; None: written here, piece by piece)
-    "wav": ("audio/wav", None),
-    "pcm": ("audio/pcm", None),
-    "flac": ("audio/flac", ("FLAC", "PCM_16")),
-    "opus": ("audio/ogg", ("OGG", "OPUS")),
-    "mp3": ("audio/mpeg", ("MP3", "MPEG_LAYER_III")),
-}
-SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 30)  # edges of the histogram
-BRAIN = "chats and transcriptions need the brain, which this server does not load: /v1/audio/speech works"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a request may cost."""
-
-    slots: int = 16  # requests spoken together
-    waiting: int = 16  # requests that may wait for that; more get a 429
-    body: int = 8 * MEGABYTE  # bytes
-    text: int = 4096  # characters, as OpenAI's
-    patience: float = 30.0  # seconds for a client to send its body, and to take each piece of the answer
+NO_BRAIN = (
+    "chats and transcriptions need the brain, which this server was started without: /v1/audio/speech works"
+)
 
 
 class Wish(BaseModel):
@@ -81,55 +65,11 @@ class Wish(BaseModel):
     temperature: float | None = Field(None, ge=0, le=10, allow_inf_nan=False)
 
 
-class Refusal(Exception):
-    """A status code and one line."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
-
-
-def refused(status: int, message: str) -> JSONResponse:
-    kind = "invalid_request_error" if status < 500 and status != 429 else "server_error"
-    error = {"message": " ".join(message.split()), "type": kind, "param": None, "code": status}
-    return JSONResponse({"error": error}, status, {"Retry-After": "1"} if status == 429 else None)
-
-
-class PatientResponse(StreamingResponse):
-    """A stream that ends when its client takes nothing for `patience` seconds, and that always calls `over`."""
-
-    def __init__(self, pieces: AsyncIterator[bytes], media: str, patience: float, over):
-        super().__init__(pieces, media_type=media)
-        self.patience, self.over = patience, over
-
-    async def __call__(self, scope, receive, send) -> None:
-        async def bounded(message) -> None:
-            await asyncio.wait_for(send(message), self.patience)
-
-        try:
-            await super().__call__(scope, receive, bounded)
-        finally:
-            self.over()
-
-
 class Voices:
     """References of requests, and each voice's share of the flow, computed once for the server's own voices."""
 
     def __init__(self, speech: TextToSpeech):
         self.speech, self.warmed, self.lock = speech, {}, threading.Lock()
-
-    def pick(self, wish: Wish) -> str | None:
-        """A name of the server's own voices, or None for the default.
-
-        Raises:
-            Refusal: no such voice.
-        """
-        if wish.voice in (None, "", "default"):
-            return None
-        if wish.voice not in self.speech.voices:
-            known = ", ".join([*self.speech.voices, "default"])
-            raise Refusal(400, f"no voice '{wish.voice[:60]}': choose one of {known}, or send ref_audio")
-        return wish.voice
 
     def prepare(self, wish: Wish) -> Job:
         """Everything about a request that can be wrong is found here.
@@ -139,16 +79,13 @@ class Voices:
         """
         details = wish.language, wish.seed, wish.temperature
         if wish.ref_audio is None:
-            return self.speech.job(wish.input, self.pick(wish), None, *details)
+            return self.speech.job(wish.input, known_voice(wish.voice, self.speech), None, *details)
         head, comma, coded = wish.ref_audio.partition(",")
         if not (comma and head.startswith("data:") and head.endswith(";base64")):
             raise Refusal(400, "ref_audio must be data:audio/wav;base64,...: nothing is fetched or opened")
         if not (wish.ref_text and wish.ref_text.strip()):
             raise Refusal(400, "say in ref_text what is spoken in ref_audio: the model continues from it")
-        try:
-            data = base64.b64decode(coded, validate=True)
-        except (binascii.Error, ValueError):
-            raise Refusal(400, "ref_audio is not base64") from None
+        data = decoded(coded, "ref_audio")
         with tempfile.TemporaryDirectory(prefix="omni-serve-") as folder:
             path = Path(folder) / "ref_audio"
             path.write_bytes(data)
@@ -175,55 +112,13 @@ class Voices:
         yield from self.speech.codec.stream(utterance, self.warm(utterance.job.reference))
 
 
-def encoded(wave: bytes, kind: str, rate: int) -> bytes:
-    """16-bit samples as a whole file."""
-    if FORMATS[kind][1] is None:
-        return (wav_header(rate, len(wave) // 2) if kind == "wav" else b"") + wave
-    (form, subtype), file = FORMATS[kind][1], io.BytesIO()
-    raw = {"samplerate": rate, "channels": 1, "format": "RAW", "subtype": "PCM_16", "endian": "LITTLE"}
-    soundfile.write(file, soundfile.read(io.BytesIO(wave), **raw)[0], rate, format=form, subtype=subtype)
-    return file.getvalue()
-
-
-async def read_body(request: Request, limits: Limits) -> dict:
-    """The JSON object of a request.
-
-    Raises:
-        Refusal: too large, too slow, or no JSON object.
-    """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refusal(415, "send the request as application/json")
-
-    async def read() -> bytes:
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > limits.body:
-                raise Refusal(413, f"the request is larger than {limits.body / MEGABYTE:g} MB")
-        return body
-
-    try:
-        found = json.loads(await asyncio.wait_for(read(), limits.patience))
-    except TimeoutError:
-        raise Refusal(408, f"the request did not arrive within {limits.patience:g} seconds") from None
-    except (ValueError, RecursionError):
-        raise Refusal(400, "the request is not JSON in UTF-8") from None
-    if not isinstance(found, dict):
-        raise Refusal(400, "the request is not a JSON object")
-    return found
-
-
 def understood(body: dict, limits: Limits) -> Wish:
     """The body as a `Wish`.
 
     Raises:
         Refusal: a field is missing, of another kind, or asks for what is not there.
     """
-    try:
-        wish = Wish.model_validate(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise Refusal(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    wish = fields_of(Wish, body)
     if len(wish.input) > limits.text:
         raise Refusal(400, f"input has {len(wish.input)} characters: send {limits.text} at most at a time")
     if wish.response_format not in FORMATS:
@@ -237,30 +132,54 @@ def understood(body: dict, limits: Limits) -> Wish:
     return wish
 
 
-class Meters:
-    """What /metrics shows."""
+class Guard:
+    """Asks for the token and counts answers. Plain ASGI: behind it a handler still notices that its client has gone."""
 
-    def __init__(self, batcher: Batcher):
-        self.registry = CollectorRegistry()
-        self.answers = Counter("omni_answers", "Answers by status code", ["status"], registry=self.registry)
-        self.audio = Counter("omni_audio_seconds", "Seconds of speech sent", registry=self.registry)
-        self.first = Histogram(
-            "omni_first_sound_seconds", "From request to first sound", buckets=SECONDS, registry=self.registry
-        )
-        for name, held in (("active", "active"), ("waiting", "waiting")):
-            gauge = Gauge(f"omni_requests_{name}", f"Requests {name}", registry=self.registry)
-            gauge.set_function(lambda held=held: len(getattr(batcher, held)))
+    def __init__(self, app: ASGIApp, meters: Meters, token: str | None):
+        self.app, self.meters, self.token = app, meters, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.meters.answers.labels(message["status"]).inc()
+            await send(message)
+
+        given = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ").encode()
+        if self.token and scope["path"] != "/health" and not hmac.compare_digest(given, self.token.encode()):
+            answer = refused(401, "give the server's token: Authorization: Bearer <token>")
+            return await answer(scope, receive, counted)
+        try:
+            await self.app(scope, receive, counted)
+        except Exception:  # whoever is above answers
+            self.meters.answers.labels(500).inc()
+            raise
 
 
-def build_app(speech: TextToSpeech, limits: Limits | None = None, token: str | None = None) -> FastAPI:
+def build_app(
+    speech: TextToSpeech,
+    limits: Limits | None = None,
+    token: str | None = None,
+    brain: Brain | None = None,
+    why: str = NO_BRAIN,
+) -> FastAPI:
     """The application.
 
     Args:
+        brain: None: chats and transcriptions are refused with `why`.
         token: what `Authorization: Bearer ...` must say, except for /health; None: nobody is asked.
     """
     limits = limits or Limits()
     batcher, voices = Batcher(speech, limits.slots, limits.waiting), Voices(speech)
-    meters, threads = Meters(batcher), CapacityLimiter(limits.slots + limits.waiting + 4)
+    meters, threads = Meters(), CapacityLimiter(limits.slots + limits.waiting + 4)
+    talks = Talks(brain, speech, limits, meters, why)
+    for name in ("active", "waiting"):
+        meters.watch(f"requests_{name}", f"Texts {name}", lambda name=name: len(getattr(batcher, name)))
+        meters.watch(
+            f"talks_{name}", f"Chats and transcriptions {name}", lambda name=name: getattr(talks, name)
+        )
 
     @asynccontextmanager
     async def life(_: FastAPI):
@@ -268,17 +187,9 @@ def build_app(speech: TextToSpeech, limits: Limits | None = None, token: str | N
         await to_thread.run_sync(batcher.close)
 
     app = FastAPI(title="omni", lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.batcher = batcher
+    app.state.batcher, app.state.talks = batcher, talks
 
-    @app.middleware("http")
-    async def guard(request: Request, call) -> Response:
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if token and request.url.path != "/health" and not hmac.compare_digest(given, token.encode()):
-            answer = refused(401, "give the server's token: Authorization: Bearer <token>")
-        else:
-            answer = await call(request)
-        meters.answers.labels(answer.status_code).inc()
-        return answer
+    app.add_middleware(Guard, meters=meters, token=token)
 
     @app.exception_handler(Refusal)
     async def on_refusal(_: Request, error: Refusal) -> JSONResponse:
@@ -298,7 +209,8 @@ def build_app(speech: TextToSpeech, limits: Limits | None = None, token: str | N
 
     @app.get("/health")
     async def health() -> dict:
-        return {"status": "ok", "active": len(batcher.active), "waiting": len(batcher.waiting)}
+        speaking = {"active": len(batcher.active), "waiting": len(batcher.waiting)}
+        return {"status": "ok"} | speaking | {"brain": brain is not None, "talks": talks.inside}
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -308,18 +220,25 @@ def build_app(speech: TextToSpeech, limits: Limits | None = None, token: str | N
     async def list_voices() -> dict:
         return {"voices": list(speech.voices)}
 
+    @app.get("/v1/models")
+    async def list_models() -> dict:
+        return {
+            "object": "list",
+            "data": [{"id": "omni", "object": "model", "created": 0, "owned_by": "omnilib"}],
+        }
+
     @app.post("/v1/audio/transcriptions")
+    async def write_down(request: Request) -> Response:
+        return await transcribe(request, talks)
+
     @app.post("/v1/chat/completions")
-    async def needs_brain(request: Request) -> Response:
-        size = request.headers.get("content-length", "0")
-        if size.isdecimal() and int(size) > limits.body:
-            raise Refusal(413, f"the request is larger than {limits.body / MEGABYTE:g} MB")
-        raise Refusal(503, BRAIN)
+    async def answer(request: Request) -> Response:
+        return await complete(request, talks)
 
     @app.post("/v1/audio/speech")
     async def speak(request: Request) -> Response:
         begun = time.perf_counter()
-        wish = understood(await read_body(request, limits), limits)
+        wish = understood(await read_json(request, limits.body, limits.patience), limits)
         job = await to_thread.run_sync(voices.prepare, wish, limiter=threads)
         utterance = batcher.submit(job)
         pieces = voices.sound(utterance)
