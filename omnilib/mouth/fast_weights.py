@@ -15,6 +15,9 @@ on a GPU, from its own parameters.
 Shapes: N vectors, I inputs, O outputs, D width, A query heads, K key heads, H head width, k streams, S ids a stream.
 """
 
+import contextlib
+import math
+from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,11 +25,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnilib.brain.limits import GIB, free_memory
-from omnilib.errors import LimitError, UserError
+from omnilib.errors import CheckpointError, LimitError, UserError
 from omnilib.voice.flow import fast_bfloat16
+from omnilib.weight_files import shard_shapes
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
-BYTES = {"fp32": 4, "bf16": 2, "int8": 1}  # of one weight
 SMALL = 64_000_000  # weights up to which "auto" is fp32, and copies are made without asking
 FEW = 4  # vectors from which on packed weights win over input-first ones
 MANY = 32  # vectors from which on it is worth turning eight-bit weights back into floats
@@ -59,7 +62,9 @@ class Product:
             self.packed = torch.ops.mkldnn._reorder_linear_weight(whole)
         else:
             whole = torch.cat([w.float() for w in layers])
-            self.scale = (whole.abs().amax(1).clamp(min=1e-12) / 127).bfloat16()  # (O,) the kernel reads it so
+            self.scale = (
+                whole.abs().amax(1).clamp(min=1e-12) / 127
+            ).bfloat16()  # (O,) the kernel reads it so
             self.eight = (whole / self.scale.float()[:, None]).round_().clamp_(-127, 127).to(torch.int8)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -140,7 +145,9 @@ class StepWeights:
             self.norm = model.model.norm.weight.detach().float()
             self.head = Product([model.lm_head.weight[model.config.tokenizer_text_size :]], precision, pack)
             if lend and precision != "fp32":
-                for parameter in model.parameters():  # not `model.to`, which would round the rotary frequencies
+                for (
+                    parameter
+                ) in model.parameters():  # not `model.to`, which would round the rotary frequencies
                     parameter.data = parameter.data.bfloat16()
         own = model.lm_head.weight.dtype
         self.dtype = {"fp32": torch.float32, "own": own}.get(precision, torch.bfloat16)  # of the cache
@@ -172,7 +179,7 @@ def choose_precision(precision: str, count: int, device: torch.device) -> str:
         raise UserError(f"no precision '{precision}': choose one of {', '.join(PRECISIONS)}")
     fast = fast_bfloat16(device)
     if precision == "auto":
-        return "bf16" if fast and (count > SMALL or device.type == "cuda") else "fp32"
+        return "bf16" if fast and count > SMALL else "fp32"
     if precision == "bf16" and not fast:
         raise UserError(f"this {device.type} device does not multiply bfloat16: use --precision fp32")
     if precision == "int8" and device.type != "cpu":
@@ -186,13 +193,30 @@ def check_room(count: int, precision: str, device: torch.device) -> None:
     Raises:
         LimitError: one line with both numbers.
     """
-    need = count * {"fp32": 4, "bf16": 4, "int8": 5}[precision]  # bf16: its own copy and the packed one
+    need = (
+        count * {"fp32": 4, "bf16": 4, "int8": 5}[precision]
+    )  # bf16: read and packed; int8: read in float32
     free = free_memory(device)
     if free is not None and need > free:
         raise LimitError(
             f"the speech model needs about {need / GIB:.1f} GiB in {precision}, {free / GIB:.1f} GiB are free: "
             "close other programs, take a smaller model, or another --precision"
         )
+
+
+def plan(folder: Path, precision: str, device: str) -> str:
+    """The precision for the model in a folder, told from the headers of its files: nothing large is read.
+
+    Raises:
+        UserError: unknown, or the device has not got it.
+        LimitError: the weights will not fit.
+    """
+    count = 0
+    with contextlib.suppress(CheckpointError):  # whoever loads it will say what is wrong
+        count = sum(math.prod(shape) for shape in shard_shapes(Path(folder)).values())
+    chosen = choose_precision(precision, count, torch.device(device))
+    check_room(count, chosen, torch.device(device))
+    return chosen
 
 
 def prepare(model: nn.Module, precision: str = "auto") -> str:
@@ -220,5 +244,7 @@ def weights_of(model: nn.Module) -> StepWeights:
     if ready is not None and ready.seen == fingerprint(model):
         return ready
     weight = model.lm_head.weight
-    plain = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    plain = (
+        weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    )
     return StepWeights(model, "fp32" if plain and count_weights(model) <= SMALL else "own")
