@@ -19,7 +19,7 @@ from torch import Tensor
 
 from omnilib.brain.limits import GIB, free_memory
 from omnilib.errors import LimitError
-from omnilib.mouth.fast_weights import BlockWeights, weights_of
+from omnilib.mouth.fast_weights import BlockWeights, StepWeights, weights_of
 from omnilib.mouth.speechlm import SpeechLM
 
 LIGHT = 32_000_000  # multiplications: a step of fewer is quicker on one thread than on two
@@ -45,13 +45,20 @@ class Stepper:
         model: in eval mode.
         prompts: rows (R, 1 + k) of each sequence.
         capacity: rows to reserve beyond the longest prompt.
+        weights: in place of those that the model was prepared with.
 
     Raises:
         LimitError: the cache does not fit into the memory that is free.
     """
 
-    def __init__(self, model: SpeechLM, prompts: list[Tensor], capacity: int = 512):
-        self.model, self.weights = model, weights_of(model)
+    def __init__(
+        self,
+        model: SpeechLM,
+        prompts: list[Tensor],
+        capacity: int = 512,
+        weights: StepWeights | None = None,
+    ):
+        self.model, self.weights = model, weights or weights_of(model)
         self.blocks: list[BlockWeights] = self.weights.backbone + self.weights.adapter
         self.device, self.dtype = model.lm_head.weight.device, self.weights.dtype
         self.size = sum(p.numel() for layer in model.model.layers for p in layer.parameters())
