@@ -83,6 +83,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="checkpoints/<scale>, or a folder of checkpoints: ours, or a published MGM-Omni-TTS",
     )
     speak.add_argument("--device", default="cpu", help="cpu or cuda")
+    speak.add_argument(
+        "--precision",
+        default="auto",
+        metavar="auto|fp32|bf16|int8",
+        help="of the weights (default: auto, fp32 for small models, bf16 for large ones)",
+    )
     speak.add_argument("--seed", type=options.seed, default=0)
     speak.add_argument(
         "--temperature", type=options.temperature, help="0 is greedy (default: the checkpoint's)"
@@ -240,7 +246,7 @@ def speak(args: argparse.Namespace) -> int:
     logging.disable_progress_bar()  # of a fraction of a second
     check_text(text, args.language)  # before the seconds of loading
     check_device(args.device)
-    speaker = TextToSpeech.load(args.scale, args.device)
+    speaker = TextToSpeech.load(args.scale, args.device, args.precision)
     for entry in speaker.voices.values():
         check_output(args.out, speaker.folder / entry["file"])
     request = {

@@ -25,7 +25,7 @@ from omnilib import notices, weights
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, save_wave
 from omnilib.device import check_device
 from omnilib.errors import AudioError, CheckpointError, UserError
-from omnilib.mouth import decode
+from omnilib.mouth import decode, fast_weights
 from omnilib.mouth.chunking import Chunk, ChunkRules, is_sentence_end
 from omnilib.mouth.decode import DecodeSettings, Request
 from omnilib.mouth.front_end import FrontEnd, Script
@@ -192,12 +192,17 @@ class TextToSpeech:
         self.heard: dict[tuple, Reference] = {}  # recordings are analysed once
 
     @classmethod
-    def load(cls, scale: str | Path = "nano", device: str = "cpu") -> "TextToSpeech":
+    def load(cls, scale: str | Path = "nano", device: str = "cpu", precision: str = "auto") -> "TextToSpeech":
         """Read checkpoints/<scale>, a folder of the same layout, or a published MGM-Omni-TTS folder (see
         `weights.py`).
 
+        Args:
+            precision: of the mouth's weights: auto (by size), fp32, bf16 or int8; the flow follows fp32 and bf16.
+
         Raises:
+            UserError: a device or precision that is not there.
             CheckpointError: a module is missing, truncated or of another model.
+            LimitError: the weights will not fit into the memory that is free.
         """
         check_device(device)
         folder = Path(scale) if Path(scale).is_dir() else CHECKPOINTS / scale
@@ -210,19 +215,26 @@ class TextToSpeech:
             raise CheckpointError(
                 f"no checkpoints '{scale}': there are {', '.join(sorted(p.name for p in CHECKPOINTS.glob('*/'))) or 'none'}"
             )
-        if (folder / "config.json").exists():
-            return cls.from_published(
-                weights.load(folder, torch.bfloat16 if device.startswith("cuda") else torch.float32, device)
+        published = (folder / "config.json").exists()
+        mouth = folder if published else folder / "speechlm"
+        chosen = fast_weights.plan(mouth, precision, device)
+        dtype = torch.bfloat16 if chosen == "bf16" else torch.float32
+        if published:
+            speaker = cls.from_published(weights.load(folder, dtype, device))
+        else:
+            settings = folder / "decode.yaml"
+            speaker = cls(
+                SpeechLM.load(mouth, dtype, device),
+                load_tokenizer(mouth),
+                Codec.load(folder).to(device),
+                configs.load(DecodeSettings, settings if settings.exists() else None),
+                folder / "voices",
+                load_voices(folder / "voices"),
             )
-        settings = folder / "decode.yaml"
-        return cls(
-            SpeechLM.load(folder / "speechlm", device=device),
-            load_tokenizer(folder / "speechlm"),
-            Codec.load(folder).to(device),
-            configs.load(DecodeSettings, settings if settings.exists() else None),
-            folder / "voices",
-            load_voices(folder / "voices"),
-        )
+        fast_weights.prepare(speaker.model, chosen)
+        if precision in ("fp32", "bf16"):
+            speaker.codec.flow.set_precision(precision)
+        return speaker
 
     @classmethod
     def from_published(cls, parts: weights.Published) -> "TextToSpeech":

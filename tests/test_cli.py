@@ -114,6 +114,7 @@ def test_speak_clones_a_recording(checkpoints, tmp_path):
         ([TEXT, "-o", "{tmp}"], "give a name"),
         ([TEXT, "--device", "tpu", "-o", "{tmp}/a.wav"], "choose cpu or cuda"),
         ([TEXT, "--device", "cuda:99", "-o", "{tmp}/a.wav"], "device"),
+        ([TEXT, "--precision", "fp8", "-o", "{tmp}/a.wav"], "auto, fp32, bf16, int8"),
         ([TEXT, "--seed", "9" * 20, "-o", "{tmp}/a.wav"], "no seed"),
         ([TEXT, "--seed", "-1", "-o", "{tmp}/a.wav"], "no seed"),
         ([TEXT, "--seed", "one", "-o", "{tmp}/a.wav"], "whole number"),
@@ -123,7 +124,7 @@ def test_speak_clones_a_recording(checkpoints, tmp_path):
         ([TEXT, "-o", "{tmp}/a.wav", "--voice-text", "t"], "give the recording"),
     ],
     ids=["empty", "emoji", "long", "language", "voice", "scale", "temperature", "mp3", "no folder", "a folder",
-         "device", "cuda", "seed", "negative", "word", "nan", "inf", "option", "text alone"],
+         "device", "cuda", "precision", "seed", "negative", "word", "nan", "inf", "option", "text alone"],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_exit_code_2(checkpoints, tmp_path, capsys, arguments, told):
     arguments = [a.replace("{tmp}", str(tmp_path)) for a in arguments]

@@ -449,6 +449,25 @@ def test_damaged_voice_list_is_refused(copy, content):
         TextToSpeech.load(copy)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_every_precision_speaks(folder, precision):
+    try:
+        speaker = TextToSpeech.load(folder, precision=precision)
+    except UserError as error:  # of a processor that does not multiply bfloat16
+        assert precision == "bf16" and "--precision fp32" in str(error)
+        return
+    assert speaker.codec.flow.decoder.half == (precision == "bf16")
+    speaker.settings = replace(speaker.settings, rows_per_token=2.0)
+    result = speaker.speak(TEXT, seed=1)
+    assert len(result.tokens) > 0 and torch.isfinite(result.wave).all()
+
+
+def test_an_unknown_precision_is_one_line_before_anything_is_read(copy):
+    shutil.rmtree(copy / "flow")
+    with pytest.raises(UserError, match="no precision 'fp8': choose one of auto, fp32, bf16, int8"):
+        TextToSpeech.load(copy, precision="fp8")
+
+
 def test_settings_beside_the_checkpoints_are_used_and_checked(copy):
     (copy / "decode.yaml").write_text("temperature: 0.7\nchunk_max_tokens: 60\n")
     assert TextToSpeech.load(copy).settings.temperature == 0.7

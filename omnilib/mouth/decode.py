@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from omnilib.errors import ConfigError, UserError
+from omnilib.errors import ConfigError, LimitError, UserError
 from omnilib.mouth.chunking import Chunk, ChunkMachine, ChunkRules, Kind, Layout, Row, split_text
 from omnilib.mouth.rows import layout_of, prompt_rows
 from omnilib.mouth.speechlm import SpeechLM
@@ -27,6 +27,8 @@ from omnilib.mouth.step import Stepper
 from omnilib.text import clean_text, encode, pieces
 
 NOISE_ROWS = 128  # uniform numbers drawn at a time
+LEAST_ROOM = 256  # rows
+ROOM_PER_ID = 2  # rows, roughly what a text id takes: the cache has room for so many from the start
 SEEDS = (-(2**63), 2**64 - 1000)  # what torch.Generator takes, less room for the number of a trial
 
 
@@ -183,7 +185,8 @@ class Decoder:
         self.noise: Tensor | None = None  # (B, NOISE_ROWS, k)
         self.noise_at = NOISE_ROWS
         self.blank = model.config.speech_blank
-        self.stepper = Stepper(model, prompts)
+        texts = max(len(machine.buffer) for machine in machines)
+        self.stepper = Stepper(model, prompts, min(settings.max_rows, max(LEAST_ROOM, ROOM_PER_ID * texts)))
         self.fed = True  # whether the stepper has seen the newest rows
 
     @property
@@ -226,14 +229,22 @@ class Decoder:
         return rows
 
     def feed(self) -> None:
-        """Put the newest rows into the model, dropping finished sequences once they are half of the batch."""
+        """Put the newest rows into the model, dropping finished sequences once they are half of the batch.
+
+        Where there is no memory for more rows, every text that is still being spoken ends here, with the flag "truncated".
+        """
         alive = [slot for slot, i in enumerate(self.slots) if not self.machines[i].done]
         if len(alive) * 2 <= len(self.slots):
             self.stepper.keep(alive)
             self.slots = [self.slots[slot] for slot in alive]
             self.noise = self.noise[alive] if self.noise is not None else None
+            alive = list(range(len(alive)))
         newest = [(self.grids[i][-1].text, *self.grids[i][-1].speech) for i in self.slots]
-        self.stepper.advance(torch.tensor(newest, device=self.stepper.device)[:, None])  # (B, 1, 1 + k)
+        try:
+            self.stepper.advance(torch.tensor(newest, device=self.stepper.device)[:, None])  # (B, 1, 1 + k)
+        except LimitError:  # a text without an end must not cost the others theirs
+            for slot in alive:
+                self.machines[self.slots[slot]].truncate()
         self.fed = True
 
     def rows(self, sequence: int) -> Tensor:

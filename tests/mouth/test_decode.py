@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omnilib import config as configs
-from omnilib.errors import CheckpointError, ConfigError, UserError
+from omnilib.errors import CheckpointError, ConfigError, LimitError, UserError
 from omnilib.mouth.chunking import ChunkMachine, ChunkRules, Kind, Layout
 from omnilib.mouth.decode import Decoder, DecodeSettings, Request, choose, generate, split_tokens, stream
 from omnilib.mouth.rows import layout_of, prompt_rows, splice_voice
@@ -199,6 +199,49 @@ def test_the_row_limit_flags_the_chunk_and_keeps_its_speech(tiny, tokenizer):
         layout = layout_of(model.config, tokenizer)
         spoken = split_tokens(whole.rows[:limit], layout)
         assert torch.equal(cut.tokens, spoken)
+
+
+def test_one_endless_text_costs_the_others_nothing(tiny, tokenizer):
+    model, settings = tiny(4), replace(SETTINGS, rows_per_token=1e6, eos_streams=4, max_rows=60)
+    layout, rules = layout_of(model.config, tokenizer), SETTINGS.rules()
+    texts = [encode(tokenizer, r.text) for r in requests()]
+    prompts = [prompt_rows(tokenizer, layout, r.voice_text, r.voice_tokens) for r in requests()]
+    make = lambda i: ChunkMachine(  # noqa: E731
+        layout, settings.rules() if i == 0 else rules, lambda id: tokenizer.decode([id]), texts[i]
+    )
+    machines = [make(i) for i in range(4)]
+    together = Decoder(model, layout, prompts, machines, settings)
+    while not together.done:
+        together.step()
+    assert machines[0].chunks[-1].error == "truncated" and len(together.rows(0)) == 60
+    for i in (1, 2, 3):
+        alone = Decoder(model, layout, [prompts[i]], [make(i)], settings)
+        while not alone.done:
+            alone.step()
+        assert torch.equal(together.rows(i), alone.rows(0)) and len(alone.rows(0)) < 60
+
+
+def test_where_memory_ends_unfinished_texts_are_flagged_and_finished_ones_are_kept(
+    tiny, tokenizer, monkeypatch
+):
+    model, settings = tiny(4), replace(SETTINGS, rows_per_token=8.0)
+    whole = generate(model, tokenizer, requests(), settings)
+    reserve, grown = Stepper.reserve, []
+
+    def full(self, capacity):
+        if self.length:
+            grown.append(self.length)
+            raise LimitError("no memory")
+        reserve(self, max(map(len, prompts)) + 60)
+
+    layout = layout_of(model.config, tokenizer)
+    prompts = [prompt_rows(tokenizer, layout, r.voice_text, r.voice_tokens) for r in requests()]
+    monkeypatch.setattr(Stepper, "reserve", full)
+    found = generate(model, tokenizer, requests(), settings)
+    assert grown and {r.errors[-1] for r in found} >= {"truncated", "long"}
+    for one, other in zip(found, whole, strict=True):
+        assert torch.equal(one.rows, other.rows[: len(one.rows)])
+        assert (len(one.rows) == len(other.rows)) == (one.errors[-1] != "truncated")
 
 
 def test_blank_codes_come_from_settings_or_from_the_model(tiny, tokenizer):
