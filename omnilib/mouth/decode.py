@@ -39,6 +39,7 @@ class DecodeSettings:
     top_p: float = 1.0
     seed: int = 0
     max_rows: int = 8192  # 6.25 rows a second: 22 minutes
+    static: bool | None = None  # steps of fixed shape (static_step.py); None: on a CUDA device, as a graph
     retries: int = 0  # decode a text again, this often at most, while a chunk has an error flag
     retry_step: float = 0.1  # the temperature rises by this at each retry
     normalise: bool = True  # put texts into spoken form first (see spoken.py)
@@ -175,16 +176,28 @@ class Decoder:
         temperature: float | None = None,
         seed: int = 0,
     ):
+        self.begin(model, layout, machines, settings, temperature, seed)
+        self.noise: Tensor | None = None  # (B, NOISE_ROWS, k)
+        self.noise_at = NOISE_ROWS
+        self.stepper = Stepper(model, prompts)
+        self.fed = True  # whether the stepper has seen the newest rows
+
+    def begin(
+        self,
+        model: SpeechLM,
+        layout: Layout,
+        machines: list[ChunkMachine],
+        settings: DecodeSettings,
+        temperature: float | None,
+        seed: int,
+    ) -> None:
+        """What the host keeps of each sequence."""
         self.layout, self.settings, self.machines = layout, settings, machines
         self.temperature = settings.temperature if temperature is None else temperature
         self.grids: list[list[Row]] = [[] for _ in machines]
         self.slots = list(range(len(machines)))  # slot of the batch -> sequence
         self.generators = [torch.Generator().manual_seed(settings.seed + seed) for _ in machines]
-        self.noise: Tensor | None = None  # (B, NOISE_ROWS, k)
-        self.noise_at = NOISE_ROWS
         self.blank = model.config.speech_blank
-        self.stepper = Stepper(model, prompts)
-        self.fed = True  # whether the stepper has seen the newest rows
 
     @property
     def done(self) -> bool:
@@ -195,21 +208,27 @@ class Decoder:
         if self.temperature == 0:
             return None
         if self.noise_at == NOISE_ROWS:
-            shape = (NOISE_ROWS, self.layout.streams)
-            self.noise = 1.0 - torch.stack(
-                [torch.rand(shape, generator=self.generators[i]) for i in self.slots]
-            )
-            self.noise_at = 0
+            self.noise, self.noise_at = self.draw_block(), 0
         self.noise_at += 1
         return self.noise[:, self.noise_at - 1].to(self.stepper.device)
+
+    def draw_block(self) -> Tensor:
+        """The next NOISE_ROWS uniform numbers of each slot: (B, NOISE_ROWS, k)."""
+        shape = (NOISE_ROWS, self.layout.streams)
+        return 1.0 - torch.stack([torch.rand(shape, generator=self.generators[i]) for i in self.slots])
 
     def step(self) -> list[tuple[int, Row]]:
         """One row for every unfinished sequence: (sequence, row) pairs."""
         if not self.fed:
             self.feed()
         sampled = choose(self.stepper.logits, self.settings, self.temperature, self.draw()).tolist()
+        self.fed = False
+        return self.enter(self.slots, sampled)
+
+    def enter(self, slots: list[int], sampled: list[list[int]]) -> list[tuple[int, Row]]:
+        """Enter the ids sampled in each slot into the grids of its sequence."""
         rows = []
-        for ids, i in zip(sampled, self.slots, strict=True):
+        for ids, i in zip(sampled, slots, strict=True):
             machine = self.machines[i]
             if machine.done:
                 continue
@@ -222,7 +241,6 @@ class Decoder:
                 not machine.done and beyond >= self.settings.reference_quirks
             ):  # the reference stops one row late
                 machine.truncate()
-        self.fed = False
         return rows
 
     def feed(self) -> None:
@@ -241,6 +259,23 @@ class Decoder:
         return torch.tensor([(r.text, *r.speech) for r in self.grids[sequence]], dtype=torch.long).view(
             -1, 1 + self.layout.streams
         )
+
+
+def decoder_of(
+    model: SpeechLM,
+    layout: Layout,
+    prompts: list[Tensor],
+    machines: list[ChunkMachine],
+    settings: DecodeSettings,
+    *rest,
+    **more,
+) -> Decoder:
+    """A `Decoder`, or a `StaticDecoder` where it fits (see `DecodeSettings.static`); same arguments, same rows."""
+    from omnilib.mouth import static_decode  # it builds on this module
+
+    fits = static_decode.fits(machines, settings, model.lm_head.weight.device)
+    kind = static_decode.StaticDecoder if fits else Decoder
+    return kind(model, layout, prompts, machines, settings, *rest, **more)
 
 
 def prepare(
@@ -281,7 +316,7 @@ def generate(
         for first in range(0, len(waiting), batch):
             group = waiting[first : first + batch]
             machines = [prepared[i][1]() for i in group]
-            decoder = Decoder(
+            decoder = decoder_of(
                 model, layout, [prepared[i][0] for i in group], machines, settings, temperature, seed=trial
             )
             while not decoder.done:
@@ -319,7 +354,7 @@ def run(
 ) -> Generator[list[int], None, ChunkMachine]:
     """`stream` of what is prepared already: prompt rows (R, 1 + k) and a fresh chunk machine, which is returned."""
     temperature = settings.temperature + trial * settings.retry_step
-    decoder = Decoder(model, machine.layout, [prompt], [machine], settings, temperature, seed=trial)
+    decoder = decoder_of(model, machine.layout, [prompt], [machine], settings, temperature, seed=trial)
     while not decoder.done:
         for _, row in decoder.step():
             if tokens := row_tokens(row, machine.layout, model.config.speech_blank):
