@@ -49,7 +49,7 @@ class CodecSettings:
     block: int = 500  # tokens spoken in one go (20 s)
     context: int = 25  # tokens of the previous block shown to the next
     steps: int = 10  # Euler steps of the flow
-    precision: str = "fp32"  # of the flow's U-Net: auto, fp32 or bf16
+    precision: str = "fp32"  # of the flow's U-Net: auto, fp32, bf16, or on a GPU tf32
     vocoder_context: int | None = (
         None  # frames held back when streaming; None: the whole receptive field, seamless
     )
@@ -135,12 +135,15 @@ class Codec:
             flow.set_precision(self.settings.precision)
 
     @classmethod
-    def load(cls, folder: str | Path, settings: CodecSettings | None = None) -> "Codec":
+    def load(
+        cls, folder: str | Path, settings: CodecSettings | None = None, device: str | torch.device = "cpu"
+    ) -> "Codec":
         """Read checkpoints/<scale>: one folder each for tokenizer, speaker, flow and hift; settings are those of codec.yaml,
-        if there is one, unless given.
+        if there is one, unless given. The precision is chosen for `device`.
 
         Raises:
             CheckpointError, ConfigError: a part is missing, truncated, or of another model.
+            UserError: the device has not got the precision.
         """
         folder = Path(folder)
         tokenizer, speaker = (
@@ -148,7 +151,8 @@ class Codec:
             SpeakerEncoder.load(folder / "speaker"),
         )
         flow, hift = Flow.load(folder / "flow"), HiFT.load(folder / "hift").fold_weight_norm()
-        return cls(tokenizer, speaker, flow, hift, settings or CodecSettings.of(folder))
+        parts = (part.to(device) for part in (tokenizer, speaker, flow, hift))
+        return cls(*parts, settings or CodecSettings.of(folder))
 
     def to(self, device: str | torch.device) -> "Codec":
         for module in (self.tokenizer, self.speaker, self.flow, self.hift):

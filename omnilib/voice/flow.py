@@ -19,6 +19,8 @@ Shapes: B batch, N tokens (25 Hz), F = 2N mel frames (50 Hz), M = 80 mels, D wid
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -30,8 +32,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from omnilib import config as configs
 from omnilib.audio import MEL_WINDOW
+from omnilib.captured import recorder
 from omnilib.errors import UserError
 from omnilib.storage import load_weights
+from omnilib.voice.captured_flow import STEPS, Recordings
 from omnilib.voice.causal import Cache, length_mask
 from omnilib.voice.flow_encoder import RATIO, EncoderConfig, RelativeAttention, UpsampleEncoder
 from omnilib.voice.flow_estimator import Estimator, EstimatorConfig
@@ -62,7 +66,7 @@ class FlowConfig:
 
 
 NOISE_FRAMES = 30000
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "tf32")
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -70,6 +74,20 @@ def fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+@contextmanager
+def tensor_float32(wanted: bool) -> Iterator[None]:
+    """Let a GPU round the factors of float32 products to 10 bits meanwhile."""
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    for flag, old in zip(flags, before, strict=True):
+        flag.allow_tf32 = old or wanted
+    try:
+        yield
+    finally:
+        for flag, old in zip(flags, before, strict=True):
+            flag.allow_tf32 = old
 
 
 @lru_cache(maxsize=2)
@@ -137,7 +155,18 @@ class FlowMatching(nn.Module):
         super().__init__()
         self.sigma, self.guidance, self.variance = c.sigma_min, c.guidance, c.prior_variance
         self.estimator = Estimator(c.mels, c.estimator)
-        self.half = False  # U-Net in bfloat16, see `Flow.set_precision`
+        self.precision = "fp32"  # of the U-Net, see `Flow.set_precision`
+        self.static: bool | None = None  # steps of fixed shape; None: on a CUDA device, as a graph
+        self.recordings = Recordings()
+
+    @property
+    def half(self) -> bool:
+        return self.precision == "bf16"
+
+    @property
+    def copies(self) -> int:
+        """With guidance each item runs twice; the second half of the batch sees no condition."""
+        return 2 if self.guidance else 1
 
     def velocity(
         self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, prompt: Tensor, keep: Tensor, *rest
@@ -188,25 +217,41 @@ class FlowMatching(nn.Module):
         caches: list[Cache] | None = None,
         past: int = 0,
     ) -> Tensor:
-        """Euler steps from noise x (B, F, M) to the mel; `caches` holds one a step when chunks follow each other.
+        """Euler steps from noise x (B, F, M) to the mel; `caches` holds one a step when chunks follow each other."""
+        batch, times = x.shape[0], cosine_times(steps).to(x)
+        mu, prompt, speaker = (torch.cat([c] * self.copies) for c in (mu, prompt, speaker))
+        valid = None if valid is None else torch.cat([valid] * self.copies)
+        with tensor_float32(self.precision == "tf32"):
+            if caches is None and steps <= STEPS and (x.is_cuda if self.static is None else self.static):
+                record = recorder(x.device)
+                return self.recordings.solve(self, x, mu, speaker, prompt, times, valid, streaming, record)
+            keep = (torch.arange(len(mu), device=x.device) < batch).to(mu.dtype)
+            for i in range(steps):
+                cache = None if caches is None else caches[i].rewind()
+                t, dt = times[i : i + 1], times[i + 1] - times[i]
+                x = self.euler(x, mu, t, dt, speaker, prompt, keep, valid, streaming, cache, past)
+        return x
+
+    def euler(
+        self,
+        x: Tensor,
+        mu: Tensor,
+        t: Tensor,
+        dt: Tensor,
+        speaker: Tensor,
+        prompt: Tensor,
+        keep: Tensor,
+        *rest,
+    ) -> Tensor:
+        """x (B, F, M) at t (1,) -> x at t + dt; the others hold every copy (`copies`).
 
         Source: guidance: arXiv 2207.12598, eq. 6.
         """
-        batch, times = x.shape[0], cosine_times(steps).to(x)
-        copies = 2 if self.guidance else 1  # with guidance, the second half of the batch sees no condition
-        mu, prompt, speaker = (torch.cat([c] * copies) for c in (mu, prompt, speaker))
-        valid = None if valid is None else torch.cat([valid] * copies)
-        keep = (torch.arange(copies * batch, device=x.device) < batch).to(mu.dtype)
-        for i in range(steps):
-            t, dt = times[i].expand(copies * batch), times[i + 1] - times[i]
-            cache = None if caches is None else caches[i].rewind()
-            v = self.velocity(
-                torch.cat([x] * copies), mu, t, speaker, prompt, keep, valid, streaming, cache, past
-            )
-            if self.guidance:
-                v = (1 + self.guidance) * v[:batch] - self.guidance * v[batch:]
-            x = x + dt * v
-        return x
+        v = self.velocity(torch.cat([x] * self.copies), mu, t.expand(len(mu)), speaker, prompt, keep, *rest)
+        if self.guidance:
+            v, free = v.chunk(2)
+            v = (1 + self.guidance) * v - self.guidance * free
+        return x + dt * v
 
 
 class Flow(nn.Module):
@@ -247,20 +292,28 @@ class Flow(nn.Module):
                 nn.init.xavier_uniform_(module.pos_bias_v)
 
     def set_precision(self, precision: str) -> "Flow":
-        """Run the U-Net, where nearly all the time goes, in float32 ("fp32") or bfloat16 ("bf16"; "auto": where this
-        device multiplies it fast). Its weights are converted: for inference only. Encoder and Euler sums stay float32.
+        """Run the U-Net, where nearly all the time goes, in float32 ("fp32"; "tf32": with factors rounded to 10 bits, on a
+        GPU) or bfloat16 ("bf16"; "auto": where this device multiplies it fast). For bfloat16 its weights are converted:
+        for inference only. Encoder and Euler sums stay float32.
 
         Raises:
-            UserError: another precision.
+            UserError: another precision, or one that this device has not got.
         """
         if precision not in PRECISIONS:
             raise UserError(
                 f"the codec has no precision '{precision}': choose one of {', '.join(PRECISIONS)}"
             )
         device = self.input_embedding.weight.device
-        half = precision == "bf16" or (precision == "auto" and fast_bfloat16(device))
-        self.decoder.half = half
-        self.decoder.estimator.to(torch.bfloat16 if half else torch.float32)
+        if precision == "tf32" and not (
+            device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+        ):
+            raise UserError(
+                f"this device ({device.type}) has no tf32: choose fp32 or bf16, or a GPU from Ampere on"
+            )
+        if precision == "auto":
+            precision = "bf16" if fast_bfloat16(device) else "fp32"
+        self.decoder.precision = precision
+        self.decoder.estimator.to(torch.bfloat16 if self.decoder.half else torch.float32)
         return self
 
     def normalize(self, mel: Tensor) -> Tensor:
