@@ -96,9 +96,16 @@ def fixed_noise(mels: int = 80) -> Tensor:
     return torch.randn(1, mels, NOISE_FRAMES, generator=torch.Generator().manual_seed(0))
 
 
-def noise_at(start: int, count: int, mels: int) -> Tensor:
+@lru_cache(maxsize=2)
+def noise_on(mels: int, device: torch.device) -> Tensor:
+    """`fixed_noise` copied to a device once."""
+    return fixed_noise(mels).to(device)
+
+
+def noise_at(start: int, count: int, mels: int, device: torch.device) -> Tensor:
     """Noise of frames start .. start + count: (1, count, M); repeats after 10 minutes."""
-    return fixed_noise(mels)[:, :, torch.arange(start, start + count) % NOISE_FRAMES].transpose(1, 2)
+    frames = torch.arange(start, start + count, device=device) % NOISE_FRAMES
+    return noise_on(mels, device)[:, :, frames].transpose(1, 2)
 
 
 def cosine_times(steps: int) -> Tensor:
@@ -433,8 +440,9 @@ class Flow(nn.Module):
             torch.cat([prompt_tokens[i, :p], tokens[i, :n]])
             for i, (p, n) in enumerate(zip(prompts, counts, strict=True))
         ]
-        lengths = torch.tensor([len(r) for r in rows], device=tokens.device)
-        padded = None if lengths.min() == lengths.max() else lengths
+        sizes = [len(r) for r in rows]  # on the host: asking the device for them would wait for it
+        lengths = torch.tensor(sizes, device=tokens.device)
+        padded = None if min(sizes) == max(sizes) else lengths
         mu = self.encode(pad_sequence(rows, True), speaker, padded, streaming, finalize)  # (B, F, M)
         drop_tail = 0 if finalize else self.config.encoder.look_ahead
         frames = (lengths - drop_tail) * RATIO
@@ -443,13 +451,15 @@ class Flow(nn.Module):
         for i, p in enumerate(prompts):
             prompt[i, : p * RATIO] = self.normalize(prompt_mel[i, : p * RATIO])[: mu.shape[1]]
         valid = None if padded is None else length_mask(frames, mu.shape[1])
-        x0 = self.config.temperature * noise_at(0, mu.shape[1], self.config.mels).to(mu.device).expand(
-            batch, -1, -1
-        )
+        noise = noise_at(0, mu.shape[1], self.config.mels, mu.device)
+        x0 = self.config.temperature * noise.expand(batch, -1, -1)
         x1 = self.decoder.solve(x0, mu, self.project_speaker(speaker), prompt, n_timesteps, valid, streaming)
         x1 = x1 * self.config.mel_std + self.config.mel_mean
         mel = pad_sequence(
-            [x1[i, p * RATIO : f] for i, (p, f) in enumerate(zip(prompts, frames.tolist(), strict=True))],
+            [
+                x1[i, p * RATIO : (n - drop_tail) * RATIO]
+                for i, (p, n) in enumerate(zip(prompts, sizes, strict=True))
+            ],
             True,
         )
         return mel.transpose(1, 2)
@@ -497,7 +507,7 @@ class FlowStream:
         start, frames = self.past * RATIO, count * RATIO
         prompt = self.prompt[:, start : start + frames]
         prompt = F.pad(prompt, (0, 0, 0, frames - prompt.shape[1]))
-        x0 = c.temperature * noise_at(start, frames, c.mels).to(mu.device)
+        x0 = c.temperature * noise_at(start, frames, c.mels, mu.device)
         x1 = self.flow.decoder.solve(x0, mu, self.speaker, prompt, self.steps, None, True, self.caches, start)
         self.pending, self.past = self.pending[:, count:], self.past + count
         passed = min(self.skip, frames)
