@@ -17,6 +17,8 @@ from torch import Tensor
 Work = Callable[[], None]
 Record = Callable[[Work], Work]  # records work, which it may run meanwhile; returns what replays it
 
+BACKEND = "inductor"  # of torch.compile
+RECORDINGS = 256  # of one function that torch.compile may make; it gives up at 8 otherwise
 WARM_UP = 2  # runs before recording: libraries choose kernels and take workspaces then
 
 
@@ -34,9 +36,28 @@ def cuda_graph(work: Work) -> Work:
     return graph.replay
 
 
-def recorder(device: torch.device) -> Record | None:
-    """How work is recorded on a device; None: it is simply called."""
-    return cuda_graph if device.type == "cuda" else None
+def compiled(work: Work) -> Work:
+    """Let torch.compile join the small operations of `work`; takes a minute or so, and a compiler on this machine."""
+    fused = torch.compile(work, fullgraph=True, dynamic=False, backend=BACKEND)
+    with torch._dynamo.config.patch(recompile_limit=RECORDINGS):
+        fused()
+    return fused
+
+
+def compiled_cuda_graph(work: Work) -> Work:
+    """A graph of fewer, larger kernels."""
+    return cuda_graph(compiled(work))
+
+
+def recorder(device: torch.device, fuse: bool = False) -> Record | None:
+    """How work is recorded on a device; None: it is simply called.
+
+    Args:
+        fuse: by torch.compile first.
+    """
+    if device.type == "cuda":
+        return compiled_cuda_graph if fuse else cuda_graph
+    return compiled if fuse else None
 
 
 class Captured:

@@ -27,6 +27,7 @@ from omnilib.mouth.step import Stepper
 from omnilib.text import clean_text, encode, pieces
 
 NOISE_ROWS = 128  # uniform numbers drawn at a time
+STATIC = ("auto", "on", "off", "compiled")
 SEEDS = (-(2**63), 2**64 - 1000)  # what torch.Generator takes, less room for the number of a trial
 
 
@@ -39,7 +40,9 @@ class DecodeSettings:
     top_p: float = 1.0
     seed: int = 0
     max_rows: int = 8192  # 6.25 rows a second: 22 minutes
-    static: bool | None = None  # steps of fixed shape (static_step.py); None: on a CUDA device, as a graph
+    static: str = (
+        "auto"  # steps of fixed shape (static_step.py): auto (on CUDA), on, off, compiled (see its README)
+    )
     retries: int = 0  # decode a text again, this often at most, while a chunk has an error flag
     retry_step: float = 0.1  # the temperature rises by this at each retry
     normalise: bool = True  # put texts into spoken form first (see spoken.py)
@@ -62,6 +65,10 @@ class DecodeSettings:
         if wrong := [name for name in numbers if not math.isfinite(getattr(self, name))]:
             raise ConfigError(
                 f"decode settings: {wrong[0]} is {getattr(self, wrong[0])}: give a finite number"
+            )
+        if self.static not in STATIC:
+            raise ConfigError(
+                f"decode settings: static is '{self.static}': choose one of {', '.join(STATIC)}"
             )
         if self.pass_rows is not None and self.pass_rows < 1:
             raise ConfigError("decode settings: need pass_rows >= 1, or none")

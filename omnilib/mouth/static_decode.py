@@ -17,7 +17,7 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from omnilib.captured import Readback, Record
+from omnilib.captured import Readback, Record, recorder
 from omnilib.errors import LimitError
 from omnilib.mouth.chunking import ChunkMachine, Layout, Row
 from omnilib.mouth.decode import NOISE_ROWS, Decoder, DecodeSettings, choose
@@ -30,7 +30,7 @@ AHEAD = 1  # rows that the device is ahead of the host
 
 def fits(machines: list[ChunkMachine], settings: DecodeSettings, device: torch.device) -> bool:
     """Whether texts decode this way: on CUDA, or where the settings ask for it, and when no text is still to come."""
-    wanted = device.type == "cuda" if settings.static is None else settings.static
+    wanted = settings.static in ("on", "compiled") or (settings.static == "auto" and device.type == "cuda")
     return wanted and all(machine.closed and machine.rows_made == 0 for machine in machines)
 
 
@@ -49,7 +49,7 @@ class Shelf:
         return model.__dict__.setdefault("static_steps", cls())
 
     def take(
-        self, model: SpeechLM, layout: Layout, batch: int, capacity: int, record: Record | None = None
+        self, model: SpeechLM, layout: Layout, batch: int, capacity: int, record: Record | None
     ) -> StaticStep:
         """The smallest step that is large enough, or a new one in place of those that are smaller.
 
@@ -88,7 +88,7 @@ class StaticDecoder(Decoder):
     """As `Decoder`, for texts that are known to their end.
 
     Args:
-        record: how steps are recorded, see `StaticStep`.
+        record: how steps are recorded, if not as the settings say (see `captured.recorder`).
     """
 
     def __init__(
@@ -105,7 +105,8 @@ class StaticDecoder(Decoder):
         self.begin(model, layout, machines, settings, temperature, seed)
         limit = max(rows_at_most(machine, settings.max_rows) for machine in machines) + AHEAD
         self.longest, self.launched = max(map(len, prompts)), 0
-        shelf = Shelf.of(model)
+        shelf, device = Shelf.of(model), model.lm_head.weight.device
+        record = record or recorder(device, fuse=settings.static == "compiled")
         self.static = shelf.take(
             model, layout, slots_for(len(prompts)), window_for(self.longest + limit), record
         )

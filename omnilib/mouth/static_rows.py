@@ -85,8 +85,11 @@ class StaticRows:
         self.silent_code = torch.zeros(layout.speech_size, dtype=torch.bool, device=device)  # (S,)
         self.blank_needed, self.blank_rows, self.eos_needed = integers(1), integers(1), integers(1)
         self.quirks = torch.zeros(1, dtype=torch.bool, device=device)
-        self.forced = torch.tensor(  # text ids of rows that carry no text, and the two speech ids
-            [layout.text_pad, layout.audio_sep, layout.audio_end, layout.text_eos], device=device
+        self.constants = torch.tensor(  # once: a number in `torch.where` would be a tensor made for every row
+            [0, 1, TEXT, PADDING, SEPARATOR, TAIL]
+            + [layout.text_pad, layout.audio_sep, layout.audio_end, layout.text_eos]
+            + [layout.speech_eos, layout.speech_pad],
+            device=device,
         )
 
     def of_slots(self) -> list[Tensor]:
@@ -132,7 +135,8 @@ class StaticRows:
         n, layout = len(sampled), self.layout
         ids, limit, room = self.ids[:n], self.limit[:n], self.room[:n]
         phase, at, counted, made, blank_run, done = (state[:n] for state in self.state())
-        pad, separator, end, tail = self.forced.unbind()
+        zero, one, to_text, to_padding, to_separator, to_tail, *forced = self.constants.unbind()
+        pad, separator, end, tail, speech_eos, speech_pad = forced
 
         in_text, in_padding, in_separator, in_tail = (
             phase == p for p in (TEXT, PADDING, SEPARATOR, TAIL)
@@ -141,7 +145,7 @@ class StaticRows:
         chunk_limit, chunk_room = limit.gather(1, newest)[:, 0], room.gather(1, newest)[:, 0]
 
         silent = self.silent_code[sampled].sum(-1) >= self.blank_needed
-        run = torch.where(silent, blank_run + 1, 0)
+        run = torch.where(silent, blank_run + 1, zero)
         ended = (sampled == layout.speech_eos).sum(-1) >= self.eos_needed
         stop = in_padding & (ended | (run > self.blank_rows) | (counted > chunk_limit))
         goes_on = in_separator & (made <= chunk_room)
@@ -149,17 +153,17 @@ class StaticRows:
         text = torch.where(in_text, ids.gather(1, newest)[:, 0], pad)
         text = torch.where(in_separator, torch.where(goes_on, separator, end), text)
         text = torch.where(in_tail, tail, text)
-        speech = torch.where(stop[:, None], layout.speech_eos, sampled)
-        speech = torch.where(in_separator[:, None], layout.speech_pad, speech)
+        speech = torch.where(stop[:, None], speech_eos, sampled)
+        speech = torch.where(in_separator[:, None], speech_pad, speech)
 
         last = in_text & (chunk_limit >= 0)
-        following = torch.where(last, PADDING, phase)
-        following = torch.where(stop, SEPARATOR, following)
-        following = torch.where(in_separator, torch.where(goes_on, TEXT, TAIL), following)
+        following = torch.where(last, to_padding, phase)
+        following = torch.where(stop, to_separator, following)
+        following = torch.where(in_separator, torch.where(goes_on, to_text, to_tail), following)
         fresh = goes_on & ~self.quirks  # the reference carries both counters over into the next chunk
         done |= in_tail | (in_separator & ~goes_on & ~self.quirks)
-        blank_run.copy_(torch.where(fresh, 0, run))
-        counted.copy_(torch.where(fresh, 0, torch.where(in_separator, 1, counted + 1)))
+        blank_run.copy_(torch.where(fresh, zero, run))
+        counted.copy_(torch.where(fresh, zero, torch.where(in_separator, one, counted + 1)))
         made += 1
         at += in_text
         phase.copy_(following)

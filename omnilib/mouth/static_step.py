@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from omnilib.brain.limits import GIB, free_memory
-from omnilib.captured import Captured, Record, recorder, to_device
+from omnilib.captured import Captured, Record, to_device
 from omnilib.errors import LimitError
 from omnilib.mouth.chunking import ChunkMachine, Layout
 from omnilib.mouth.speechlm import SpeechLM
@@ -57,8 +57,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Source: RoPE, arXiv 2104.09864, eq. 34.
     """
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((x[..., half:], x[..., :half]), dim=-1) * sin
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
 def side_by_side(linears: list[nn.Linear]) -> Tensor | None:
@@ -113,24 +112,32 @@ class Block:
         return F.rms_norm(x, (x.shape[-1],), layer.weight, self.eps)
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable) -> Tensor:
-        """(B, L, D) -> (B, L, D); `attend` takes q (B, A, L, H), k and v (B, K, L, H) and returns (B, A, L, H)."""
-        attention, mlp = self.layer.self_attn, self.layer.mlp
+        """(B, L, D) -> (B, L, D), in place; `attend` takes q (B, A, L, H), k and v (B, K, L, H) and returns (B, A, L, H)."""
+        attention, mlp, width = self.layer.self_attn, self.layer.mlp, self.head_dim
         h = self.norm(x, self.layer.input_layernorm)
         if self.qkv is None:
             qkv = torch.cat([p(h) for p in (attention.q_proj, attention.k_proj, attention.v_proj)], -1)
         else:
             qkv = F.linear(h, self.qkv)
-        heads = qkv.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # (B, A + 2 K, L, H)
+        heads = qkv.unflatten(-1, (-1, width)).transpose(1, 2)  # (B, A + 2 K, L, H)
         q, k, v = heads.split([self.heads, self.key_heads, self.key_heads], 1)
         q, k = self.norm(q, attention.q_norm), self.norm(k, attention.k_norm)
-        y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
-        x = x + attention.o_proj(y.transpose(1, 2).flatten(2))
+        q, k = rotate(torch.cat([q, k], 1), cos, sin).split([self.heads, self.key_heads], 1)
+        add(x, attend(q, k, v).transpose(1, 2).flatten(2), attention.o_proj)
         h = self.norm(x, self.layer.post_attention_layernorm)
         if self.gate_up is None:
             gate, up = mlp.gate_proj(h), mlp.up_proj(h)
         else:
             gate, up = F.linear(h, self.gate_up).chunk(2, -1)
-        return x + mlp.down_proj(F.silu(gate) * up)
+        return add(x, F.silu(gate) * up, mlp.down_proj)
+
+
+def add(x: Tensor, h: Tensor, linear: nn.Linear) -> Tensor:
+    """x + linear(h) in place, as one product: (B, L, D)."""
+    if linear.bias is not None:
+        return x.add_(linear(h))
+    x.flatten(0, 1).addmm_(h.flatten(0, 1), linear.weight.t())
+    return x
 
 
 def addresses(model: SpeechLM) -> tuple[int, ...]:
@@ -161,7 +168,7 @@ class StaticStep:
         layout: its row layout.
         batch: sequences at most.
         capacity: cache rows of each.
-        record: how steps are recorded; by default as graphs on CUDA, and not at all elsewhere.
+        record: how steps are recorded (see `captured.recorder`); None: they are simply called.
 
     Raises:
         LimitError: the cache does not fit into the memory that is free.
@@ -178,7 +185,7 @@ class StaticStep:
         weight = model.lm_head.weight
         self.model, self.layout, self.device, self.dtype = model, layout, weight.device, weight.dtype
         self.batch, self.capacity = slots_for(batch), window_for(capacity)
-        self.record = record or recorder(self.device)
+        self.record = record
         self.check_memory()
         eps, count = model.config.rms_norm_eps, len(model.model.layers)
         blocks = [Block(layer, eps) for layer in layers_of(model)]
@@ -203,7 +210,7 @@ class StaticStep:
 
     def serves(self, model: SpeechLM, layout: Layout, record: Record | None) -> bool:
         """Whether it can be used for these: a recording reads weights where they lay when it was made."""
-        same = self.layout == layout and self.record is (record or recorder(self.device))
+        same = self.layout == layout and self.record is record
         return same and self.addresses == addresses(model)
 
     def zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from omnilib import captured
-from omnilib.errors import LimitError
+from omnilib.errors import ConfigError, LimitError
 from omnilib.mouth import static_decode, static_step
 from omnilib.mouth.chunking import ChunkMachine, ChunkRules, Kind, Layout
 from omnilib.mouth.decode import Decoder, DecodeSettings, decoder_of, generate, stream
@@ -19,7 +19,7 @@ from omnilib.mouth.static_rows import StaticRows, rows_at_most, tables_of
 from omnilib.mouth.static_step import StaticStep, cache_bytes, join_weights, slots_for, window_for
 from tests.mouth.test_decode import SETTINGS, assert_same, requests
 
-STATIC = replace(SETTINGS, static=True)
+STATIC = replace(SETTINGS, static="on")
 WARM = sampling_of(DecodeSettings(top_k=5, top_p=0.9), False)
 GREEDY = sampling_of(DecodeSettings(), True)
 
@@ -38,7 +38,7 @@ def traced(monkeypatch):
         made.append(trace(work))
         return made[-1]
 
-    monkeypatch.setattr(static_step, "recorder", lambda device: record)
+    monkeypatch.setattr(static_decode, "recorder", lambda device, fuse: record)
     return made
 
 
@@ -65,7 +65,7 @@ def step_of(model: SpeechLM, layout: Layout, lengths=(5, 9), capacity: int = 100
 def test_a_mixed_batch_and_each_text_alone_get_the_rows_of_the_plain_loop(tiny, tokenizer, streams):
     model = tiny(streams)
     for settings in (STATIC, replace(STATIC, temperature=0.7, top_k=5, top_p=0.9)):
-        plain = generate(model, tokenizer, requests(), replace(settings, static=False))
+        plain = generate(model, tokenizer, requests(), replace(settings, static="off"))
         together = generate(model, tokenizer, requests(), settings)
         assert len({len(r.rows) for r in together}) > 1, "they should end at different times"
         for request, one, other in zip(requests(), plain, together, strict=True):
@@ -78,7 +78,7 @@ def test_a_recording_made_at_the_first_row_serves_all_rows(tiny, tokenizer, trac
     warm = replace(STATIC, temperature=0.7)
     for settings, most in ((warm, 3), (replace(warm, seed=3, temperature=0.2), 0)):
         known = len(traced)
-        plain = generate(model, tokenizer, requests()[1:], replace(settings, static=False))
+        plain = generate(model, tokenizer, requests()[1:], replace(settings, static="off"))
         for one, other in zip(plain, generate(model, tokenizer, requests()[1:], settings), strict=True):
             assert_same(one, other)
         assert len(traced) - known <= most, "other texts, seeds and temperatures use the same recordings"
@@ -87,7 +87,7 @@ def test_a_recording_made_at_the_first_row_serves_all_rows(tiny, tokenizer, trac
 
 def test_windows_grow_without_a_trace(tiny, tokenizer, monkeypatch):
     model, long = tiny(4), replace(STATIC, temperature=0.5, rows_per_token=6.0)
-    plain = generate(model, tokenizer, requests()[:2], replace(long, static=False))
+    plain = generate(model, tokenizer, requests()[:2], replace(long, static="off"))
     assert max(len(r.rows) for r in plain) > 100
     monkeypatch.setattr(static_step.window_for, "__defaults__", (8,))
     for one, other in zip(plain, generate(model, tokenizer, requests()[:2], long), strict=True):
@@ -112,7 +112,7 @@ def test_greedy_steps_write_the_reference_grids(golden):
             max_rows=info["max_new_tokens"],
             blank_codes=info["blank_speech_tokens"],
             reference_quirks=True,
-            static=True,
+            static="on",
         )
         piece, text = words["id_to_string"].__getitem__, rows[cut:-2, 0].tolist()
         machine = ChunkMachine(layout, settings.rules(), piece, text)
@@ -174,7 +174,7 @@ def test_a_pass_leaves_the_same_text_over(tiny, tokenizer):
                 return tokens, end.value.rest
 
     tokens, rest = spoken(settings)
-    assert rest and (tokens, rest) == spoken(replace(settings, static=False))
+    assert rest and (tokens, rest) == spoken(replace(settings, static="off"))
 
 
 def test_an_endless_text_does_not_keep_the_others(tiny, tokenizer):
@@ -185,7 +185,7 @@ def test_an_endless_text_does_not_keep_the_others(tiny, tokenizer):
     mixed = replace(settings, rows_per_token=2.0)
     for one, other in zip(
         generate(model, tokenizer, requests(), mixed),
-        generate(model, tokenizer, requests(), replace(mixed, static=False)),
+        generate(model, tokenizer, requests(), replace(mixed, static="off")),
         strict=True,
     ):
         assert_same(one, other)
@@ -298,6 +298,26 @@ def test_a_step_compiles_as_one_graph_that_serves_every_row(tiny, sampling):
             assert torch.equal(plain.sampled, compiled.sampled)
     assert len(graphs) == 1
     torch.testing.assert_close(plain.logits, compiled.logits)
+
+
+def test_compiled_steps_are_one_graph_each_and_write_the_same_rows(tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr(captured, "BACKEND", "eager")
+    monkeypatch.setattr(static_step.window_for, "__defaults__", (32,))
+    model, settings = tiny(1), replace(SETTINGS, static="compiled", max_rows=40)
+    torch._dynamo.reset()
+    for one, other in zip(
+        generate(model, tokenizer, requests()[:2], replace(settings, static="off")),
+        generate(model, tokenizer, requests()[:2], settings),
+        strict=True,
+    ):
+        assert_same(one, other)
+    (step,) = Shelf.of(model).steps
+    assert step.record is captured.compiled and len(step.recorded) > 1
+
+
+def test_an_unknown_way_to_step_is_refused():
+    with pytest.raises(ConfigError, match="static is 'fast': choose one of auto, on, off, compiled"):
+        replace(SETTINGS, static="fast")
 
 
 def test_recording_leaves_the_state_as_it_was():
@@ -418,7 +438,7 @@ def test_tables_name_the_last_id_of_every_chunk():
 def test_a_cuda_graph_writes_the_rows_of_the_plain_loop(tiny, tokenizer):
     model = tiny(4).to("cuda")
     for settings in (STATIC, replace(STATIC, temperature=0.7, top_k=5)):
-        plain = generate(model, tokenizer, requests(), replace(settings, static=False))
+        plain = generate(model, tokenizer, requests(), replace(settings, static="off"))
         for one, other in zip(plain, generate(model, tokenizer, requests(), settings), strict=True):
             assert_same(one, other)
     assert static_decode.fits([], SETTINGS, torch.device("cuda"))
