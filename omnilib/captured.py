@@ -17,6 +17,7 @@ from torch import Tensor
 Work = Callable[[], None]
 Record = Callable[[Work], Work]  # records work, which it may run meanwhile; returns what replays it
 
+STATIC = ("auto", "on", "off", "compiled")  # whether steps have fixed shapes; auto: on CUDA. See `recorder`
 BACKEND = "inductor"  # of torch.compile
 RECORDINGS = 256  # of one function that torch.compile may make; it gives up at 8 otherwise
 WARM_UP = 2  # runs before recording: libraries choose kernels and take workspaces then

@@ -13,6 +13,7 @@ kernel: what stays in a cache between two kernels is counted twice, so small act
 Source: Williams, Waterman and Patterson 2009, "Roofline", doi 10.1145/1498765.1498785.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -42,6 +43,44 @@ class Device:
         return self.tf32 if tf32 else self.fp32
 
 
+def measured(device: torch.device) -> Device:
+    """What a device without a data sheet here does: a copy of 64 MiB, and products of 1024 x 1024; the best of three."""
+    large, square = torch.zeros(2**24, device=device), torch.rand(1024, 1024, device=device)
+    bandwidth = 2 * large.numel() * 4 / best(large.clone, device)
+
+    def peak(dtype: torch.dtype) -> float:
+        a = square.to(dtype)
+        return 2 * 1024**3 / best(lambda: a @ a, device)
+
+    single = peak(torch.float32)
+    return Device(f"{device.type}, measured", bandwidth, peak(torch.bfloat16), single, single)
+
+
+def best(work: Callable[[], object], device: torch.device, rounds: int = 3) -> float:
+    """Seconds of the quickest round."""
+    return min(seconds(work, device) for _ in range(rounds))
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds until the device is through with `work`."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - started
+
+
+def device_of(device: torch.device) -> Device:
+    """Its data sheet, or what it measures."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device).lower()
+        for key, sheet in DEVICES.items():
+            if key in name:
+                return sheet
+    return measured(device)
+
+
 DEVICES = {
     "h200": Device("H200", 4.8e12, 989e12, 495e12, 67e12),
     "h100": Device("H100", 3.35e12, 989e12, 495e12, 67e12),
@@ -58,6 +97,10 @@ class Reach:
     bandwidth: float = 0.8  # share that a large product with one vector gets
     peak: float = 0.5  # share that a product of a few thousand rows gets
     kernel: float = 2e-6  # seconds that the smallest kernel of a graph takes, its start included
+
+
+USUAL = Reach()
+GOOD = Reach(bandwidth=0.9, peak=0.6, kernel=1.2e-6)  # well tuned
 
 
 @dataclass
@@ -84,12 +127,16 @@ class Work:
     def operations(self) -> float:
         return sum(k.operations for k in self.kernels)
 
+    def fused(self) -> "Work":
+        """Without element-wise kernels, which torch.compile joins to their neighbours; at best."""
+        return Work([k for k in self.kernels if k.operations or k.name in KEPT])
+
     def roofline(self, device: Device, tf32: bool = False) -> float:
         """Seconds at least."""
         compute = sum(k.operations / device.peak(k.dtype, tf32) for k in self.kernels)
         return max(self.bytes / device.bandwidth, compute)
 
-    def expected(self, device: Device, tf32: bool = False, reach: Reach = Reach()) -> float:  # noqa: B008
+    def expected(self, device: Device, tf32: bool = False, reach: Reach = USUAL) -> float:
         """Seconds to expect, kernel after kernel."""
         return sum(
             max(
@@ -101,15 +148,33 @@ class Work:
         )
 
 
-FUSED = {  # one kernel on a GPU, several where they are written out for other devices -> place of the tensors read
+FUSED = {  # one kernel on a GPU, several where they are written out for other devices
     F.scaled_dot_product_attention: "scaled_dot_product_attention",
     F.rms_norm: "rms_norm",
     F.layer_norm: "layer_norm",
     F.silu: "silu",
     F.gelu: "gelu",
 }
+KEPT = (
+    "rms_norm",
+    "layer_norm",
+    "scatter_",
+    "scaled_dot_product_attention",
+    "istft",
+    "_softmax",
+    "sort",
+    "cumsum",
+)
 FREE = ("empty", "empty_like", "empty_strided", "detach", "lift_fresh", "_unsafe_view", "resize_", "alias")
-PART = ("scatter_", "index_select", "embedding", "gather", "index", "_embedding_bag", "index_copy_")  # reads what it needs
+PART = (
+    "scatter_",
+    "index_select",
+    "embedding",
+    "gather",
+    "index",
+    "_embedding_bag",
+    "index_copy_",
+)  # reads what it needs
 PART += ("_embedding_bag_forward_only",)
 
 
@@ -117,6 +182,20 @@ def size(tensors: list) -> float:
     """Bytes of the distinct tensors."""
     seen = {id(t): t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor)}
     return float(sum(seen.values()))
+
+
+def multiplications(name: str, func, args: tuple, kwargs: dict, out) -> float:
+    """Operations of a product or convolution, two for each multiplication; 0 for all else."""
+    if name == "addmm_":
+        return 2.0 * out.numel() * args[1].shape[-1]
+    if name == "linear":
+        return 2.0 * out.numel() * args[0].shape[-1]
+    if name == "conv1d":
+        return 2.0 * out.numel() * args[1].shape[1] * args[1].shape[2]
+    if name == "conv_transpose1d":
+        return 2.0 * args[0].numel() * args[1].shape[1] * args[1].shape[2]
+    count = flop_registry.get(func.overloadpacket)
+    return float(count(*args, **kwargs, out_val=out)) if count else 0.0
 
 
 class Launches(TorchDispatchMode):
@@ -136,8 +215,7 @@ class Launches(TorchDispatchMode):
         tensors = [t for t in (*read, *made) if isinstance(t, Tensor)]
         if not tensors:
             return out
-        count = flop_registry.get(func.overloadpacket)
-        operations = float(count(*args, **kwargs, out_val=out)) if count else 0.0
+        operations = multiplications(name, func, args, kwargs, out)
         if name in PART:
             moved = 2 * size([args[3] if name == "scatter_" else made[0]])
         else:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from omnilib.captured import STATIC
 from omnilib.errors import ConfigError, UserError
 from omnilib.mouth.chunking import Chunk, ChunkMachine, ChunkRules, Kind, Layout, Row, split_text
 from omnilib.mouth.rows import layout_of, prompt_rows
@@ -27,7 +28,6 @@ from omnilib.mouth.step import Stepper
 from omnilib.text import clean_text, encode, pieces
 
 NOISE_ROWS = 128  # uniform numbers drawn at a time
-STATIC = ("auto", "on", "off", "compiled")
 SEEDS = (-(2**63), 2**64 - 1000)  # what torch.Generator takes, less room for the number of a trial
 
 

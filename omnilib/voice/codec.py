@@ -29,7 +29,8 @@ from torch import Tensor
 
 from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, load_wave, log_mel_128, mel_80, resample
-from omnilib.errors import AudioError, CheckpointError
+from omnilib.captured import STATIC
+from omnilib.errors import AudioError, CheckpointError, UserError
 from omnilib.voice.flow import RATIO, Cache, Flow
 from omnilib.voice.hift import HiFT
 from omnilib.voice.speaker import SpeakerEncoder
@@ -50,6 +51,7 @@ class CodecSettings:
     context: int = 25  # tokens of the previous block shown to the next
     steps: int = 10  # Euler steps of the flow
     precision: str = "fp32"  # of the flow's U-Net: auto, fp32, bf16, or on a GPU tf32
+    static: str = "auto"  # Euler steps of fixed shape (captured_flow.py): auto (on CUDA), on, off, compiled
     vocoder_context: int | None = (
         None  # frames held back when streaming; None: the whole receptive field, seamless
     )
@@ -131,6 +133,11 @@ class Codec:
         self.flow, self.hift = flow.eval(), hift.eval()
         self.settings = settings or CodecSettings()
         check_window(flow, hift)
+        if self.settings.static not in STATIC:
+            raise UserError(
+                f"the codec's static is '{self.settings.static}': choose one of {', '.join(STATIC)}"
+            )
+        flow.decoder.static = self.settings.static
         if self.settings.precision != "fp32":
             flow.set_precision(self.settings.precision)
 

@@ -163,7 +163,9 @@ class FlowMatching(nn.Module):
         self.sigma, self.guidance, self.variance = c.sigma_min, c.guidance, c.prior_variance
         self.estimator = Estimator(c.mels, c.estimator)
         self.precision = "fp32"  # of the U-Net, see `Flow.set_precision`
-        self.static: bool | None = None  # steps of fixed shape; None: on a CUDA device, as a graph
+        self.static = (
+            "auto"  # steps of fixed shape: auto (on CUDA), on, off, compiled (see `captured.recorder`)
+        )
         self.recordings = Recordings()
 
     @property
@@ -229,8 +231,9 @@ class FlowMatching(nn.Module):
         mu, prompt, speaker = (torch.cat([c] * self.copies) for c in (mu, prompt, speaker))
         valid = None if valid is None else torch.cat([valid] * self.copies)
         with tensor_float32(self.precision == "tf32"):
-            if caches is None and steps <= STEPS and (x.is_cuda if self.static is None else self.static):
-                record = recorder(x.device)
+            wanted = self.static in ("on", "compiled") or (self.static == "auto" and x.is_cuda)
+            if wanted and caches is None and steps <= STEPS:
+                record = recorder(x.device, fuse=self.static == "compiled")
                 return self.recordings.solve(self, x, mu, speaker, prompt, times, valid, streaming, record)
             keep = (torch.arange(len(mu), device=x.device) < batch).to(mu.dtype)
             for i in range(steps):

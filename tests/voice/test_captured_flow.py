@@ -9,7 +9,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from omnilib.errors import UserError
 from omnilib.voice import captured_flow, flow
 from omnilib.voice.captured_flow import CapturedSteps, padded
+from omnilib.voice.codec import Codec, CodecSettings
 from omnilib.voice.flow import EncoderConfig, EstimatorConfig, Flow, FlowConfig
+from omnilib.voice.hift import HiFT, HiFTConfig
 from tests.mouth.test_static_step import Watch
 
 
@@ -33,7 +35,7 @@ def small(channels=(16,), guidance: float = 0.7, variance: float = 0.0) -> Flow:
 
 def spoken(model: Flow, static: bool, lengths=(37,), steps: int = 3, **more) -> torch.Tensor:
     """Mel of random tokens, one row for each of `lengths`."""
-    model.decoder.static = static
+    model.decoder.static = "on" if static else "off"
     g = torch.Generator().manual_seed(1)
     batch, prompt = len(lengths), 11
     return model.inference(
@@ -78,7 +80,7 @@ def test_a_recording_made_at_the_first_step_serves_all_steps_and_texts(monkeypat
         made.append(trace(work))
         return made[-1]
 
-    monkeypatch.setattr(flow, "recorder", lambda device: record)
+    monkeypatch.setattr(flow, "recorder", lambda device, fuse: record)
     for lengths, steps in (((37,), 3), ((30,), 5), ((37,), 2)):
         plain, static = (spoken(model, on, lengths, steps) for on in (False, True))
         torch.testing.assert_close(static, plain, atol=1e-4, rtol=1e-4)
@@ -137,6 +139,29 @@ def test_a_step_compiles_as_one_graph():
     torch.testing.assert_close(steps.x, after)
 
 
+def test_the_codec_says_how_to_step(monkeypatch):
+    fused = []
+    monkeypatch.setattr(flow, "recorder", lambda device, fuse: fused.append(fuse))
+    assert small().decoder.static == "auto"
+    codec = Codec(
+        torch.nn.Identity(),
+        torch.nn.Identity(),
+        small(),
+        HiFT(HiFTConfig(base_channels=16, f0_cond_channels=16)),
+    )
+    assert codec.flow.decoder.static == "auto"
+    parts = codec.tokenizer, codec.speaker, codec.flow, codec.hift
+    assert Codec(*parts, CodecSettings(static="compiled")).flow.decoder.static == "compiled"
+    for static, expected in (("auto", []), ("off", []), ("on", [False]), ("compiled", [False, True])):
+        codec.flow.decoder.static = static
+        codec.flow.decoder.solve(
+            torch.zeros(1, 20, 8), torch.zeros(1, 20, 8), torch.zeros(1, 8), torch.zeros(1, 20, 8), 1
+        )
+        assert fused == expected, static
+    with pytest.raises(UserError, match="static is 'fast': choose one of auto, on, off, compiled"):
+        Codec(*parts, CodecSettings(static="fast"))
+
+
 def test_attention_is_masked_once_a_step_and_by_numbers(monkeypatch):
     seen, sdpa = [], torch.nn.functional.scaled_dot_product_attention
 
@@ -188,7 +213,7 @@ def test_a_cuda_graph_gives_the_mel_of_the_plain_steps():
     given = [torch.randint(27, (1, 40), generator=g), torch.randint(27, (1, 11), generator=g)]
     given += [torch.randn(1, 22, 8, generator=g), torch.randn(1, 24, generator=g)]
     mels = []
-    for static in (False, True, True):
+    for static in ("off", "auto", "auto"):
         model.decoder.static = static
         mels.append(model.inference(*(t.to("cuda") for t in given)))
     torch.testing.assert_close(mels[1], mels[0], atol=1e-3, rtol=1e-3)
