@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 Work = Callable[[], None]
-Record = Callable[[Work], Work]  # records work, which it may run meanwhile; returns what replays it
+Record = Callable[[Work, Work], Work]  # (work, reset) -> replay; it resets the state after each run of work
 
 STATIC = ("auto", "on", "off", "compiled")  # whether steps have fixed shapes; auto: on CUDA. See `recorder`
 BACKEND = "inductor"  # of torch.compile
@@ -23,13 +23,14 @@ RECORDINGS = 256  # of one function that torch.compile may make; it gives up at 
 WARM_UP = 2  # runs before recording: libraries choose kernels and take workspaces then
 
 
-def cuda_graph(work: Work) -> Work:
+def cuda_graph(work: Work, reset: Work) -> Work:
     """Record `work` on the current CUDA device; call the result to run it."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(WARM_UP):
             work()
+            reset()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may go on allocating
@@ -37,17 +38,18 @@ def cuda_graph(work: Work) -> Work:
     return graph.replay
 
 
-def compiled(work: Work) -> Work:
+def compiled(work: Work, reset: Work) -> Work:
     """Let torch.compile join the small operations of `work`; takes a minute or so, and a compiler on this machine."""
     fused = torch.compile(work, fullgraph=True, dynamic=False, backend=BACKEND)
     with torch._dynamo.config.patch(recompile_limit=RECORDINGS):
         fused()
+    reset()
     return fused
 
 
-def compiled_cuda_graph(work: Work) -> Work:
+def compiled_cuda_graph(work: Work, reset: Work) -> Work:
     """A graph of fewer, larger kernels."""
-    return cuda_graph(compiled(work))
+    return cuda_graph(compiled(work, reset), reset)
 
 
 def recorder(device: torch.device, fuse: bool = False) -> Record | None:
@@ -77,15 +79,20 @@ class Captured:
     def __call__(self) -> None:
         if self.replay is None:
             before = [t.clone() for t in self.state]
-            self.replay = self.record(self.work)
-            for t, old in zip(self.state, before, strict=True):
-                t.copy_(old)
+
+            def reset() -> None:
+                for t, old in zip(self.state, before, strict=True):
+                    t.copy_(old)
+
+            self.replay = self.record(self.work, reset)
         self.replay()
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:
-    """A copy that the host does not wait for: from pinned memory on CUDA."""
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+    """A copy that the host does not wait for: from pinned memory on CUDA. What is on a device already may stay there."""
+    if device.type != "cuda" or host.is_cuda:
+        return host.to(device)
+    return host.pin_memory().to(device, non_blocking=True)
 
 
 class Readback:

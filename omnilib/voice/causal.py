@@ -56,6 +56,12 @@ class Cache:
         self.next = 0
         return self
 
+    def fork(self) -> "Cache":
+        """The same tensors under a list of its own."""
+        twin = Cache()
+        twin.slots = list(self.slots)
+        return twin
+
     def extend(self, new: Tensor, dim: int, keep: int | None = None) -> Tensor | None:
         """What was kept, joined with `new` along `dim`; keeps the last `keep` entries (all when None)."""
         old = self.slots[self.next] if self.next < len(self.slots) else None

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, load_wave, log_mel_128, mel_80, resample
-from omnilib.captured import STATIC
+from omnilib.captured import STATIC, to_device
 from omnilib.errors import AudioError, CheckpointError, UserError
-from omnilib.voice.flow import RATIO, Cache, Flow
+from omnilib.voice.flow import RATIO, Flow
 from omnilib.voice.hift import HiFT
 from omnilib.voice.speaker import SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer
@@ -285,7 +285,8 @@ class Codec:
         vocoder = self.hift.stream(self.settings.vocoder_context)
         waiting, spoken = [], 0
         for piece in tokens:
-            waiting.append(torch.as_tensor(piece, dtype=torch.long, device=self.device).reshape(-1))
+            piece = torch.as_tensor(piece, dtype=torch.long)
+            waiting.append(to_device(piece, self.device).reshape(-1))
             ready = sum(map(len, waiting))
             if spoken and ready < hop:
                 continue
@@ -297,13 +298,6 @@ class Codec:
         wave = vocoder.push(mels.push(torch.cat([mels.queue[:0], *waiting]), last=True), last=True)[0]
         if len(wave):
             yield wave
-
-
-def copy_cache(cache: Cache) -> Cache:
-    """The same tensors under a list of its own."""
-    twin = Cache()
-    twin.slots = list(cache.slots)
-    return twin
 
 
 class MelStream:
@@ -334,11 +328,9 @@ class MelStream:
         self.given, self.tail = tokens[:0], mel[:0]  # tokens of this block so far; its newest mel
 
     def fork(self) -> "MelStream":
-        """A twin that goes on from here by itself; tensors are shared, as no step changes one in place."""
+        """A twin that goes on from here by itself."""
         twin = copy.copy(self)
-        twin.flow = copy.copy(self.flow)
-        twin.flow.encoder_cache = copy_cache(self.flow.encoder_cache)
-        twin.flow.caches = [copy_cache(cache) for cache in self.flow.caches]
+        twin.flow = self.flow.fork()
         return twin
 
     def push(self, tokens: Tensor, last: bool = False) -> Tensor:

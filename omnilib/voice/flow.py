@@ -18,7 +18,9 @@ Notable choices
 Shapes: B batch, N tokens (25 Hz), F = 2N mel frames (50 Hz), M = 80 mels, D width.
 """
 
+import copy
 import math
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,10 +34,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from omnilib import config as configs
 from omnilib.audio import MEL_WINDOW
-from omnilib.captured import recorder
+from omnilib.captured import Record, recorder
 from omnilib.errors import UserError
 from omnilib.storage import load_weights
 from omnilib.voice.captured_flow import STEPS, Recordings
+from omnilib.voice.captured_stream import CAPACITY, ChunkSteps, Streams
 from omnilib.voice.causal import Cache, length_mask
 from omnilib.voice.flow_encoder import RATIO, EncoderConfig, RelativeAttention, UpsampleEncoder
 from omnilib.voice.flow_estimator import Estimator, EstimatorConfig
@@ -166,7 +169,12 @@ class FlowMatching(nn.Module):
         self.static = (
             "auto"  # steps of fixed shape: auto (on CUDA), on, off, compiled (see `captured.recorder`)
         )
-        self.recordings = Recordings()
+        self.recordings, self.streams = Recordings(), Streams()
+
+    def record(self, device: torch.device) -> tuple[bool, Record | None]:
+        """Whether steps have fixed shapes on a device, and how they are recorded."""
+        wanted = self.static in ("on", "compiled") or (self.static == "auto" and device.type == "cuda")
+        return wanted, recorder(device, fuse=self.static == "compiled") if wanted else None
 
     @property
     def half(self) -> bool:
@@ -231,9 +239,8 @@ class FlowMatching(nn.Module):
         mu, prompt, speaker = (torch.cat([c] * self.copies) for c in (mu, prompt, speaker))
         valid = None if valid is None else torch.cat([valid] * self.copies)
         with tensor_float32(self.precision == "tf32"):
-            wanted = self.static in ("on", "compiled") or (self.static == "auto" and x.is_cuda)
+            wanted, record = self.record(x.device)
             if wanted and caches is None and steps <= STEPS:
-                record = recorder(x.device, fuse=self.static == "compiled")
                 return self.recordings.solve(self, x, mu, speaker, prompt, times, valid, streaming, record)
             keep = (torch.arange(len(mu), device=x.device) < batch).to(mu.dtype)
             for i in range(steps):
@@ -489,6 +496,7 @@ class FlowStream:
         self.past = 0  # tokens computed
         self.skip = prompt_tokens.shape[1] * RATIO  # prompt frames not yet passed
         self.encoder_cache, self.caches = Cache(), [Cache() for _ in range(n_timesteps)]
+        self.fixed: ChunkSteps | None = None  # in place of `caches`, where steps are recorded
         with torch.inference_mode():
             self.vector, self.speaker = speaker, flow.project_speaker(speaker)
         self.prompt = flow.normalize(prompt_mel)
@@ -511,8 +519,51 @@ class FlowStream:
         prompt = self.prompt[:, start : start + frames]
         prompt = F.pad(prompt, (0, 0, 0, frames - prompt.shape[1]))
         x0 = c.temperature * noise_at(start, frames, c.mels, mu.device)
-        x1 = self.flow.decoder.solve(x0, mu, self.speaker, prompt, self.steps, None, True, self.caches, start)
+        x1 = self.solve(x0, mu, prompt, start)
         self.pending, self.past = self.pending[:, count:], self.past + count
         passed = min(self.skip, frames)
         self.skip -= passed
         return (x1[:, passed:] * c.mel_std + c.mel_mean).transpose(1, 2)
+
+    def solve(self, x: Tensor, mu: Tensor, prompt: Tensor, start: int) -> Tensor:
+        """x, mu, prompt (1, F, M) of the frames from `start` on -> mel (1, F, M); a single chunk by recorded steps."""
+        decoder = self.flow.decoder
+        if not self.fix(x, start):
+            self.loosen(start)
+            return decoder.solve(x, mu, self.speaker, prompt, self.steps, None, True, self.caches, start)
+        mu, prompt, speaker = (torch.cat([c] * decoder.copies) for c in (mu, prompt, self.speaker))
+        with tensor_float32(decoder.precision == "tf32"):
+            return self.fixed.solve(x, mu, speaker, prompt, cosine_times(self.steps).to(x), start)
+
+    def fix(self, x: Tensor, start: int) -> bool:
+        """Whether the steps over x are recorded ones; takes up their tensors at the first time."""
+        decoder, size = self.flow.decoder, self.flow.config.encoder.chunk * RATIO
+        wanted, record = decoder.record(x.device)
+        if not wanted or x.shape[1] != size or decoder.estimator.config.chunk != size:
+            return False
+        if start % size or start + size > CAPACITY:
+            return False
+        if self.fixed is None and self.caches[0].slots:
+            entry = decoder.streams.take(decoder, self.caches[0], x, self.steps, record)
+            if entry is not None:
+                self.fixed = entry[1]
+                self.release = weakref.finalize(self, decoder.streams.put, entry)
+                self.release.atexit = False
+                self.fixed.load(self.caches, start)
+                self.caches = []
+        return self.fixed is not None
+
+    def loosen(self, past: int) -> None:
+        """Go back to plain caches."""
+        if self.fixed is not None:
+            self.caches, self.fixed = self.fixed.plain(past), None
+            self.release()
+
+    def fork(self) -> "FlowStream":
+        """A twin that goes on from here by itself; tensors are shared, as no plain step changes one in place."""
+        twin = copy.copy(self)
+        twin.encoder_cache = self.encoder_cache.fork()
+        twin.caches = [cache.fork() for cache in self.caches]
+        if self.fixed is not None:
+            twin.caches, twin.fixed = self.fixed.plain(self.past * RATIO), None
+        return twin

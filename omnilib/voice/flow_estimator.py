@@ -161,12 +161,16 @@ class Estimator(nn.Module):
         streaming: bool = False,
         cache: Cache | None = None,
         past: int = 0,
+        bias: Tensor | None = None,
     ) -> Tensor:
-        """Velocity of x (B, F, M) at t (B,) given mu, prompt (B, F, M) and speaker (B, M); valid (B, F) marks real frames."""
+        """Velocity of x (B, F, M) at t (B,) given mu, prompt (B, F, M) and speaker (B, M); valid (B, F) marks real frames.
+
+        `bias` stands in place of the mask that follows from valid, streaming and past (one level only).
+        """
         time = self.embed_time(t)  # (B, 4 * D)
         x = torch.cat([x, mu, speaker[:, None].expand_as(x), prompt], -1)  # (B, F, 4 M)
         chunk = self.config.chunk if streaming else None
-        biases: dict[int, Tensor | None] = {}  # frames of a level -> what its attention may see
+        biases = {} if bias is None else {x.shape[1]: bias}  # frames of a level -> what its attention may see
 
         def run(residual: ResidualBlock, blocks: nn.ModuleList, x: Tensor, valid: Tensor | None) -> Tensor:
             x = residual(x, time, cache)

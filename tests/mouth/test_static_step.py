@@ -34,8 +34,9 @@ def traced(monkeypatch):
     """Steps are recorded and replayed on the CPU; returns the recordings made."""
     made = []
 
-    def record(work):
+    def record(work, reset):
         made.append(trace(work))
+        reset()
         return made[-1]
 
     monkeypatch.setattr(static_decode, "recorder", lambda device, fuse: record)
@@ -328,9 +329,11 @@ def test_recording_leaves_the_state_as_it_was():
         runs.append(1)
         count.add_(1)
 
-    def record(work):
+    def record(work, reset):
         for _ in range(3):  # warm up
             work()
+            assert count.item() == 1, "every run begins with the same state"
+            reset()
         return lambda: count.add_(1)
 
     step = captured.Captured(work, [count], record)

@@ -7,15 +7,17 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from omnilib.errors import UserError
-from omnilib.voice import captured_flow, flow
+from omnilib.voice import captured_flow, captured_stream, flow
 from omnilib.voice.captured_flow import CapturedSteps, padded
+from omnilib.voice.captured_stream import ChunkSteps
+from omnilib.voice.causal import Cache
 from omnilib.voice.codec import Codec, CodecSettings
 from omnilib.voice.flow import EncoderConfig, EstimatorConfig, Flow, FlowConfig
 from omnilib.voice.hift import HiFT, HiFTConfig
 from tests.mouth.test_static_step import Watch
 
 
-def small(channels=(16,), guidance: float = 0.7, variance: float = 0.0) -> Flow:
+def small(channels=(16,), guidance: float = 0.7, variance: float = 0.0, encoder_chunk: int = 25) -> Flow:
     """A flow with random weights that speaks; the same at every call."""
     torch.manual_seed(0)
     model = Flow(
@@ -25,7 +27,9 @@ def small(channels=(16,), guidance: float = 0.7, variance: float = 0.0) -> Flow:
             speaker_dim=24,
             guidance=guidance,
             prior_variance=variance,
-            encoder=EncoderConfig(width=16, heads=2, linear_units=32, blocks=1, up_blocks=1),
+            encoder=EncoderConfig(
+                width=16, heads=2, linear_units=32, blocks=1, up_blocks=1, chunk=encoder_chunk
+            ),
             estimator=EstimatorConfig(list(channels), heads=2, head_dim=8, blocks=1, mid_blocks=1, chunk=10),
         )
     ).eval()
@@ -76,8 +80,9 @@ def test_chunk_masks_are_kept():
 def test_a_recording_made_at_the_first_step_serves_all_steps_and_texts(monkeypatch):
     model, made = small(), []
 
-    def record(work):
+    def record(work, reset):
         made.append(trace(work))
+        reset()
         return made[-1]
 
     monkeypatch.setattr(flow, "recorder", lambda device, fuse: record)
@@ -218,3 +223,106 @@ def test_a_cuda_graph_gives_the_mel_of_the_plain_steps():
         mels.append(model.inference(*(t.to("cuda") for t in given)))
     torch.testing.assert_close(mels[1], mels[0], atol=1e-3, rtol=1e-3)
     assert torch.equal(mels[1], mels[2])
+
+
+# ---- streams --------------------------------------------------------------------------------------------------------
+
+
+def streaming(guidance: float = 0.7, **more) -> Flow:
+    """A flow whose chunks are 5 tokens, 10 frames."""
+    return small(guidance=guidance, encoder_chunk=5, **more)
+
+
+def streamed(model: Flow, static: str, tokens: int = 43, steps: int = 3, piece: int = 4) -> torch.Tensor:
+    """Mel of random tokens that come a few at a time."""
+    model.decoder.static = static
+    g = torch.Generator().manual_seed(1)
+    given = torch.randint(27, (1, 11), generator=g), torch.randn(1, 22, 8, generator=g)
+    stream = model.stream(*given, torch.randn(1, 24, generator=g), steps)
+    parts = list(torch.randint(27, (1, tokens), generator=g).split(piece, 1))
+    return torch.cat([stream.push(part, last=part is parts[-1]) for part in parts], -1)
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.7])
+def test_a_stream_of_static_steps_is_the_plain_stream(guidance):
+    model = streaming(guidance)
+    for piece in (1, 4, 13):  # 13: two chunks at once now and then, by plain steps
+        plain, static = (streamed(model, on, piece=piece) for on in ("off", "on"))
+        torch.testing.assert_close(static, plain, atol=1e-4, rtol=1e-4)
+        assert plain.shape == (1, 8, 86) and plain.std() > 0.1
+    assert len(model.decoder.streams.idle) == 1, "the tensors are given back and used again"
+
+
+def test_one_recording_serves_all_chunks_steps_and_streams(monkeypatch):
+    model, made = streaming(variance=0.3), []
+
+    def record(work, reset):
+        made.append(trace(work))
+        reset()
+        return made[-1]
+
+    monkeypatch.setattr(flow, "recorder", lambda device, fuse: record)
+    for tokens in (43, 28):
+        plain, static = (streamed(model, on, tokens) for on in ("off", "on"))
+        torch.testing.assert_close(static, plain, atol=1e-4, rtol=1e-4)
+    assert len(made) == 1
+
+
+def test_streams_and_their_forks_do_not_disturb_each_other():
+    model = streaming()
+    model.decoder.static = "on"
+    g = torch.Generator().manual_seed(3)
+    given = torch.randint(27, (1, 11), generator=g), torch.randn(1, 22, 8, generator=g)
+    speaker, tokens = torch.randn(1, 24, generator=g), torch.randint(27, (1, 40), generator=g)
+    other = torch.randint(27, (1, 40), generator=g)
+
+    def fresh():
+        return model.stream(*given, speaker, 3)
+
+    def whole(*parts):
+        stream = fresh()
+        return torch.cat([stream.push(p) for part in parts for p in part.split(5, 1)], -1)
+
+    one, two = fresh(), fresh()
+    mels = [[], []]
+    for a, b in zip(tokens.split(5, 1), other.split(5, 1), strict=True):
+        mels[0].append(one.push(a))
+        mels[1].append(two.push(b))
+    torch.testing.assert_close(torch.cat(mels[0], -1), whole(tokens), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(mels[1], -1), whole(other), atol=1e-4, rtol=1e-4)
+    assert one.fixed is not None
+    twin = one.fork()
+    rest = [twin.push(p) for p in other.split(5, 1)], [one.push(p) for p in tokens.split(5, 1)]
+    for mel, parts in zip(rest, ((tokens, other), (tokens, tokens)), strict=True):
+        mel = torch.cat(mel, -1)
+        torch.testing.assert_close(mel, whole(*parts)[..., -mel.shape[-1] :], atol=1e-4, rtol=1e-4)
+
+
+def test_a_stream_beyond_the_room_or_the_memory_goes_on_with_plain_steps(monkeypatch):
+    model = streaming()
+    plain = streamed(model, "off")
+    monkeypatch.setattr(flow, "CAPACITY", 60)
+    monkeypatch.setattr(captured_stream, "CAPACITY", 60)
+    torch.testing.assert_close(streamed(model, "on"), plain, atol=1e-4, rtol=1e-4)
+    assert model.decoder.streams.idle
+    model.decoder.streams.idle.clear()
+    monkeypatch.setattr(captured_stream, "free_memory", lambda device: 1000)
+    torch.testing.assert_close(streamed(model, "on"), plain, atol=1e-4, rtol=1e-4)
+    assert not model.decoder.streams.idle
+
+
+def test_a_step_of_a_stream_reads_no_value_and_makes_no_tensor_on_the_host():
+    model = streaming()
+    streamed(model, "on")
+    (entry,) = model.decoder.streams.idle
+    entry[1].at.zero_()
+    with torch.inference_mode(), Watch("cpu") as watch:
+        entry[1].work()
+    assert watch.calls > 100 and not watch.reads
+    meta = streaming().to("meta")
+    like = Cache()
+    like.slots = [slot[0].to("meta") for slot in entry[1].slots]
+    steps = ChunkSteps(meta.decoder, like, torch.empty(1, 10, 8, device="meta"), 3, 60, None)
+    with torch.inference_mode(), Watch("meta") as watch:
+        steps.work()
+    assert watch.calls > 100 and not watch.reads and not watch.foreign
