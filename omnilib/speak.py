@@ -31,6 +31,7 @@ from omnilib.mouth.decode import DecodeSettings, Request
 from omnilib.mouth.front_end import FrontEnd, Script
 from omnilib.mouth.passes import chunk_ids, fit, left_over
 from omnilib.mouth.speechlm import SpeechLM
+from omnilib.mouth.static_step import join_weights
 from omnilib.paths import CHECKPOINTS
 from omnilib.reference import load_reference
 from omnilib.text import detect_language, load_tokenizer
@@ -223,10 +224,11 @@ class TextToSpeech:
             speaker = cls.from_published(weights.load(folder, dtype, device))
         else:
             settings = folder / "decode.yaml"
+            model = SpeechLM.load(mouth, dtype, device)
             speaker = cls(
-                SpeechLM.load(mouth, dtype, device),
+                join_weights(model) if device.startswith("cuda") else model,  # fewer kernels a row
                 load_tokenizer(mouth),
-                Codec.load(folder).to(device),
+                Codec.load(folder, device=device),
                 configs.load(DecodeSettings, settings if settings.exists() else None),
                 folder / "voices",
                 load_voices(folder / "voices"),

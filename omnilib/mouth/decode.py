@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from omnilib.captured import STATIC
 from omnilib.errors import ConfigError, LimitError, UserError
 from omnilib.mouth.chunking import Chunk, ChunkMachine, ChunkRules, Kind, Layout, Row, split_text
 from omnilib.mouth.rows import layout_of, prompt_rows
@@ -41,6 +42,9 @@ class DecodeSettings:
     top_p: float = 1.0
     seed: int = 0
     max_rows: int = 8192  # 6.25 rows a second: 22 minutes
+    static: str = (
+        "auto"  # steps of fixed shape (static_step.py): auto (on CUDA), on, off, compiled (see its README)
+    )
     retries: int = 0  # decode a text again, this often at most, while a chunk has an error flag
     retry_step: float = 0.1  # the temperature rises by this at each retry
     normalise: bool = True  # put texts into spoken form first (see spoken.py)
@@ -63,6 +67,10 @@ class DecodeSettings:
         if wrong := [name for name in numbers if not math.isfinite(getattr(self, name))]:
             raise ConfigError(
                 f"decode settings: {wrong[0]} is {getattr(self, wrong[0])}: give a finite number"
+            )
+        if self.static not in STATIC:
+            raise ConfigError(
+                f"decode settings: static is '{self.static}': choose one of {', '.join(STATIC)}"
             )
         if self.pass_rows is not None and self.pass_rows < 1:
             raise ConfigError("decode settings: need pass_rows >= 1, or none")
@@ -177,17 +185,29 @@ class Decoder:
         temperature: float | None = None,
         seed: int = 0,
     ):
+        self.begin(model, layout, machines, settings, temperature, seed)
+        self.noise: Tensor | None = None  # (B, NOISE_ROWS, k)
+        self.noise_at = NOISE_ROWS
+        texts = max(len(machine.buffer) for machine in machines)
+        self.stepper = Stepper(model, prompts, min(settings.max_rows, max(LEAST_ROOM, ROOM_PER_ID * texts)))
+        self.fed = True  # whether the stepper has seen the newest rows
+
+    def begin(
+        self,
+        model: SpeechLM,
+        layout: Layout,
+        machines: list[ChunkMachine],
+        settings: DecodeSettings,
+        temperature: float | None,
+        seed: int,
+    ) -> None:
+        """What the host keeps of each sequence."""
         self.layout, self.settings, self.machines = layout, settings, machines
         self.temperature = settings.temperature if temperature is None else temperature
         self.grids: list[list[Row]] = [[] for _ in machines]
         self.slots = list(range(len(machines)))  # slot of the batch -> sequence
         self.generators = [torch.Generator().manual_seed(settings.seed + seed) for _ in machines]
-        self.noise: Tensor | None = None  # (B, NOISE_ROWS, k)
-        self.noise_at = NOISE_ROWS
         self.blank = model.config.speech_blank
-        texts = max(len(machine.buffer) for machine in machines)
-        self.stepper = Stepper(model, prompts, min(settings.max_rows, max(LEAST_ROOM, ROOM_PER_ID * texts)))
-        self.fed = True  # whether the stepper has seen the newest rows
 
     @property
     def done(self) -> bool:
@@ -198,21 +218,27 @@ class Decoder:
         if self.temperature == 0:
             return None
         if self.noise_at == NOISE_ROWS:
-            shape = (NOISE_ROWS, self.layout.streams)
-            self.noise = 1.0 - torch.stack(
-                [torch.rand(shape, generator=self.generators[i]) for i in self.slots]
-            )
-            self.noise_at = 0
+            self.noise, self.noise_at = self.draw_block(), 0
         self.noise_at += 1
         return self.noise[:, self.noise_at - 1].to(self.stepper.device)
+
+    def draw_block(self) -> Tensor:
+        """The next NOISE_ROWS uniform numbers of each slot: (B, NOISE_ROWS, k)."""
+        shape = (NOISE_ROWS, self.layout.streams)
+        return 1.0 - torch.stack([torch.rand(shape, generator=self.generators[i]) for i in self.slots])
 
     def step(self) -> list[tuple[int, Row]]:
         """One row for every unfinished sequence: (sequence, row) pairs."""
         if not self.fed:
             self.feed()
         sampled = choose(self.stepper.logits, self.settings, self.temperature, self.draw()).tolist()
+        self.fed = False
+        return self.enter(self.slots, sampled)
+
+    def enter(self, slots: list[int], sampled: list[list[int]]) -> list[tuple[int, Row]]:
+        """Enter the ids sampled in each slot into the grids of its sequence."""
         rows = []
-        for ids, i in zip(sampled, self.slots, strict=True):
+        for ids, i in zip(sampled, slots, strict=True):
             machine = self.machines[i]
             if machine.done:
                 continue
@@ -225,7 +251,6 @@ class Decoder:
                 not machine.done and beyond >= self.settings.reference_quirks
             ):  # the reference stops one row late
                 machine.truncate()
-        self.fed = False
         return rows
 
     def feed(self) -> None:
@@ -252,6 +277,23 @@ class Decoder:
         return torch.tensor([(r.text, *r.speech) for r in self.grids[sequence]], dtype=torch.long).view(
             -1, 1 + self.layout.streams
         )
+
+
+def decoder_of(
+    model: SpeechLM,
+    layout: Layout,
+    prompts: list[Tensor],
+    machines: list[ChunkMachine],
+    settings: DecodeSettings,
+    *rest,
+    **more,
+) -> Decoder:
+    """A `Decoder`, or a `StaticDecoder` where it fits (see `DecodeSettings.static`); same arguments, same rows."""
+    from omnilib.mouth import static_decode  # it builds on this module
+
+    fits = static_decode.fits(machines, settings, model.lm_head.weight.device)
+    kind = static_decode.StaticDecoder if fits else Decoder
+    return kind(model, layout, prompts, machines, settings, *rest, **more)
 
 
 def prepare(
@@ -292,7 +334,7 @@ def generate(
         for first in range(0, len(waiting), batch):
             group = waiting[first : first + batch]
             machines = [prepared[i][1]() for i in group]
-            decoder = Decoder(
+            decoder = decoder_of(
                 model, layout, [prepared[i][0] for i in group], machines, settings, temperature, seed=trial
             )
             while not decoder.done:
@@ -330,7 +372,7 @@ def run(
 ) -> Generator[list[int], None, ChunkMachine]:
     """`stream` of what is prepared already: prompt rows (R, 1 + k) and a fresh chunk machine, which is returned."""
     temperature = settings.temperature + trial * settings.retry_step
-    decoder = Decoder(model, machine.layout, [prompt], [machine], settings, temperature, seed=trial)
+    decoder = decoder_of(model, machine.layout, [prompt], [machine], settings, temperature, seed=trial)
     while not decoder.done:
         for _, row in decoder.step():
             if tokens := row_tokens(row, machine.layout, model.config.speech_blank):

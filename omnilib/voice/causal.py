@@ -35,6 +35,13 @@ def attention_mask(
     return valid[:, None, None] if chunked is None else valid[:, None, None] & chunked
 
 
+def bias_of(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """A mask as numbers added to the scores, 0 or -inf: made once, where booleans would be turned into it in every layer."""
+    if mask is None:
+        return None
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+
+
 class Cache:
     """What causal layers remember from chunk to chunk: one tensor a layer, kept in call order.
 
@@ -48,6 +55,12 @@ class Cache:
     def rewind(self) -> "Cache":
         self.next = 0
         return self
+
+    def fork(self) -> "Cache":
+        """The same tensors under a list of its own."""
+        twin = Cache()
+        twin.slots = list(self.slots)
+        return twin
 
     def extend(self, new: Tensor, dim: int, keep: int | None = None) -> Tensor | None:
         """What was kept, joined with `new` along `dim`; keeps the last `keep` entries (all when None)."""

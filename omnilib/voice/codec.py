@@ -29,8 +29,9 @@ from torch import Tensor
 
 from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, load_wave, log_mel_128, mel_80, resample
-from omnilib.errors import AudioError, CheckpointError
-from omnilib.voice.flow import RATIO, Cache, Flow
+from omnilib.captured import STATIC, to_device
+from omnilib.errors import AudioError, CheckpointError, UserError
+from omnilib.voice.flow import RATIO, Flow
 from omnilib.voice.hift import HiFT
 from omnilib.voice.speaker import SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer
@@ -49,7 +50,8 @@ class CodecSettings:
     block: int = 500  # tokens spoken in one go (20 s)
     context: int = 25  # tokens of the previous block shown to the next
     steps: int = 10  # Euler steps of the flow
-    precision: str = "fp32"  # of the flow's U-Net: auto, fp32 or bf16
+    precision: str = "fp32"  # of the flow's U-Net: auto, fp32, bf16, or on a GPU tf32
+    static: str = "auto"  # Euler steps of fixed shape (captured_flow.py): auto (on CUDA), on, off, compiled
     vocoder_context: int | None = (
         None  # frames held back when streaming; None: the whole receptive field, seamless
     )
@@ -131,16 +133,24 @@ class Codec:
         self.flow, self.hift = flow.eval(), hift.eval()
         self.settings = settings or CodecSettings()
         check_window(flow, hift)
+        if self.settings.static not in STATIC:
+            raise UserError(
+                f"the codec's static is '{self.settings.static}': choose one of {', '.join(STATIC)}"
+            )
+        flow.decoder.static = self.settings.static
         if self.settings.precision != "fp32":
             flow.set_precision(self.settings.precision)
 
     @classmethod
-    def load(cls, folder: str | Path, settings: CodecSettings | None = None) -> "Codec":
+    def load(
+        cls, folder: str | Path, settings: CodecSettings | None = None, device: str | torch.device = "cpu"
+    ) -> "Codec":
         """Read checkpoints/<scale>: one folder each for tokenizer, speaker, flow and hift; settings are those of codec.yaml,
-        if there is one, unless given.
+        if there is one, unless given. The precision is chosen for `device`.
 
         Raises:
             CheckpointError, ConfigError: a part is missing, truncated, or of another model.
+            UserError: the device has not got the precision.
         """
         folder = Path(folder)
         tokenizer, speaker = (
@@ -148,7 +158,8 @@ class Codec:
             SpeakerEncoder.load(folder / "speaker"),
         )
         flow, hift = Flow.load(folder / "flow"), HiFT.load(folder / "hift").fold_weight_norm()
-        return cls(tokenizer, speaker, flow, hift, settings or CodecSettings.of(folder))
+        parts = (part.to(device) for part in (tokenizer, speaker, flow, hift))
+        return cls(*parts, settings or CodecSettings.of(folder))
 
     def to(self, device: str | torch.device) -> "Codec":
         for module in (self.tokenizer, self.speaker, self.flow, self.hift):
@@ -274,7 +285,8 @@ class Codec:
         vocoder = self.hift.stream(self.settings.vocoder_context)
         waiting, spoken = [], 0
         for piece in tokens:
-            waiting.append(torch.as_tensor(piece, dtype=torch.long, device=self.device).reshape(-1))
+            piece = torch.as_tensor(piece, dtype=torch.long)
+            waiting.append(to_device(piece, self.device).reshape(-1))
             ready = sum(map(len, waiting))
             if spoken and ready < hop:
                 continue
@@ -286,13 +298,6 @@ class Codec:
         wave = vocoder.push(mels.push(torch.cat([mels.queue[:0], *waiting]), last=True), last=True)[0]
         if len(wave):
             yield wave
-
-
-def copy_cache(cache: Cache) -> Cache:
-    """The same tensors under a list of its own."""
-    twin = Cache()
-    twin.slots = list(cache.slots)
-    return twin
 
 
 class MelStream:
@@ -323,11 +328,9 @@ class MelStream:
         self.given, self.tail = tokens[:0], mel[:0]  # tokens of this block so far; its newest mel
 
     def fork(self) -> "MelStream":
-        """A twin that goes on from here by itself; tensors are shared, as no step changes one in place."""
+        """A twin that goes on from here by itself."""
         twin = copy.copy(self)
-        twin.flow = copy.copy(self.flow)
-        twin.flow.encoder_cache = copy_cache(self.flow.encoder_cache)
-        twin.flow.caches = [copy_cache(cache) for cache in self.flow.caches]
+        twin.flow = self.flow.fork()
         return twin
 
     def push(self, tokens: Tensor, last: bool = False) -> Tensor:

@@ -18,7 +18,11 @@ Notable choices
 Shapes: B batch, N tokens (25 Hz), F = 2N mel frames (50 Hz), M = 80 mels, D width.
 """
 
+import copy
 import math
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -30,8 +34,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from omnilib import config as configs
 from omnilib.audio import MEL_WINDOW
+from omnilib.captured import Record, recorder
 from omnilib.errors import UserError
 from omnilib.storage import load_weights
+from omnilib.voice.captured_flow import STEPS, Recordings
+from omnilib.voice.captured_stream import CAPACITY, ChunkSteps, Streams
 from omnilib.voice.causal import Cache, length_mask
 from omnilib.voice.flow_encoder import RATIO, EncoderConfig, RelativeAttention, UpsampleEncoder
 from omnilib.voice.flow_estimator import Estimator, EstimatorConfig
@@ -62,7 +69,7 @@ class FlowConfig:
 
 
 NOISE_FRAMES = 30000
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "tf32")
 
 
 def fast_bfloat16(device: torch.device) -> bool:
@@ -72,15 +79,36 @@ def fast_bfloat16(device: torch.device) -> bool:
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
+@contextmanager
+def tensor_float32(wanted: bool) -> Iterator[None]:
+    """Let a GPU round the factors of float32 products to 10 bits meanwhile."""
+    flags = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [flag.allow_tf32 for flag in flags]
+    for flag, old in zip(flags, before, strict=True):
+        flag.allow_tf32 = old or wanted
+    try:
+        yield
+    finally:
+        for flag, old in zip(flags, before, strict=True):
+            flag.allow_tf32 = old
+
+
 @lru_cache(maxsize=2)
 def fixed_noise(mels: int = 80) -> Tensor:
     """The start of every ODE: (1, M, 30000), drawn in one call from seed 0 as in the reference."""
     return torch.randn(1, mels, NOISE_FRAMES, generator=torch.Generator().manual_seed(0))
 
 
-def noise_at(start: int, count: int, mels: int) -> Tensor:
+@lru_cache(maxsize=2)
+def noise_on(mels: int, device: torch.device) -> Tensor:
+    """`fixed_noise` copied to a device once."""
+    return fixed_noise(mels).to(device)
+
+
+def noise_at(start: int, count: int, mels: int, device: torch.device) -> Tensor:
     """Noise of frames start .. start + count: (1, count, M); repeats after 10 minutes."""
-    return fixed_noise(mels)[:, :, torch.arange(start, start + count) % NOISE_FRAMES].transpose(1, 2)
+    frames = torch.arange(start, start + count, device=device) % NOISE_FRAMES
+    return noise_on(mels, device)[:, :, frames].transpose(1, 2)
 
 
 def cosine_times(steps: int) -> Tensor:
@@ -137,7 +165,25 @@ class FlowMatching(nn.Module):
         super().__init__()
         self.sigma, self.guidance, self.variance = c.sigma_min, c.guidance, c.prior_variance
         self.estimator = Estimator(c.mels, c.estimator)
-        self.half = False  # U-Net in bfloat16, see `Flow.set_precision`
+        self.precision = "fp32"  # of the U-Net, see `Flow.set_precision`
+        self.static = (
+            "auto"  # steps of fixed shape: auto (on CUDA), on, off, compiled (see `captured.recorder`)
+        )
+        self.recordings, self.streams = Recordings(), Streams()
+
+    def record(self, device: torch.device) -> tuple[bool, Record | None]:
+        """Whether steps have fixed shapes on a device, and how they are recorded."""
+        wanted = self.static in ("on", "compiled") or (self.static == "auto" and device.type == "cuda")
+        return wanted, recorder(device, fuse=self.static == "compiled") if wanted else None
+
+    @property
+    def half(self) -> bool:
+        return self.precision == "bf16"
+
+    @property
+    def copies(self) -> int:
+        """With guidance each item runs twice; the second half of the batch sees no condition."""
+        return 2 if self.guidance else 1
 
     def velocity(
         self, x: Tensor, mu: Tensor, t: Tensor, speaker: Tensor, prompt: Tensor, keep: Tensor, *rest
@@ -188,25 +234,41 @@ class FlowMatching(nn.Module):
         caches: list[Cache] | None = None,
         past: int = 0,
     ) -> Tensor:
-        """Euler steps from noise x (B, F, M) to the mel; `caches` holds one a step when chunks follow each other.
+        """Euler steps from noise x (B, F, M) to the mel; `caches` holds one a step when chunks follow each other."""
+        batch, times = x.shape[0], cosine_times(steps).to(x)
+        mu, prompt, speaker = (torch.cat([c] * self.copies) for c in (mu, prompt, speaker))
+        valid = None if valid is None else torch.cat([valid] * self.copies)
+        with tensor_float32(self.precision == "tf32"):
+            wanted, record = self.record(x.device)
+            if wanted and caches is None and steps <= STEPS:
+                return self.recordings.solve(self, x, mu, speaker, prompt, times, valid, streaming, record)
+            keep = (torch.arange(len(mu), device=x.device) < batch).to(mu.dtype)
+            for i in range(steps):
+                cache = None if caches is None else caches[i].rewind()
+                t, dt = times[i : i + 1], times[i + 1] - times[i]
+                x = self.euler(x, mu, t, dt, speaker, prompt, keep, valid, streaming, cache, past)
+        return x
+
+    def euler(
+        self,
+        x: Tensor,
+        mu: Tensor,
+        t: Tensor,
+        dt: Tensor,
+        speaker: Tensor,
+        prompt: Tensor,
+        keep: Tensor,
+        *rest,
+    ) -> Tensor:
+        """x (B, F, M) at t (1,) -> x at t + dt; the others hold every copy (`copies`).
 
         Source: guidance: arXiv 2207.12598, eq. 6.
         """
-        batch, times = x.shape[0], cosine_times(steps).to(x)
-        copies = 2 if self.guidance else 1  # with guidance, the second half of the batch sees no condition
-        mu, prompt, speaker = (torch.cat([c] * copies) for c in (mu, prompt, speaker))
-        valid = None if valid is None else torch.cat([valid] * copies)
-        keep = (torch.arange(copies * batch, device=x.device) < batch).to(mu.dtype)
-        for i in range(steps):
-            t, dt = times[i].expand(copies * batch), times[i + 1] - times[i]
-            cache = None if caches is None else caches[i].rewind()
-            v = self.velocity(
-                torch.cat([x] * copies), mu, t, speaker, prompt, keep, valid, streaming, cache, past
-            )
-            if self.guidance:
-                v = (1 + self.guidance) * v[:batch] - self.guidance * v[batch:]
-            x = x + dt * v
-        return x
+        v = self.velocity(torch.cat([x] * self.copies), mu, t.expand(len(mu)), speaker, prompt, keep, *rest)
+        if self.guidance:
+            v, free = v.chunk(2)
+            v = (1 + self.guidance) * v - self.guidance * free
+        return x + dt * v
 
 
 class Flow(nn.Module):
@@ -247,20 +309,28 @@ class Flow(nn.Module):
                 nn.init.xavier_uniform_(module.pos_bias_v)
 
     def set_precision(self, precision: str) -> "Flow":
-        """Run the U-Net, where nearly all the time goes, in float32 ("fp32") or bfloat16 ("bf16"; "auto": where this
-        device multiplies it fast). Its weights are converted: for inference only. Encoder and Euler sums stay float32.
+        """Run the U-Net, where nearly all the time goes, in float32 ("fp32"; "tf32": with factors rounded to 10 bits, on a
+        GPU) or bfloat16 ("bf16"; "auto": where this device multiplies it fast). For bfloat16 its weights are converted:
+        for inference only. Encoder and Euler sums stay float32.
 
         Raises:
-            UserError: another precision.
+            UserError: another precision, or one that this device has not got.
         """
         if precision not in PRECISIONS:
             raise UserError(
                 f"the codec has no precision '{precision}': choose one of {', '.join(PRECISIONS)}"
             )
         device = self.input_embedding.weight.device
-        half = precision == "bf16" or (precision == "auto" and fast_bfloat16(device))
-        self.decoder.half = half
-        self.decoder.estimator.to(torch.bfloat16 if half else torch.float32)
+        if precision == "tf32" and not (
+            device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
+        ):
+            raise UserError(
+                f"this device ({device.type}) has no tf32: choose fp32 or bf16, or a GPU from Ampere on"
+            )
+        if precision == "auto":
+            precision = "bf16" if fast_bfloat16(device) else "fp32"
+        self.decoder.precision = precision
+        self.decoder.estimator.to(torch.bfloat16 if self.decoder.half else torch.float32)
         return self
 
     def normalize(self, mel: Tensor) -> Tensor:
@@ -380,8 +450,9 @@ class Flow(nn.Module):
             torch.cat([prompt_tokens[i, :p], tokens[i, :n]])
             for i, (p, n) in enumerate(zip(prompts, counts, strict=True))
         ]
-        lengths = torch.tensor([len(r) for r in rows], device=tokens.device)
-        padded = None if lengths.min() == lengths.max() else lengths
+        sizes = [len(r) for r in rows]  # on the host: asking the device for them would wait for it
+        lengths = torch.tensor(sizes, device=tokens.device)
+        padded = None if min(sizes) == max(sizes) else lengths
         mu = self.encode(pad_sequence(rows, True), speaker, padded, streaming, finalize)  # (B, F, M)
         drop_tail = 0 if finalize else self.config.encoder.look_ahead
         frames = (lengths - drop_tail) * RATIO
@@ -390,13 +461,15 @@ class Flow(nn.Module):
         for i, p in enumerate(prompts):
             prompt[i, : p * RATIO] = self.normalize(prompt_mel[i, : p * RATIO])[: mu.shape[1]]
         valid = None if padded is None else length_mask(frames, mu.shape[1])
-        x0 = self.config.temperature * noise_at(0, mu.shape[1], self.config.mels).to(mu.device).expand(
-            batch, -1, -1
-        )
+        noise = noise_at(0, mu.shape[1], self.config.mels, mu.device)
+        x0 = self.config.temperature * noise.expand(batch, -1, -1)
         x1 = self.decoder.solve(x0, mu, self.project_speaker(speaker), prompt, n_timesteps, valid, streaming)
         x1 = x1 * self.config.mel_std + self.config.mel_mean
         mel = pad_sequence(
-            [x1[i, p * RATIO : f] for i, (p, f) in enumerate(zip(prompts, frames.tolist(), strict=True))],
+            [
+                x1[i, p * RATIO : (n - drop_tail) * RATIO]
+                for i, (p, n) in enumerate(zip(prompts, sizes, strict=True))
+            ],
             True,
         )
         return mel.transpose(1, 2)
@@ -423,6 +496,7 @@ class FlowStream:
         self.past = 0  # tokens computed
         self.skip = prompt_tokens.shape[1] * RATIO  # prompt frames not yet passed
         self.encoder_cache, self.caches = Cache(), [Cache() for _ in range(n_timesteps)]
+        self.fixed: ChunkSteps | None = None  # in place of `caches`, where steps are recorded
         with torch.inference_mode():
             self.vector, self.speaker = speaker, flow.project_speaker(speaker)
         self.prompt = flow.normalize(prompt_mel)
@@ -444,9 +518,52 @@ class FlowStream:
         start, frames = self.past * RATIO, count * RATIO
         prompt = self.prompt[:, start : start + frames]
         prompt = F.pad(prompt, (0, 0, 0, frames - prompt.shape[1]))
-        x0 = c.temperature * noise_at(start, frames, c.mels).to(mu.device)
-        x1 = self.flow.decoder.solve(x0, mu, self.speaker, prompt, self.steps, None, True, self.caches, start)
+        x0 = c.temperature * noise_at(start, frames, c.mels, mu.device)
+        x1 = self.solve(x0, mu, prompt, start)
         self.pending, self.past = self.pending[:, count:], self.past + count
         passed = min(self.skip, frames)
         self.skip -= passed
         return (x1[:, passed:] * c.mel_std + c.mel_mean).transpose(1, 2)
+
+    def solve(self, x: Tensor, mu: Tensor, prompt: Tensor, start: int) -> Tensor:
+        """x, mu, prompt (1, F, M) of the frames from `start` on -> mel (1, F, M); a single chunk by recorded steps."""
+        decoder = self.flow.decoder
+        if not self.fix(x, start):
+            self.loosen(start)
+            return decoder.solve(x, mu, self.speaker, prompt, self.steps, None, True, self.caches, start)
+        mu, prompt, speaker = (torch.cat([c] * decoder.copies) for c in (mu, prompt, self.speaker))
+        with tensor_float32(decoder.precision == "tf32"):
+            return self.fixed.solve(x, mu, speaker, prompt, cosine_times(self.steps).to(x), start)
+
+    def fix(self, x: Tensor, start: int) -> bool:
+        """Whether the steps over x are recorded ones; takes up their tensors at the first time."""
+        decoder, size = self.flow.decoder, self.flow.config.encoder.chunk * RATIO
+        wanted, record = decoder.record(x.device)
+        if not wanted or x.shape[1] != size or decoder.estimator.config.chunk != size:
+            return False
+        if start % size or start + size > CAPACITY:
+            return False
+        if self.fixed is None and self.caches[0].slots:
+            entry = decoder.streams.take(decoder, self.caches[0], x, self.steps, record)
+            if entry is not None:
+                self.fixed = entry[1]
+                self.release = weakref.finalize(self, decoder.streams.put, entry)
+                self.release.atexit = False
+                self.fixed.load(self.caches, start)
+                self.caches = []
+        return self.fixed is not None
+
+    def loosen(self, past: int) -> None:
+        """Go back to plain caches."""
+        if self.fixed is not None:
+            self.caches, self.fixed = self.fixed.plain(past), None
+            self.release()
+
+    def fork(self) -> "FlowStream":
+        """A twin that goes on from here by itself; tensors are shared, as no plain step changes one in place."""
+        twin = copy.copy(self)
+        twin.encoder_cache = self.encoder_cache.fork()
+        twin.caches = [cache.fork() for cache in self.caches]
+        if self.fixed is not None:
+            twin.caches, twin.fixed = self.fixed.plain(self.past * RATIO), None
+        return twin

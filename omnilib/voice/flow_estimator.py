@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnilib.voice.causal import Cache, CausalConv, attention_mask
+from omnilib.voice.causal import Cache, CausalConv, attention_mask, bias_of
 
 
 @dataclass
@@ -161,17 +161,24 @@ class Estimator(nn.Module):
         streaming: bool = False,
         cache: Cache | None = None,
         past: int = 0,
+        bias: Tensor | None = None,
     ) -> Tensor:
-        """Velocity of x (B, F, M) at t (B,) given mu, prompt (B, F, M) and speaker (B, M); valid (B, F) marks real frames."""
+        """Velocity of x (B, F, M) at t (B,) given mu, prompt (B, F, M) and speaker (B, M); valid (B, F) marks real frames.
+
+        `bias` stands in place of the mask that follows from valid, streaming and past (one level only).
+        """
         time = self.embed_time(t)  # (B, 4 * D)
         x = torch.cat([x, mu, speaker[:, None].expand_as(x), prompt], -1)  # (B, F, 4 M)
         chunk = self.config.chunk if streaming else None
+        biases = {} if bias is None else {x.shape[1]: bias}  # frames of a level -> what its attention may see
 
         def run(residual: ResidualBlock, blocks: nn.ModuleList, x: Tensor, valid: Tensor | None) -> Tensor:
             x = residual(x, time, cache)
-            mask = attention_mask(x.shape[1], past + x.shape[1], valid, chunk, x.device)
+            size = x.shape[1]
+            if size not in biases:
+                biases[size] = bias_of(attention_mask(size, past + size, valid, chunk, x.device), x.dtype)
             for block in blocks:
-                x = block(x, mask, cache)
+                x = block(x, biases[size], cache)
             return x
 
         levels = []  # (skip connection, valid frames) of each level on the way down

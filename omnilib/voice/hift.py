@@ -34,6 +34,7 @@ from omnilib.storage import load_weights
 
 F0_REACH = 5  # frames to either side that a predicted f0 depends on: five convolutions of width 3
 NOISE_SAMPLES = 1 << 17
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -342,9 +343,16 @@ def fixed_noise(harmonics: int) -> Tensor:
     return torch.randn(NOISE_SAMPLES, harmonics, generator=torch.Generator().manual_seed(0))
 
 
-def noise_at(start: int, count: int, harmonics: int) -> Tensor:
+@lru_cache(maxsize=4)
+def noise_on(harmonics: int, device: torch.device) -> Tensor:
+    """`fixed_noise` copied to a device once."""
+    return fixed_noise(harmonics).to(device)
+
+
+def noise_at(start: int, count: int, harmonics: int, device: torch.device = CPU) -> Tensor:
     """Noise of samples start .. start + count, a function of the position alone: (1, count, H)."""
-    return fixed_noise(harmonics)[torch.arange(start, start + count) % NOISE_SAMPLES][None]
+    samples = torch.arange(start, start + count, device=device) % NOISE_SAMPLES
+    return noise_on(harmonics, device)[samples][None]
 
 
 class HiFTStream:
@@ -380,7 +388,7 @@ class HiFTStream:
         f0 = torch.cat(
             [self.f0, self.model.f0_predictor(self.mel)[:, self.f0.shape[1] :]], dim=1
         )  # (1, frames)
-        noise = noise_at(self.first * c.hop, frames * c.hop, c.nb_harmonics + 1).to(self.mel.device)
+        noise = noise_at(self.first * c.hop, frames * c.hop, c.nb_harmonics + 1, self.mel.device)
         source = self.model.m_source(f0, noise, start=self.turned)
         wave = self.model.decode(self.mel, source)[:, begin * c.hop : end * c.hop]
 

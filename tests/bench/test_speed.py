@@ -13,7 +13,15 @@ from omnilib.bench.speed import Mouths, available, measure, mouth_of, seconds_of
 from omnilib.mouth.step import Stepper
 
 KEYS = {
-    *("machine", "mouth", "memory", "speed_mouth_nano", "speed_mouth_06b", "speed_batch16", "speed_codec_full"),
+    *(
+        "machine",
+        "mouth",
+        "memory",
+        "speed_mouth_nano",
+        "speed_mouth_06b",
+        "speed_batch16",
+        "speed_codec_full",
+    ),
     *("speed_flow_full", "speed_vocoder_full", "speed_stream_exponent", "speed_first_tokens"),
 }
 
@@ -35,7 +43,9 @@ def test_plain_loop_and_steps_give_the_same_logits(batch):
     for row in torch.randint(28, (6, batch, 1, 5), generator=draw):
         torch.testing.assert_close(ours.advance(row), plain.advance(row), atol=1e-5, rtol=1e-4)
     with torch.no_grad():
-        assert torch.equal(prompts, torch.randint(28, (batch, 9, 5), generator=torch.Generator().manual_seed(0)))
+        assert torch.equal(
+            prompts, torch.randint(28, (batch, 9, 5), generator=torch.Generator().manual_seed(0))
+        )
 
 
 def test_both_loops_speak_the_same_rows():
