@@ -1,6 +1,14 @@
-"""Where a model runs: the device a user names, checked before anything is loaded."""
+"""Where a model runs: the device a user names, checked before anything is loaded, and what that device has and can."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omnilib.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+GIB = 2**30
 
 
 def check_device(name: str) -> str:
@@ -26,3 +34,26 @@ def check_device(name: str) -> str:
     if kind == "cpu" and number not in ("", "0"):
         raise UserError(f"no device '{name}': choose cpu")
     return name
+
+
+def free_memory(device: "torch.device") -> int | None:
+    """Bytes that are free on a device; None where nobody can tell."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    kernel = Path("/proc/meminfo")
+    if device.type != "cpu" or not kernel.exists():
+        return None
+    rows = kernel.read_text(encoding="ascii").splitlines()
+    free = {row.split(":")[0]: int(row.split()[1]) * 1024 for row in rows}
+    return free.get("MemAvailable")
+
+
+def fast_bfloat16(device: "torch.device") -> bool:
+    """Whether a device multiplies bfloat16 matrices in hardware."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()

@@ -29,7 +29,7 @@ import torch
 
 from omnilib.bench import plain_codec, speed_codec
 from omnilib.bench.plain_mouth import PlainMouth
-from omnilib.errors import UserError
+from omnilib.errors import UserError, in_one_line
 from omnilib.mouth.fast_weights import StepWeights, choose_precision, count_weights
 from omnilib.mouth.speechlm import SpeechLM, SpeechLMConfig
 from omnilib.mouth.step import Stepper
@@ -223,4 +223,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with in_one_line():
+        main()

@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnilib.brain.limits import GIB, free_memory
 from omnilib.captured import Captured, Record, to_device
+from omnilib.device import GIB, free_memory
 from omnilib.errors import LimitError
 from omnilib.mouth.chunking import ChunkMachine, Layout
 from omnilib.mouth.speechlm import SpeechLM
