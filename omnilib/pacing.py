@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from omnilib.mouth.passes import ROWS_PER_ID
-
 if TYPE_CHECKING:
     from omnilib.bridge import SameIds, Words
     from omnilib.tracks import Mouth, Sound, Writer
 
+ROWS_PER_ID = 2.0  # rows that a text id takes, about: a guess for what is not spoken yet
 MARGIN = 1.5  # times the mean that the steps of one piece may take
 LONG_MARGIN = 1.1  # the same for the steps of a whole answer, which even out
 CHUNK_ROWS = 6  # rows without sound where a chunk ends and the next begins

@@ -23,11 +23,11 @@ from omnilib.mouth.chunking import (
     is_sentence_end,
     split_text,
 )
-from omnilib.mouth.decode import Decoder, DecodeSettings, row_tokens
+from omnilib.mouth.decoder import Decoder, DecodeSettings, row_tokens
 from omnilib.mouth.front_end import FrontEnd
-from omnilib.mouth.passes import ROWS_PER_ID, left_over
+from omnilib.mouth.passes import left_over
 from omnilib.mouth.speechlm import SpeechLM
-from omnilib.pacing import Pace
+from omnilib.pacing import ROWS_PER_ID, Pace
 from omnilib.voice.codec import Codec, MelStream, Voice
 from omnilib.voice.flow import RATIO
 

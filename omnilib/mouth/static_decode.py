@@ -1,4 +1,4 @@
-"""Decoding with steps of fixed shape: the rows of `decode.Decoder`, the host one row behind the device.
+"""Decoding with steps of fixed shape: the rows of `decoder.Decoder`, the host one row behind the device.
 
     device   row 1    row 2    row 3    ...          never waits
     host              read 1   read 2   read 3       machines, flags, speech out
@@ -20,7 +20,7 @@ from torch import Tensor
 from omnilib.captured import Readback, Record, recorder
 from omnilib.errors import LimitError
 from omnilib.mouth.chunking import ChunkMachine, Layout, Row
-from omnilib.mouth.decode import NOISE_ROWS, Decoder, DecodeSettings, choose
+from omnilib.mouth.decoder import NOISE_ROWS, Decoder, DecodeSettings, choose
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.mouth.static_rows import rows_at_most
 from omnilib.mouth.static_step import Sampling, StaticStep, slots_for, window_for
