@@ -231,7 +231,7 @@ class Decoder:
     def feed(self) -> None:
         """Put the newest rows into the model, dropping finished sequences once they are half of the batch.
 
-        Where there is no memory for more rows, every text that is still being spoken ends here, with the flag "truncated".
+        Where there is no memory for more rows, every text that is still being spoken ends here, flagged "truncated".
         """
         alive = [slot for slot, i in enumerate(self.slots) if not self.machines[i].done]
         if len(alive) * 2 <= len(self.slots):
