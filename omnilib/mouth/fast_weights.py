@@ -30,9 +30,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnilib.brain.limits import GIB, free_memory
+from omnilib.device import GIB, fast_bfloat16, free_memory
 from omnilib.errors import CheckpointError, LimitError, UserError
-from omnilib.voice.flow import fast_bfloat16
 from omnilib.weight_files import shard_shapes
 
 PRECISIONS = ("auto", "fp32", "bf16", "int8")

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from omnilib.brain.limits import GIB, free_memory
+from omnilib.device import GIB, free_memory
 from omnilib.errors import LimitError
 from omnilib.mouth.fast_weights import BlockWeights, StepWeights, weights_of
 from omnilib.mouth.speechlm import SpeechLM
