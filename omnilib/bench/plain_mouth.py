@@ -1,8 +1,8 @@
 """The plain loop that `speed` measures the mouth against: modules of transformers, one dynamic cache each.
 
-Same weights and same logits as `mouth.step` (a test compares them), the way the released code computes them: an
-embedding looked up for every stream, `DynamicCache` that is copied whenever a row is added, a mask and a rotation
-made anew for every row, and a head over the whole vocabulary of which one slice is used.
+Same weights and same logits as `mouth.step` (a test compares them), the way the released code computes them:
+an embedding looked up for every stream, `DynamicCache` that is copied whenever a row is added, a mask and a
+rotation made anew for every row, and a head over the whole vocabulary of which one slice is used.
 
 Shapes: B batch, L rows, k streams, S ids a stream, D width, V vocabulary.
 """

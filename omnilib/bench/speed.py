@@ -4,15 +4,16 @@
     python -m omnilib.bench.speed --only mouth             # or codec
     python -m omnilib.bench.speed --tiny                   # seconds: tiny random networks, to see that it runs
 
-The plain loops (`plain_mouth.py`, `plain_codec.py`) compute the same numbers from the same weights the way the
-released code does. Each round runs plain and ours in turns; a figure is the median of the rounds' ratios (plain /
-ours, higher is faster) with the smallest and the largest. On one thread time is CPU time of the process, which a
-busy machine disturbs less; on more it is the clock on the wall. Greedy choices are part of a row.
+The plain loops (`plain_mouth.py`, `plain_codec.py`) compute the same numbers from the same weights the way
+the released code does. Each round runs plain and ours in turns; a figure is the median of the rounds' ratios
+(plain / ours, higher is faster) with the smallest and the largest. On one thread time is CPU time of the
+process, which a busy machine disturbs less; on more it is the clock on the wall. Greedy choices are part of
+a row.
 
-Keys: `speed_mouth_nano`, `speed_mouth_06b` (batch 1, the precision that "auto" takes), `speed_batch16` (rows a second
-of nano at batch 16 over those at batch 1, both ours), `speed_codec_full`, `speed_flow_full`, `speed_vocoder_full`,
-`speed_stream_10s`, `speed_stream_40s`, `speed_stream_exponent`, `speed_first_sound_*`, `speed_first_tokens`; every batch
-and precision under `mouth`, bytes under `memory`.
+Keys: `speed_mouth_nano`, `speed_mouth_06b` (batch 1, the precision that "auto" takes), `speed_batch16` (rows
+a second of nano at batch 16 over those at batch 1, both ours), `speed_codec_full`, `speed_flow_full`,
+`speed_vocoder_full`, `speed_stream_10s`, `speed_stream_40s`, `speed_stream_exponent`, `speed_first_sound_*`,
+`speed_first_tokens`; every batch and precision under `mouth`, bytes under `memory`.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import json
 import os
 import platform
 import resource
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -39,7 +41,7 @@ from omnilib.voice.hift import HiFTConfig, noise_at
 from omnilib.weights import speechlm_preset
 
 PARTS = ("mouth", "codec")
-PROMPT = 60  # rows: a voice of six seconds with its transcript
+PROMPT = {"nano": 60, "06b": 24, "tiny": 20}  # rows; 60: a voice of six seconds with its transcript
 BATCHES = {  # batch -> rows of a round
     "nano": {1: 60, 4: 30, 16: 20, 64: 8},
     "06b": {1: 6, 4: 3, 16: 2, 64: 1},
@@ -81,10 +83,10 @@ def mouth_of(size: str) -> SpeechLM:
 class Mouths:
     """Plain loop and ours at one batch size, at the same row of the same texts."""
 
-    def __init__(self, model: SpeechLM, weights: dict[str, StepWeights], batch: int, rows: int):
+    def __init__(self, model: SpeechLM, weights: dict[str, StepWeights], batch: int, rows: int, prompt: int):
         config = model.config
         draw = torch.Generator().manual_seed(batch)
-        shape = (batch, PROMPT, 1 + config.speech_token_count)
+        shape = (batch, prompt, 1 + config.speech_token_count)
         prompts = torch.randint(config.tokenizer_speech_size - 2, shape, generator=draw)
         self.first, self.rows = prompts[:, -1:], rows
         self.loops = {"plain": PlainMouth(model, prompts)}
@@ -117,9 +119,10 @@ def measure_mouth(size: str) -> dict:
     names = dict.fromkeys((best, *available(PRECISIONS[size])))
     weights = {name: StepWeights(model, name) for name in names}
     found: dict = {"weights": count_weights(model), "auto": best, "cache_bytes_a_row": {}}
-    singles = Mouths(model, weights, 1, BATCHES[size][1])
+    singles = Mouths(model, weights, 1, BATCHES[size][1], PROMPT[size])
     for batch, rows in BATCHES[size].items():
-        mouths = singles if batch == 1 else Mouths(model, weights, batch, rows)
+        print(f"mouth {size}, batch {batch}", file=sys.stderr, flush=True)
+        mouths = singles if batch == 1 else Mouths(model, weights, batch, rows, PROMPT[size])
         rounds = [mouths.round() for _ in range(ROUNDS[size])]
         plain = [seconds["plain"] for seconds in rounds]
         found[str(batch)] = {"plain": {"rows_per_second": batch / median(plain)}}
@@ -151,7 +154,7 @@ def headline(found: dict) -> dict:
 
 
 def measure_codec(tiny: bool) -> dict:
-    """`speed_codec.measure`, and flow, vocoder and first sound by themselves (published sizes, random weights)."""
+    """`speed_codec.measure`, and flow, vocoder and first sound by themselves."""
     found = speed_codec.measure(tiny)
     sizes = (speed_codec.TINY_FLOW, speed_codec.TINY_HIFT) if tiny else (FlowConfig(), HiFTConfig())
     chains, rounds = speed_codec.Chains(*sizes, steps=1), 1 if tiny else 3
@@ -179,19 +182,32 @@ def measure_codec(tiny: bool) -> dict:
     return found
 
 
-def measure(tiny: bool = False, parts: tuple[str, ...] = PARTS) -> dict:
-    """All figures; see the module docstring."""
-    found: dict = {"machine": machine()}
+def measure(
+    tiny: bool = False, parts: tuple[str, ...] = PARTS, save: Callable[[dict], None] = lambda found: None
+) -> dict:
+    """All figures; see the module docstring.
+
+    Args:
+        save: called with what is known after each part.
+    """
+    found: dict = {"machine": machine(), "memory": {}, "mouth": {}}
+
+    def known(part: str, figures: dict) -> None:
+        found.update(figures)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # so far
+        found["memory"][f"peak_mib_{part}"] = peak
+        found["machine"]["load_after"] = os.getloadavg()[0]
+        save(found)
+
     if "mouth" in parts:
-        sizes = {"nano": "tiny", "06b": "tiny"} if tiny else {"nano": "nano", "06b": "06b"}
-        found["mouth"] = {name: measure_mouth(size) for name, size in sizes.items()}
-        found["speed_mouth_nano"] = headline(found["mouth"]["nano"])
-        found["speed_mouth_06b"] = headline(found["mouth"]["06b"])
-        found["speed_batch16"] = found["mouth"]["nano"]["batch16"]
+        for name in ("nano", "06b"):
+            mouth = found["mouth"][name] = measure_mouth("tiny" if tiny else name)
+            figures = {f"speed_mouth_{name}": headline(mouth)}
+            if name == "nano":
+                figures["speed_batch16"] = mouth["batch16"]
+            known(name, figures)
     if "codec" in parts:
-        found |= measure_codec(tiny)
-    found["machine"]["load_after"] = os.getloadavg()[0]
-    found["memory"] = {"peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        known("codec", measure_codec(tiny))
     return found
 
 
@@ -216,10 +232,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for the JSON, beside standard output")
     args = parser.parse_args()
     torch.set_num_threads(max(1, args.threads))
-    text = json.dumps(measure(args.tiny, (args.only,) if args.only else PARTS), indent=2)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-    print(text)
+
+    def save(found: dict) -> None:
+        if args.out:
+            args.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+    print(json.dumps(measure(args.tiny, (args.only,) if args.only else PARTS, save), indent=2))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,24 @@
 """Weights laid out for decoding: made when a model is loaded, the files stay as they are.
 
-A row of the mouth is a handful of matrix products with one vector each, so what counts is how few of them there are and in
-which order and precision their weights lie in memory:
+A row of the mouth is a handful of matrix products with one vector each, so what counts is how few of them
+there are and in which order and precision their weights lie in memory:
 
 - q, k and v are one product, and so are the two halves of the gated MLP;
-- "fp32": one to three vectors meet weights stored input-first, more meet a copy packed by oneDNN. Exact to about 1e-5;
+- "fp32": one to three vectors meet weights stored input-first, more meet a copy packed by oneDNN. Exact to
+  about 1e-5;
 - "bf16": packed by oneDNN, half the bytes. Norms, rotations and the residual stream stay in float32;
-- "int8": weights in eight bits with one scale an output, activations in bfloat16. Activations are never put into eight
-  bits: a shared scale would make a sequence sound different in company.
+- "int8": weights in eight bits with one scale an output, activations in bfloat16. Activations are never put
+  into eight bits: a shared scale would make a sequence sound different in company.
 
-A model that was not prepared (one in training) is decoded from copies that live as long as the `Stepper`; a large one, or one
-on a GPU, from its own parameters.
+Each vector is multiplied by itself whatever stands beside it. What padding still moves is the order of sums
+in attention, by 1e-6; rounding to bfloat16 behind it can tip a choice that is nearly even, so that in "bf16"
+and "int8" a text in a batch may say a row differently than alone. In "fp32" none was seen to.
 
-Shapes: N vectors, I inputs, O outputs, D width, A query heads, K key heads, H head width, k streams, S ids a stream.
+A model that was not prepared (one in training) is decoded from copies that live as long as the `Stepper`; a
+large one, or one on a GPU, from its own parameters.
+
+Shapes: N vectors, I inputs, O outputs, D width, A query heads, K key heads, H head width, k streams, S ids a
+stream.
 """
 
 import contextlib
@@ -31,7 +37,7 @@ from omnilib.weight_files import shard_shapes
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 SMALL = 64_000_000  # weights up to which "auto" is fp32, and copies are made without asking
 FEW = 4  # vectors from which on packed weights win over input-first ones
-MANY = 32  # vectors from which on it is worth turning eight-bit weights back into floats
+MANY = 128  # vectors from which on it is worth turning eight-bit weights back into floats
 
 
 class Product:
@@ -112,7 +118,7 @@ class BlockWeights:
         self.head_norm = torch.stack(norms).detach().float()  # (A + K, H)
 
     def lend(self, layer: nn.Module) -> None:
-        """Let the layer's parameters be views of the input-first weights, so that each lies in memory once."""
+        """Let the layer's parameters be views of the input-first weights: each lies in memory once."""
         attention, mlp = layer.self_attn, layer.mlp
         for product, linears in (
             (self.qkv, (attention.q_proj, attention.k_proj, attention.v_proj)),
@@ -126,7 +132,7 @@ class BlockWeights:
 
 
 class StepWeights:
-    """All that a step multiplies with, but for the embedding: blocks of the backbone, its norm, the adapter, the head."""
+    """All that a step multiplies with, but for the embedding."""
 
     def __init__(self, model: nn.Module, precision: str, lend: bool = False):
         pack = count_weights(model) <= SMALL
@@ -148,8 +154,8 @@ class StepWeights:
                     parameter
                 ) in model.parameters():  # not `model.to`, which would round the rotary frequencies
                     parameter.data = parameter.data.bfloat16()
-        own = model.lm_head.weight.dtype
-        self.dtype = {"fp32": torch.float32, "own": own}.get(precision, torch.bfloat16)  # of the cache
+        # of the cache: float32 is quicker on a processor, and bfloat16 would round differently beside padding
+        self.dtype = model.lm_head.weight.dtype if precision == "own" else torch.float32
         self.seen = fingerprint(model)
 
 
@@ -168,8 +174,8 @@ def count_weights(model: nn.Module) -> int:
 def choose_precision(precision: str, count: int, device: torch.device) -> str:
     """What "auto" means for a model of `count` weights on a device, or the precision itself.
 
-    float32 for small ones, where a product costs no more than calling it. bfloat16, the precision that the published models
-    were trained in, for large ones where the processor multiplies it. Never eight bits unasked.
+    float32 for small ones, where a product costs no more than calling it. bfloat16, the precision that the
+    published models were trained in, for large ones where the processor multiplies it. Never eight bits unasked.
 
     Raises:
         UserError: unknown, or the device has not got it.
@@ -198,8 +204,8 @@ def check_room(count: int, precision: str, device: torch.device) -> None:
     free = free_memory(device)
     if free is not None and need > free:
         raise LimitError(
-            f"the speech model needs about {need / GIB:.1f} GiB in {precision}, {free / GIB:.1f} GiB are free: "
-            "close other programs, take a smaller model, or another --precision"
+            f"the speech model needs about {need / GIB:.1f} GiB in {precision}, "
+            f"{free / GIB:.1f} GiB are free: close other programs, take a smaller model, or another --precision"
         )
 
 
@@ -219,7 +225,7 @@ def plan(folder: Path, precision: str, device: str) -> str:
 
 
 def prepare(model: nn.Module, precision: str = "auto") -> str:
-    """Lay out a model's weights for decoding, once; for inference only. Returns the precision that was chosen.
+    """Lay out a model's weights for decoding, once; for inference only. Returns the precision chosen.
 
     In fp32 its parameters become views of the new layout; in bf16 and int8 they become bfloat16.
 

@@ -288,7 +288,9 @@ class SpeechLM(Qwen3PreTrainedModel):
 
     def save_pretrained(self, folder: Path | str, **kwargs) -> None:
         """HF folder under the published architecture name."""
-        super().save_pretrained(folder, **kwargs)
+        # views of weights laid out for decoding, once `fast_weights.prepare` was here
+        whole = {name: value.contiguous() for name, value in self.state_dict().items()}
+        super().save_pretrained(folder, **({"state_dict": whole} | kwargs))
         self.config.architectures = [ARCHITECTURE]
         self.config.save_pretrained(folder)
 

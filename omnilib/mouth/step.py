@@ -1,13 +1,16 @@
 """One row at a time: the SpeechLM's blocks run against a preallocated key/value cache.
 
-The arithmetic is that of `SpeechLM.hidden` (a test holds the two together), on weights laid out for it (`fast_weights.py`)
-and with as few calls as it takes: one row is 0.16 s of speech, and a small model spends longer on calling than on computing.
+The arithmetic is that of `SpeechLM.hidden` (a test holds the two together), on weights laid out for it
+(`fast_weights.py`) and with as few calls as it takes: one row is 0.16 s of speech, and a small model spends
+longer on calling than on computing.
 
-Cache layout, one pair for each block, backbone first, then adapter: keys, values (B, K, M, H), two views of one tensor. M
-grows by doubling, block by block. Prompts of a batch are padded on the *left*, so every sequence writes at the same place
-`length`; `start` (B,) tells where each one begins. A finished sequence can be dropped from the batch with `keep`.
+Cache layout, one pair for each block, backbone first, then adapter: keys, values (B, K, M, H), two views of
+one tensor. M grows by doubling, block by block. Prompts of a batch are padded on the *left*, so every
+sequence writes at the same place `length`; `start` (B,) tells where each one begins. A finished sequence can
+be dropped from the batch with `keep`.
 
-Shapes: B batch, L rows, N = B L, D width, A query heads, K key heads, G = A / K, H head width, k streams, S ids a stream.
+Shapes: B batch, L rows, N = B L, D width, A query heads, K key heads, G = A / K, H head width, k streams, S
+ids a stream.
 """
 
 from collections.abc import Iterator
@@ -70,12 +73,11 @@ class Stepper:
         self.cache: list[tuple[Tensor, Tensor]] = []
         self.both: list[Tensor] = []
         self.reserve(longest + capacity)
-        rows = torch.zeros(len(prompts), longest, prompts[0].shape[1], dtype=torch.long)
-        for row, prompt in zip(rows, prompts, strict=True):
-            row[longest - len(prompt) :] = prompt
-        self.logits = self.advance(rows.to(self.device))  # (B, k, S): of the first row to decode
+        # each prompt by itself: padding would cost time, and could move a rounding
+        logits = torch.cat([self.read(i, prompt) for i, prompt in enumerate(prompts)])
+        self.length, self.logits = longest, logits  # (B, k, S): of the first row to decode
 
-    # ---- the cache -----------------------------------------------------------------------------------------------
+    # ---- the cache --------------------------------------------------------------------------------
 
     def reserve(self, capacity: int) -> None:
         """Make room for `capacity` rows in all.
@@ -89,8 +91,8 @@ class Stepper:
         free = free_memory(self.device)
         if free is not None and need > free:
             raise LimitError(
-                f"{capacity} rows of {batch} texts need {need / GIB:.1f} GiB more memory, {free / GIB:.1f} GiB are free: "
-                "speak fewer texts at a time, or shorter ones (max_rows, pass_rows)"
+                f"{capacity} rows of {batch} texts need {need / GIB:.1f} GiB more memory, "
+                f"{free / GIB:.1f} GiB are free: speak fewer texts at a time, or shorter ones (max_rows, pass_rows)"
             )
         old, self.both = self.cache, []
         self.cache = []
@@ -136,7 +138,7 @@ class Stepper:
             )
             self.mask.masked_fill_((there < self.start[:, None])[:, None, None], -torch.inf)
 
-    # ---- one step ------------------------------------------------------------------------------------------------
+    # ---- one step ---------------------------------------------------------------------------------
 
     def unit(self, x: Tensor) -> Tensor:
         """RMS norm without its weight, in float32 (F.rms_norm takes twice as many kernels)."""
@@ -145,7 +147,7 @@ class Stepper:
 
     def attend(self, block: BlockWeights, both: Tensor, qkv: Tensor, mask: Tensor | None) -> Tensor:
         """Store new keys and values, attend from the new rows: qkv (B, L, A + 2 K, H) -> (N, A H)."""
-        batch, size, heads = qkv.shape[:3]
+        batch, size = qkv.shape[:2]
         end = self.length + size
         known = both[:, :, :end]
         keys, values = known[:, : block.groups], known[:, block.groups :]  # (B, K, M, H)
@@ -163,7 +165,10 @@ class Stepper:
     def block(
         self, block: BlockWeights, x: Tensor, both: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None
     ) -> Tensor:
-        """One Qwen3 block over new rows: (N, D) -> (N, D), their keys and values stored. cos, sin (N or 1, 1, H).
+        """One Qwen3 block over new rows, whose keys and values are stored: (N, D) -> (N, D).
+
+        Args:
+            cos, sin: (N or 1, 1, H).
 
         Source: RoPE, arXiv 2104.09864, eq. 34.
         """
@@ -172,7 +177,7 @@ class Stepper:
         turned = self.unit(qk) * block.head_norm
         first, second = turned.chunk(2, -1)
         torch.addcmul(turned * cos, torch.cat((second, first), -1), sin, out=qk)
-        y = self.attend(block, both, qkv.view(len(self.start), -1, *qkv.shape[1:]).to(self.dtype), mask)
+        y = self.attend(block, both, qkv.view(len(both), -1, *qkv.shape[1:]).to(self.dtype), mask)
         x = block.out.plus(x, y)
         gate, up = block.gate_up(self.unit(x) * block.mlp_norm).chunk(2, -1)
         return block.down.plus(x, F.silu(gate).mul_(up))
@@ -182,11 +187,12 @@ class Stepper:
         """Feed rows (B, L, 1 + k); returns the speech logits after the last of them: (B, k, S).
 
         Raises:
-            LimitError: the cache is full and there is no memory for a larger one; the step can be tried again.
+            LimitError: the cache is full and there is no memory for a larger one; a later try may succeed.
         """
         size, end = rows.shape[1], self.length + rows.shape[1]
         if end > self.capacity:
-            room = min(2 * self.capacity, max(self.model.config.max_position_embeddings, self.capacity + 512))
+            known = self.model.config.max_position_embeddings
+            room = min(2 * self.capacity, max(known, self.capacity + 512))
             self.reserve(max(end, room))
         if size == 1 and self.size * len(rows) < LIGHT:
             with one_thread():
@@ -198,7 +204,7 @@ class Stepper:
         mask = None
         if self.uneven:
             local = torch.arange(self.length, end, device=self.device) - self.start[:, None]  # (B, L)
-            rope = self.rope.index_select(0, local.clamp_(min=0).flatten())  # (N, 2, 1, H)
+            rope = self.rope.index_select(0, local.flatten())  # (N, 2, 1, H)
         else:
             rope = self.rope[self.length : end]  # (L, 2, 1, H)
             if batch > 1 and size > 1:
@@ -206,26 +212,33 @@ class Stepper:
         if size == 1:
             mask = self.mask if self.mask is None else self.mask[..., :end]
         elif self.uneven or self.length:
-            there, now = (
-                torch.arange(end, device=self.device),
-                torch.arange(self.length, end, device=self.device),
-            )
-            past = (there <= now[:, None]) & (there >= self.start[:, None, None])  # (B, L, M)
-            # a padded prompt row sees only itself, so that its softmax is not empty
-            mask = (past | (there == now[:, None]))[:, None]  # (B, 1, L, M)
+            there = torch.arange(end, device=self.device)
+            past = there <= there[self.length :, None]  # (L, M)
+            mask = (past & (there >= self.start[:, None, None]))[:, None]  # (B, 1, L, M)
+        self.logits = self.through(rows, self.both, rope, mask)
+        self.length = end
+        return self.logits
+
+    @torch.inference_mode()
+    def read(self, i: int, prompt: Tensor) -> Tensor:
+        """The prompt (R, 1 + k) of sequence `i`, into the empty cache: logits (1, k, S)."""
+        begin = int(self.start[i])
+        both = [cache[i : i + 1, :, begin:] for cache in self.both]
+        return self.through(prompt[None].to(self.device), both, self.rope[: len(prompt)], None)
+
+    def through(self, rows: Tensor, cache: list[Tensor], rope: Tensor, mask: Tensor | None) -> Tensor:
+        """All blocks and the head: rows (B, L, 1 + k), rope (N or L or 1, 2, 1, H) -> logits (B, k, S)."""
+        batch, size = rows.shape[:2]
         cos, sin = rope.unbind(1)
         ids = (rows + self.model.offsets).view(batch * size, -1)  # (N, 1 + k)
-        x = F.embedding_bag(
-            ids, self.model.model.embed_tokens.weight, mode="sum"
-        )  # "mean" has no quick kernel
+        # the mean of eq. 3, for which there is no quick kernel
+        x = F.embedding_bag(ids, self.model.model.embed_tokens.weight, mode="sum")
         x = x.float() / ids.shape[-1]  # (N, D)
-        for i, (block, both) in enumerate(zip(self.blocks, self.both, strict=True)):
+        for i, (block, both) in enumerate(zip(self.blocks, cache, strict=True)):
             if i == len(self.weights.backbone):
                 x = self.unit(x) * self.weights.norm
             x = self.block(block, x, both, cos, sin, mask)
-        self.length = end
         if size > 1:
             x = x.view(batch, size, -1)[:, -1]
         logits = self.weights.head(x).float()  # (B, k S)
-        self.logits = logits.view(batch, self.model.config.speech_token_count, -1)
-        return self.logits
+        return logits.view(batch, self.model.config.speech_token_count, -1)

@@ -1,5 +1,7 @@
 """Weights laid out for decoding give what the readable model gives, in every precision a device has."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from omnilib.errors import LimitError, UserError
 from omnilib.mouth import fast_weights
 from omnilib.mouth.fast_weights import FEW, MANY, PREPARED, Product, check_room, choose_precision, prepare
+from omnilib.mouth.speechlm import SpeechLM
 from omnilib.mouth.step import Stepper
 
 CPU = torch.device("cpu")
@@ -47,7 +50,6 @@ def test_narrow_weights_give_nearly_the_same_logits(tiny, precision, tolerance):
     assert prepare(model, precision) == precision
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     stepper = Stepper(model, prompts)
-    assert stepper.cache[0][0].dtype == torch.bfloat16
     for row in more.unbind(1):
         logits = stepper.advance(row[:, None])
     error = float((logits - expected).abs().mean() / expected.std())
@@ -89,6 +91,16 @@ def test_lent_parameters_are_views_and_the_model_is_what_it_was(tiny):
     attention, product = model.model.layers[0].self_attn, PREPARED[model].backbone[0].qkv
     storages = {p.weight.untyped_storage().data_ptr() for p in (attention.q_proj, attention.v_proj)}
     assert storages == {product.input_first.untyped_storage().data_ptr()}
+
+
+def test_a_prepared_model_can_be_saved_and_copied(tiny, tmp_path):
+    model = tiny(4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    prepare(model, "fp32")
+    model.save_pretrained(tmp_path)
+    for other in (SpeechLM.load(tmp_path), copy.deepcopy(model)):
+        assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+        torch.testing.assert_close(Stepper(other, draw(1, 9)).logits, Stepper(model, draw(1, 9)).logits)
 
 
 def test_rotary_frequencies_keep_their_precision(tiny):
