@@ -1,6 +1,14 @@
-"""Where a model runs: the device a user names, checked before anything is loaded."""
+"""Where a model runs: the device a user names, checked before anything is loaded, and what memory it has left."""
+
+import os
+from typing import TYPE_CHECKING
 
 from omnilib.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+GIB = 2**30
 
 
 def check_device(name: str) -> str:
@@ -26,3 +34,16 @@ def check_device(name: str) -> str:
     if kind == "cpu" and number not in ("", "0"):
         raise UserError(f"no device '{name}': choose cpu")
     return name
+
+
+def free_memory(device: "torch.device") -> int | None:
+    """Bytes that are free on a device; None where nobody can tell."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type != "cpu" or not os.path.exists("/proc/meminfo"):  # noqa: PTH110  a kernel file
+        return None
+    with open("/proc/meminfo") as file:  # noqa: PTH123
+        free = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
+    return free.get("MemAvailable")

@@ -180,6 +180,8 @@ class TextToSpeech:
         voices: dict[str, dict],
         bilingual: bool = False,
     ):
+        if model.lm_head.weight.is_cuda:
+            join_weights(model)  # fewer kernels a row
         self.model, self.tokenizer, self.codec = model.eval(), tokenizer, codec
         self.settings, self.folder, self.voices = settings, folder, voices
         self.rate, self.bilingual = VOICE_RATE, bilingual
@@ -211,9 +213,8 @@ class TextToSpeech:
                 weights.load(folder, torch.bfloat16 if device.startswith("cuda") else torch.float32, device)
             )
         settings = folder / "decode.yaml"
-        model = SpeechLM.load(folder / "speechlm", device=device)
         return cls(
-            join_weights(model) if device.startswith("cuda") else model,  # fewer kernels a row
+            SpeechLM.load(folder / "speechlm", device=device),
             load_tokenizer(folder / "speechlm"),
             Codec.load(folder, device=device),
             configs.load(DecodeSettings, settings if settings.exists() else None),

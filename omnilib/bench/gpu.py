@@ -33,9 +33,8 @@ from omnilib.bench.roofline import DEVICES, GOOD, Device, Reach, seconds
 from omnilib.device import check_device
 from omnilib.errors import UserError
 from omnilib.mouth.chunking import ChunkMachine
-from omnilib.mouth.decode import Decoder, DecodeSettings, decoder_of, run
+from omnilib.mouth.decode import Decoder, DecodeSettings, decoder_of, run, sampling_of
 from omnilib.mouth.speechlm import SpeechLM, SpeechLMConfig
-from omnilib.mouth.static_decode import sampling_of
 from omnilib.mouth.static_step import StaticStep, join_weights, slots_for, window_for
 from omnilib.paths import CHECKPOINTS
 from omnilib.voice.captured_flow import CapturedSteps, padded
@@ -347,8 +346,8 @@ def mouth_work(size: str, batch: int, rows: int, dtype: torch.dtype) -> roofline
     with torch.device("meta"):
         model = join_weights(SpeechLM(mouth_config(size)).to(dtype).eval())
     slots, window = slots_for(batch), window_for(rows)
-    step = StaticStep(model, model.config.layout(0, 1), slots, window, None)
-    return roofline.count(lambda: step.work(slots, window, sampling_of(DecodeSettings(), False)))
+    step = StaticStep(model, model.config.layout(0, 1), slots, window)
+    return roofline.count(lambda: step.work(slots, window, sampling_of(False)))
 
 
 def codec_work(size: str, length: float, precision: str = "bf16", steps: int = 10) -> list[roofline.Work]:

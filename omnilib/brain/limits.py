@@ -1,13 +1,9 @@
 """Will it fit? The context of a model and the memory of a machine, asked before anything is computed."""
 
-import os
-
-import torch
 from torch import Tensor, nn
 
+from omnilib.device import GIB, free_memory
 from omnilib.errors import LimitError
-
-GIB = 2**30
 
 
 def check_context(positions: int, new: int, limit: int) -> None:
@@ -37,17 +33,6 @@ def memory_needed(model: nn.Module, batch: int, length: int, new: int, pixels: T
     if pixels is not None and vision is not None:
         patches = len(pixels) * (3 * vision.intermediate_size + 8 * vision.hidden_size)
     return size * (batch * (cache + widest) + patches)
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None where nobody can tell."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type != "cpu" or not os.path.exists("/proc/meminfo"):  # noqa: PTH110  a kernel file
-        return None
-    with open("/proc/meminfo") as file:  # noqa: PTH123
-        free = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
-    return free.get("MemAvailable")
 
 
 def check_memory(model: nn.Module, batch: int, length: int, new: int, pixels: Tensor | None = None) -> None:

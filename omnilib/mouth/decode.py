@@ -15,19 +15,21 @@ Shapes: B batch, R rows, k streams, S ids a stream, T speech tokens (25 a second
 import math
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from omnilib.captured import STATIC
+from omnilib.captured import STATIC, recorder
 from omnilib.errors import ConfigError, UserError
 from omnilib.mouth.chunking import Chunk, ChunkMachine, ChunkRules, Kind, Layout, Row, split_text
 from omnilib.mouth.rows import layout_of, prompt_rows
 from omnilib.mouth.speechlm import SpeechLM
+from omnilib.mouth.static_decode import StaticLoop, fits
+from omnilib.mouth.static_step import NOISE_ROWS, Sampling
 from omnilib.mouth.step import Stepper
 from omnilib.text import clean_text, encode, pieces
 
-NOISE_ROWS = 128  # uniform numbers drawn at a time
 SEEDS = (-(2**63), 2**64 - 1000)  # what torch.Generator takes, less room for the number of a trial
 
 
@@ -215,14 +217,14 @@ class Decoder:
         if self.temperature == 0:
             return None
         if self.noise_at == NOISE_ROWS:
-            self.noise, self.noise_at = self.draw_block(), 0
+            self.noise, self.noise_at = self.draw_block(self.slots), 0
         self.noise_at += 1
         return self.noise[:, self.noise_at - 1].to(self.stepper.device)
 
-    def draw_block(self) -> Tensor:
-        """The next NOISE_ROWS uniform numbers of each slot: (B, NOISE_ROWS, k)."""
+    def draw_block(self, sequences: list[int]) -> Tensor:
+        """The next NOISE_ROWS uniform numbers of each: (B, NOISE_ROWS, k)."""
         shape = (NOISE_ROWS, self.layout.streams)
-        return 1.0 - torch.stack([torch.rand(shape, generator=self.generators[i]) for i in self.slots])
+        return 1.0 - torch.stack([torch.rand(shape, generator=self.generators[i]) for i in sequences])
 
     def step(self) -> list[tuple[int, Row]]:
         """One row for every unfinished sequence: (sequence, row) pairs."""
@@ -268,6 +270,43 @@ class Decoder:
         )
 
 
+@lru_cache(maxsize=16)
+def sampling_of(greedy: bool, top_k: int = 0, top_p: float = 1.0) -> Sampling:
+    """What a recorded step fixes of the sampling; the temperature is a tensor."""
+    settings = DecodeSettings(top_k=top_k, top_p=top_p)
+    return Sampling(greedy, lambda scores, noise: choose(scores, settings, 1.0, noise))
+
+
+class StaticDecoder(Decoder):
+    """As `Decoder`, with steps of fixed shape (see `static_step.py`), for texts that are known to their end."""
+
+    def __init__(
+        self,
+        model: SpeechLM,
+        layout: Layout,
+        prompts: list[Tensor],
+        machines: list[ChunkMachine],
+        settings: DecodeSettings,
+        temperature: float | None = None,
+        seed: int = 0,
+    ):
+        self.begin(model, layout, machines, settings, temperature, seed)
+        sampling = sampling_of(self.temperature == 0, settings.top_k, settings.top_p)
+        record = recorder(model.lm_head.weight.device, fuse=settings.static == "compiled")
+        self.loop = StaticLoop(
+            model, layout, prompts, machines, settings.max_rows, self.temperature, sampling, record
+        )
+
+    def step(self) -> list[tuple[int, Row]]:
+        """One row for every unfinished sequence: (sequence, row) pairs."""
+        if self.done:
+            return []
+        rows = self.enter(*self.loop.next(self.draw_block))
+        if self.done:
+            self.loop.release()
+        return rows
+
+
 def decoder_of(
     model: SpeechLM,
     layout: Layout,
@@ -278,10 +317,8 @@ def decoder_of(
     **more,
 ) -> Decoder:
     """A `Decoder`, or a `StaticDecoder` where it fits (see `DecodeSettings.static`); same arguments, same rows."""
-    from omnilib.mouth import static_decode  # it builds on this module
-
-    fits = static_decode.fits(machines, settings, model.lm_head.weight.device)
-    kind = static_decode.StaticDecoder if fits else Decoder
+    static = fits(machines, settings.static, model.lm_head.weight.device)
+    kind = StaticDecoder if static else Decoder
     return kind(model, layout, prompts, machines, settings, *rest, **more)
 
 

@@ -26,15 +26,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnilib.brain.limits import GIB, free_memory
 from omnilib.captured import Captured, Record, to_device
+from omnilib.device import GIB, free_memory
 from omnilib.errors import LimitError
 from omnilib.mouth.chunking import ChunkMachine, Layout
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.mouth.static_rows import StaticRows
 
 SMALLEST_WINDOW = 128
-NOISE_ROWS = 128  # as in `decode.py`
+NOISE_ROWS = 128  # uniform numbers drawn at a time
 
 Choose = Callable[
     [Tensor, Tensor | None], Tensor

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from omnilib.brain.limits import free_memory
 from omnilib.captured import Captured, Record
+from omnilib.device import free_memory
 from omnilib.voice.captured_flow import addresses
 from omnilib.voice.causal import Cache
 

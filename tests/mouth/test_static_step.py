@@ -9,19 +9,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from omnilib import captured
 from omnilib.errors import ConfigError, LimitError
-from omnilib.mouth import static_decode, static_step
+from omnilib.mouth import decode, static_decode, static_step
 from omnilib.mouth.chunking import ChunkMachine, ChunkRules, Kind, Layout
-from omnilib.mouth.decode import Decoder, DecodeSettings, decoder_of, generate, stream
+from omnilib.mouth.decode import (
+    Decoder,
+    DecodeSettings,
+    StaticDecoder,
+    decoder_of,
+    generate,
+    sampling_of,
+    stream,
+)
 from omnilib.mouth.rows import layout_of, splice_voice
 from omnilib.mouth.speechlm import SpeechLM, SpeechLMConfig
-from omnilib.mouth.static_decode import Shelf, StaticDecoder, sampling_of
+from omnilib.mouth.static_decode import Shelf
 from omnilib.mouth.static_rows import StaticRows, rows_at_most, tables_of
 from omnilib.mouth.static_step import StaticStep, cache_bytes, join_weights, slots_for, window_for
 from tests.mouth.test_decode import SETTINGS, assert_same, requests
 
 STATIC = replace(SETTINGS, static="on")
-WARM = sampling_of(DecodeSettings(top_k=5, top_p=0.9), False)
-GREEDY = sampling_of(DecodeSettings(), True)
+WARM = sampling_of(False, top_k=5, top_p=0.9)
+GREEDY = sampling_of(True)
 
 
 def trace(work):
@@ -39,7 +47,7 @@ def traced(monkeypatch):
         reset()
         return made[-1]
 
-    monkeypatch.setattr(static_decode, "recorder", lambda device, fuse: record)
+    monkeypatch.setattr(decode, "recorder", lambda device, fuse: record)
     return made
 
 
@@ -444,4 +452,4 @@ def test_a_cuda_graph_writes_the_rows_of_the_plain_loop(tiny, tokenizer):
         plain = generate(model, tokenizer, requests(), replace(settings, static="off"))
         for one, other in zip(plain, generate(model, tokenizer, requests(), settings), strict=True):
             assert_same(one, other)
-    assert static_decode.fits([], SETTINGS, torch.device("cuda"))
+    assert static_decode.fits([], "auto", torch.device("cuda"))
