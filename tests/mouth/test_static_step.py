@@ -329,27 +329,6 @@ def test_an_unknown_way_to_step_is_refused():
         replace(SETTINGS, static="fast")
 
 
-def test_recording_leaves_the_state_as_it_was():
-    count = torch.zeros(1)
-    runs = []
-
-    def work():
-        runs.append(1)
-        count.add_(1)
-
-    def record(work, reset):
-        for _ in range(3):  # warm up
-            work()
-            assert count.item() == 1, "every run begins with the same state"
-            reset()
-        return lambda: count.add_(1)
-
-    step = captured.Captured(work, [count], record)
-    for expected in (1, 2, 3):
-        step()
-        assert count.item() == expected and len(runs) == 3
-
-
 # ---- the parts ------------------------------------------------------------------------------------------------------
 
 
