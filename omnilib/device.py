@@ -41,7 +41,8 @@ def free_memory(device: "torch.device") -> int | None:
     if device.type == "cuda":
         import torch
 
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, unused
+        return torch.cuda.mem_get_info(device)[0] + kept
     if device.type != "cpu" or not os.path.exists("/proc/meminfo"):  # noqa: PTH110  a kernel file
         return None
     with open("/proc/meminfo") as file:  # noqa: PTH123

@@ -346,7 +346,7 @@ def mouth_work(size: str, batch: int, rows: int, dtype: torch.dtype) -> roofline
     with torch.device("meta"):
         model = join_weights(SpeechLM(mouth_config(size)).to(dtype).eval())
     slots, window = slots_for(batch), window_for(rows)
-    step = StaticStep(model, model.config.layout(0, 1), slots, window)
+    step = StaticStep(model, model.config.layout(0, 1), slots, window, 100)
     return roofline.count(lambda: step.work(slots, window, sampling_of(False)))
 
 

@@ -24,6 +24,7 @@ from omnilib.mouth.speechlm import SpeechLM
 from omnilib.mouth.static_rows import rows_at_most
 from omnilib.mouth.static_step import NOISE_ROWS, Sampling, StaticStep, slots_for, window_for
 
+ROWS_PER_ID, ROOM = 3, 64  # rows that the cache has room for from the start: a text id takes about two
 AHEAD = 1  # rows that the device is ahead of the host
 
 
@@ -48,7 +49,7 @@ class Shelf:
         return model.__dict__.setdefault("static_steps", cls())
 
     def take(
-        self, model: SpeechLM, layout: Layout, batch: int, capacity: int, record: Record | None
+        self, model: SpeechLM, layout: Layout, batch: int, capacity: int, text: int, record: Record | None
     ) -> StaticStep:
         """The smallest step that is large enough, or a new one in place of those that are smaller.
 
@@ -59,7 +60,8 @@ class Shelf:
             fitting = [
                 s
                 for s in self.steps
-                if s.batch >= batch and s.capacity >= capacity and s.serves(model, layout, record)
+                if min(s.batch - batch, s.capacity - capacity, s.text - text) >= 0
+                and s.serves(model, layout, record)
             ]
             if fitting:
                 step = min(fitting, key=lambda s: s.batch * s.capacity)
@@ -67,10 +69,10 @@ class Shelf:
                 return step
             self.steps = [s for s in self.steps if s.batch > batch or s.capacity > capacity]
             try:
-                return StaticStep(model, layout, batch, capacity, record)
+                return StaticStep(model, layout, batch, capacity, text, record)
             except LimitError:
                 self.steps = []
-                return StaticStep(model, layout, batch, capacity, record)
+                return StaticStep(model, layout, batch, capacity, text, record)
 
     def put(self, step: StaticStep) -> None:
         with self.lock:
@@ -101,11 +103,13 @@ class StaticLoop:
         sampling: Sampling,
         record: Record | None,
     ):
-        limit = max(rows_at_most(machine, max_rows) for machine in machines) + AHEAD
         self.longest, self.launched = max(map(len, prompts)), 0
+        text = max(len(machine.rest) for machine in machines)
+        most = max(rows_at_most(machine, max_rows) for machine in machines) + AHEAD
+        capacity = window_for(self.longest + min(most, ROWS_PER_ID * text + ROOM))
         self.slots, self.machines, self.sampling = list(range(len(machines))), machines, sampling
         shelf, batch = Shelf.of(model), slots_for(len(prompts))
-        self.step = shelf.take(model, layout, batch, window_for(self.longest + limit), record)
+        self.step = shelf.take(model, layout, batch, capacity, text, record)
         self.release = weakref.finalize(
             self, shelf.put, self.step
         )  # also of a stream that is not read to its end
@@ -115,13 +119,26 @@ class StaticLoop:
 
     def next(self, noise: Callable[[list[int]], Tensor]) -> tuple[list[int], list[list[int]]]:
         """The sequence of each slot and its k ids; `noise` draws (B, NOISE_ROWS, k) for the sequences given."""
-        while len(self.queued) <= AHEAD:
-            self.launch(noise)
+        while len(self.queued) <= AHEAD and self.launch(noise):
+            pass
+        if not self.queued:  # a text without an end must not cost the others theirs
+            for machine in self.machines:
+                if not machine.done:
+                    machine.truncate()
+            return [], []
         slots, ids = self.queued.popleft()
         return slots, ids.get().tolist()
 
-    def launch(self, noise: Callable[[list[int]], Tensor]) -> None:
-        """Queue the next row on the device; finished sequences leave once they are half of the batch."""
+    def launch(self, noise: Callable[[list[int]], Tensor]) -> bool:
+        """Queue the next row on the device; finished sequences leave once they are half of the batch.
+
+        False when there is no memory for it.
+        """
+        if self.longest + self.launched >= self.step.capacity:
+            try:
+                self.step.grow(self.longest + self.launched + 1)
+            except LimitError:
+                return False
         alive = [slot for slot, i in enumerate(self.slots) if not self.machines[i].done]
         if slots_for(len(alive)) < slots_for(len(self.slots)):
             self.step.keep(alive)
@@ -132,3 +149,4 @@ class StaticLoop:
         slots, window = slots_for(len(self.slots)), window_for(self.longest + self.launched)
         self.step.step(slots, min(window, self.step.capacity), self.sampling)
         self.queued.append((self.slots, Readback(self.step.sampled[: len(self.slots)])))
+        return True

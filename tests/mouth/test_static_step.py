@@ -61,7 +61,7 @@ def step_of(model: SpeechLM, layout: Layout, lengths=(5, 9), capacity: int = 100
     g = torch.Generator().manual_seed(0)
     prompts = [torch.randint(11, (n, 1 + layout.streams), generator=g) for n in lengths]
     machines = [machine_of(layout, ChunkRules(3, 6), range(1, 20)) for _ in lengths]
-    step = StaticStep(model, layout, len(lengths), capacity)
+    step = StaticStep(model, layout, len(lengths), capacity, 20)
     step.begin(prompts, machines, 0.7)
     step.refill(1 - torch.rand(len(lengths), static_step.NOISE_ROWS, layout.streams, generator=g))
     return step
@@ -99,6 +99,7 @@ def test_windows_grow_without_a_trace(tiny, tokenizer, monkeypatch):
     plain = generate(model, tokenizer, requests()[:2], replace(long, static="off"))
     assert max(len(r.rows) for r in plain) > 100
     monkeypatch.setattr(static_step.window_for, "__defaults__", (8,))
+    monkeypatch.setattr(static_decode, "ROWS_PER_ID", 9)
     for one, other in zip(plain, generate(model, tokenizer, requests()[:2], long), strict=True):
         assert_same(one, other)
     windows = {window for step in Shelf.of(model).steps for _, window, _ in step.recorded}
@@ -270,7 +271,7 @@ def test_a_step_reads_no_value_and_makes_no_tensor_on_the_host(tiny, sampling):
     """On the meta device a value cannot be read at all, and every host tensor stands out."""
     model = tiny(4)
     layout = model.config.layout(text_pad=1, text_eos=2)
-    step = StaticStep(model.to("meta"), layout, 4, 100)
+    step = StaticStep(model.to("meta"), layout, 4, 100, 20)
     with torch.inference_mode(), Watch("meta") as watch:
         step.work(4, 128, sampling)
     assert watch.calls > 50 and not watch.reads and not watch.foreign
@@ -409,11 +410,40 @@ def test_shapes_come_in_few_sizes():
 def test_a_cache_beyond_the_memory_is_refused_in_one_line(tiny, tokenizer, monkeypatch):
     model = tiny(4)
     monkeypatch.setattr(static_step, "free_memory", lambda device: cache_bytes(model, 1, 128))
-    with pytest.raises(LimitError, match="GiB of cache") as error:
+    with pytest.raises(LimitError, match="GiB more for the cache") as error:
         generate(model, tokenizer, requests(), STATIC)
     assert "\n" not in str(error.value)
     short = replace(STATIC, max_rows=10)
     assert len(generate(model, tokenizer, requests()[1:2], short)[0].rows) == 10, "what fits is spoken"
+
+
+def test_a_cache_that_is_too_small_grows_and_keeps_its_rows(tiny, tokenizer, monkeypatch, traced):
+    monkeypatch.setattr(static_step.window_for, "__defaults__", (8,))
+    monkeypatch.setattr(static_decode, "ROWS_PER_ID", 0)
+    monkeypatch.setattr(static_decode, "ROOM", 2)
+    model, settings = tiny(1), replace(STATIC, temperature=0.5)
+    plain = generate(model, tokenizer, requests()[1:3], replace(settings, static="off"))
+    for one, other in zip(plain, generate(model, tokenizer, requests()[1:3], settings), strict=True):
+        assert_same(one, other)
+
+
+def test_without_memory_to_grow_what_was_spoken_is_kept(tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr(static_step.window_for, "__defaults__", (8,))
+    monkeypatch.setattr(static_decode, "ROWS_PER_ID", 0)
+    monkeypatch.setattr(static_decode, "ROOM", 20)
+    model, grow = tiny(4), StaticStep.grow
+
+    def once(step, capacity):
+        if step.capacity:
+            raise LimitError("no more")
+        grow(step, capacity)
+
+    monkeypatch.setattr(StaticStep, "grow", once)
+    whole = generate(model, tokenizer, requests(), replace(STATIC, static="off"))
+    cut = generate(model, tokenizer, requests(), STATIC)
+    assert {r.errors[-1] for r in cut} == {"long", "truncated"}, "short texts are through, long ones are cut"
+    for one, other in zip(whole, cut, strict=True):
+        assert torch.equal(one.rows[: len(other.rows)], other.rows)
 
 
 def test_tables_name_the_last_id_of_every_chunk():
