@@ -1,4 +1,4 @@
-"""Where a model runs: the device a user names, checked before anything is loaded, and what memory it has left."""
+"""Where a model runs: the device a user names, checked before anything is loaded; what it has got."""
 
 import os
 from typing import TYPE_CHECKING
@@ -36,13 +36,21 @@ def check_device(name: str) -> str:
     return name
 
 
+def fast_bfloat16(device: "torch.device") -> bool:
+    """Whether a device multiplies bfloat16 matrices in hardware."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
 def free_memory(device: "torch.device") -> int | None:
     """Bytes that are free on a device; None where nobody can tell."""
-    if device.type == "cuda":
-        import torch
+    import torch
 
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own, unused
-        return torch.cuda.mem_get_info(device)[0] + kept
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     if device.type != "cpu" or not os.path.exists("/proc/meminfo"):  # noqa: PTH110  a kernel file
         return None
     with open("/proc/meminfo") as file:  # noqa: PTH123

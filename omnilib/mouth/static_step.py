@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnilib.captured import Captured, Record, to_device
-from omnilib.device import GIB, free_memory
+from omnilib.captured import Captured, Record, room, to_device
+from omnilib.device import GIB
 from omnilib.errors import LimitError
 from omnilib.mouth.chunking import ChunkMachine, Layout
 from omnilib.mouth.speechlm import SpeechLM
@@ -223,7 +223,7 @@ class StaticStep:
         need += max(
             cache.numel() * cache.element_size() for cache in self.cache
         )  # of one block, while it is copied
-        free = free_memory(self.device)
+        free = room(self.device)
         if free is not None and need > free:
             raise LimitError(
                 f"{self.batch} texts of {capacity} rows need {need / GIB:.1f} GiB more for the cache, {free / GIB:.1f} "

@@ -35,6 +35,7 @@ from torch.nn.utils.rnn import pad_sequence
 from omnilib import config as configs
 from omnilib.audio import MEL_WINDOW
 from omnilib.captured import Record, recorder
+from omnilib.device import fast_bfloat16
 from omnilib.errors import UserError
 from omnilib.storage import load_weights
 from omnilib.voice.captured_flow import STEPS, Recordings
@@ -70,13 +71,6 @@ class FlowConfig:
 
 NOISE_FRAMES = 30000
 PRECISIONS = ("auto", "fp32", "bf16", "tf32")
-
-
-def fast_bfloat16(device: torch.device) -> bool:
-    """Whether a device multiplies bfloat16 matrices in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 @contextmanager

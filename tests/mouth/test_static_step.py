@@ -409,7 +409,7 @@ def test_shapes_come_in_few_sizes():
 
 def test_a_cache_beyond_the_memory_is_refused_in_one_line(tiny, tokenizer, monkeypatch):
     model = tiny(4)
-    monkeypatch.setattr(static_step, "free_memory", lambda device: cache_bytes(model, 1, 128))
+    monkeypatch.setattr(static_step, "room", lambda device: cache_bytes(model, 1, 128))
     with pytest.raises(LimitError, match="GiB more for the cache") as error:
         generate(model, tokenizer, requests(), STATIC)
     assert "\n" not in str(error.value)

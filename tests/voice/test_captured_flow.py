@@ -306,7 +306,7 @@ def test_a_stream_beyond_the_room_or_the_memory_goes_on_with_plain_steps(monkeyp
     torch.testing.assert_close(streamed(model, "on"), plain, atol=1e-4, rtol=1e-4)
     assert model.decoder.streams.idle
     model.decoder.streams.idle.clear()
-    monkeypatch.setattr(captured_stream, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(captured_stream, "room", lambda device: 1000)
     torch.testing.assert_close(streamed(model, "on"), plain, atol=1e-4, rtol=1e-4)
     assert not model.decoder.streams.idle
 
