@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from omnilib.device import free_memory
+
 Work = Callable[[], None]
 Record = Callable[[Work, Work], Work]  # (work, reset) -> replay; it resets the state after each run of work
 
@@ -86,6 +88,14 @@ class Captured:
 
             self.replay = self.record(self.work, reset)
         self.replay()
+
+
+def room(device: torch.device) -> int | None:
+    """Bytes that torch can still take on a device; None where nobody can tell."""
+    free = free_memory(device)
+    if device.type == "cuda":  # what torch has taken and does not use counts as free
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return free
 
 
 def to_device(host: Tensor, device: torch.device) -> Tensor:

@@ -185,6 +185,8 @@ class TextToSpeech:
         voices: dict[str, dict],
         bilingual: bool = False,
     ):
+        if model.lm_head.weight.is_cuda:
+            join_weights(model)  # fewer kernels a row
         self.model, self.tokenizer, self.codec = model.eval(), tokenizer, codec
         self.settings, self.folder, self.voices = settings, folder, voices
         self.rate, self.bilingual = VOICE_RATE, bilingual
@@ -224,9 +226,8 @@ class TextToSpeech:
             speaker = cls.from_published(weights.load(folder, dtype, device))
         else:
             settings = folder / "decode.yaml"
-            model = SpeechLM.load(mouth, dtype, device)
             speaker = cls(
-                join_weights(model) if device.startswith("cuda") else model,  # fewer kernels a row
+                SpeechLM.load(mouth, dtype, device),
                 load_tokenizer(mouth),
                 Codec.load(folder, device=device),
                 configs.load(DecodeSettings, settings if settings.exists() else None),

@@ -17,7 +17,7 @@ from omnilib.brain.decode import ends, stream
 from omnilib.bridge import SameIds, Words
 from omnilib.errors import UserError
 from omnilib.history import Turn
-from omnilib.mouth.decoder import Decoder, row_tokens
+from omnilib.mouth.decode import Decoder, row_tokens
 from omnilib.omni import Conversation
 from omnilib.tracks import Mouth, Reply, Sound
 

@@ -23,7 +23,7 @@ from omnilib.mouth.chunking import (
     is_sentence_end,
     split_text,
 )
-from omnilib.mouth.decoder import Decoder, DecodeSettings, row_tokens
+from omnilib.mouth.decode import Decoder, DecodeSettings, row_tokens
 from omnilib.mouth.front_end import FrontEnd
 from omnilib.mouth.passes import left_over
 from omnilib.mouth.speechlm import SpeechLM

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from omnilib.errors import UserError
 from omnilib.mouth.chunking import ChunkMachine, ChunkRules, split_text
-from omnilib.mouth.decoder import DecodeSettings
+from omnilib.mouth.decode import DecodeSettings
 from omnilib.mouth.passes import check_length, expected_seconds
 from omnilib.mouth.readable import Reader, Reading
 from omnilib.mouth.rows import layout_of, prompt_rows

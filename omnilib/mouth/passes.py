@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from omnilib.errors import ConfigError, UserError
 from omnilib.mouth.chunking import ChunkMachine, split_text
-from omnilib.mouth.decoder import DecodeSettings
+from omnilib.mouth.decode import DecodeSettings
 
 LETTER, CHARACTER = (
     0.066,

@@ -1,4 +1,4 @@
-"""Decoding with steps of fixed shape: the rows of `decoder.Decoder`, the host one row behind the device.
+"""The loop over steps of fixed shape, the host one row behind the device; `decode.StaticDecoder` writes its rows.
 
     device   row 1    row 2    row 3    ...          never waits
     host              read 1   read 2   read 3       machines, flags, speech out
@@ -11,26 +11,26 @@ A `StaticStep` with its recordings is kept for the next texts (`Shelf`): recordi
 
 import weakref
 from collections import deque
-from functools import lru_cache
+from collections.abc import Callable
 from threading import Lock
 
 import torch
 from torch import Tensor
 
-from omnilib.captured import Readback, Record, recorder
+from omnilib.captured import Readback, Record
 from omnilib.errors import LimitError
-from omnilib.mouth.chunking import ChunkMachine, Layout, Row
-from omnilib.mouth.decoder import NOISE_ROWS, Decoder, DecodeSettings, choose
+from omnilib.mouth.chunking import ChunkMachine, Layout
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.mouth.static_rows import rows_at_most
-from omnilib.mouth.static_step import Sampling, StaticStep, slots_for, window_for
+from omnilib.mouth.static_step import NOISE_ROWS, Sampling, StaticStep, slots_for, window_for
 
+ROWS_PER_ID, ROOM = 3, 64  # rows that the cache has room for from the start: a text id takes about two
 AHEAD = 1  # rows that the device is ahead of the host
 
 
-def fits(machines: list[ChunkMachine], settings: DecodeSettings, device: torch.device) -> bool:
+def fits(machines: list[ChunkMachine], static: str, device: torch.device) -> bool:
     """Whether texts decode this way: on CUDA, or where the settings ask for it, and when no text is still to come."""
-    wanted = settings.static in ("on", "compiled") or (settings.static == "auto" and device.type == "cuda")
+    wanted = static in ("on", "compiled") or (static == "auto" and device.type == "cuda")
     return wanted and all(machine.closed and machine.rows_made == 0 for machine in machines)
 
 
@@ -49,7 +49,7 @@ class Shelf:
         return model.__dict__.setdefault("static_steps", cls())
 
     def take(
-        self, model: SpeechLM, layout: Layout, batch: int, capacity: int, record: Record | None
+        self, model: SpeechLM, layout: Layout, batch: int, capacity: int, text: int, record: Record | None
     ) -> StaticStep:
         """The smallest step that is large enough, or a new one in place of those that are smaller.
 
@@ -60,7 +60,8 @@ class Shelf:
             fitting = [
                 s
                 for s in self.steps
-                if s.batch >= batch and s.capacity >= capacity and s.serves(model, layout, record)
+                if min(s.batch - batch, s.capacity - capacity, s.text - text) >= 0
+                and s.serves(model, layout, record)
             ]
             if fitting:
                 step = min(fitting, key=lambda s: s.batch * s.capacity)
@@ -68,27 +69,27 @@ class Shelf:
                 return step
             self.steps = [s for s in self.steps if s.batch > batch or s.capacity > capacity]
             try:
-                return StaticStep(model, layout, batch, capacity, record)
+                return StaticStep(model, layout, batch, capacity, text, record)
             except LimitError:
                 self.steps = []
-                return StaticStep(model, layout, batch, capacity, record)
+                return StaticStep(model, layout, batch, capacity, text, record)
 
     def put(self, step: StaticStep) -> None:
         with self.lock:
             self.steps.append(step)
 
 
-@lru_cache(maxsize=16)
-def sampling_of(settings: DecodeSettings, greedy: bool) -> Sampling:
-    """What a recording fixes of the sampling; the temperature is a tensor."""
-    return Sampling(greedy, lambda scores, noise: choose(scores, settings, 1.0, noise))
-
-
-class StaticDecoder(Decoder):
-    """As `Decoder`, for texts that are known to their end.
+class StaticLoop:
+    """Ids row by row of texts that are known to their end: what `StaticDecoder` runs on.
 
     Args:
-        record: how steps are recorded, if not as the settings say (see `captured.recorder`).
+        prompts, machines: rows (R, 1 + k) and a fresh machine of each sequence.
+        max_rows, temperature: as in the settings.
+        sampling: what a recording fixes of the sampling.
+        record: how steps are recorded (see `captured.recorder`).
+
+    Raises:
+        LimitError: the cache does not fit into the memory that is free.
     """
 
     def __init__(
@@ -97,50 +98,55 @@ class StaticDecoder(Decoder):
         layout: Layout,
         prompts: list[Tensor],
         machines: list[ChunkMachine],
-        settings: DecodeSettings,
-        temperature: float | None = None,
-        seed: int = 0,
-        record: Record | None = None,
+        max_rows: int,
+        temperature: float,
+        sampling: Sampling,
+        record: Record | None,
     ):
-        self.begin(model, layout, machines, settings, temperature, seed)
-        limit = max(rows_at_most(machine, settings.max_rows) for machine in machines) + AHEAD
         self.longest, self.launched = max(map(len, prompts)), 0
-        shelf, device = Shelf.of(model), model.lm_head.weight.device
-        record = record or recorder(device, fuse=settings.static == "compiled")
-        self.static = shelf.take(
-            model, layout, slots_for(len(prompts)), window_for(self.longest + limit), record
-        )
+        text = max(len(machine.rest) for machine in machines)
+        most = max(rows_at_most(machine, max_rows) for machine in machines) + AHEAD
+        capacity = window_for(self.longest + min(most, ROWS_PER_ID * text + ROOM))
+        self.slots, self.machines, self.sampling = list(range(len(machines))), machines, sampling
+        shelf, batch = Shelf.of(model), slots_for(len(prompts))
+        self.step = shelf.take(model, layout, batch, capacity, text, record)
         self.release = weakref.finalize(
-            self, shelf.put, self.static
+            self, shelf.put, self.step
         )  # also of a stream that is not read to its end
         self.release.atexit = False
-        self.sampling = sampling_of(
-            DecodeSettings(top_k=settings.top_k, top_p=settings.top_p), self.temperature == 0
-        )
-        self.static.begin(prompts, machines, self.temperature)
+        self.step.begin(prompts, machines, temperature)
         self.queued: deque[tuple[list[int], Readback]] = deque()  # (sequence of each slot, their ids)
 
-    def step(self) -> list[tuple[int, Row]]:
-        """One row for every unfinished sequence: (sequence, row) pairs."""
-        if self.done:
-            return []
-        while len(self.queued) <= AHEAD:
-            self.launch()
+    def next(self, noise: Callable[[list[int]], Tensor]) -> tuple[list[int], list[list[int]]]:
+        """The sequence of each slot and its k ids; `noise` draws (B, NOISE_ROWS, k) for the sequences given."""
+        while len(self.queued) <= AHEAD and self.launch(noise):
+            pass
+        if not self.queued:  # a text without an end must not cost the others theirs
+            for machine in self.machines:
+                if not machine.done:
+                    machine.truncate()
+            return [], []
         slots, ids = self.queued.popleft()
-        rows = self.enter(slots, ids.get().tolist())
-        if self.done:
-            self.release()
-        return rows
+        return slots, ids.get().tolist()
 
-    def launch(self) -> None:
-        """Queue the next row on the device; finished sequences leave once they are half of the batch."""
+    def launch(self, noise: Callable[[list[int]], Tensor]) -> bool:
+        """Queue the next row on the device; finished sequences leave once they are half of the batch.
+
+        False when there is no memory for it.
+        """
+        if self.longest + self.launched >= self.step.capacity:
+            try:
+                self.step.grow(self.longest + self.launched + 1)
+            except LimitError:
+                return False
         alive = [slot for slot, i in enumerate(self.slots) if not self.machines[i].done]
         if slots_for(len(alive)) < slots_for(len(self.slots)):
-            self.static.keep(alive)
+            self.step.keep(alive)
             self.slots = [self.slots[slot] for slot in alive]
-        if self.temperature and self.launched % NOISE_ROWS == 0:
-            self.static.refill(self.draw_block())
+        if not self.sampling.greedy and self.launched % NOISE_ROWS == 0:
+            self.step.refill(noise(self.slots))
         self.launched += 1
         slots, window = slots_for(len(self.slots)), window_for(self.longest + self.launched)
-        self.static.step(slots, min(window, self.static.capacity), self.sampling)
-        self.queued.append((self.slots, Readback(self.static.sampled[: len(self.slots)])))
+        self.step.step(slots, min(window, self.step.capacity), self.sampling)
+        self.queued.append((self.slots, Readback(self.step.sampled[: len(self.slots)])))
+        return True

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from omnilib.captured import to_device
 from omnilib.mouth.chunking import ChunkMachine, ChunkRules, Layout, is_sentence_end, split_text
 
 TEXT, PADDING, SEPARATOR, TAIL = range(4)  # phases, as in `chunking.Kind`
@@ -74,7 +75,7 @@ class StaticRows:
     """
 
     def __init__(self, layout: Layout, batch: int, size: int, device: torch.device):
-        self.layout = layout
+        self.layout, self.device = layout, device
 
         def integers(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.long, device=device)
@@ -101,16 +102,17 @@ class StaticRows:
         return [getattr(self, name) for name in STATE]
 
     def fill(self, machines: list[ChunkMachine]) -> None:
-        """Begin with fresh machines in the first slots; one copy to the device for each tensor."""
+        """Begin with fresh machines in the first slots, of at most N ids each."""
         size, rules = self.ids.shape[1], machines[0].rules
         host = torch.full((3, len(self.ids), size), NEVER, dtype=torch.long)
         for slot, machine in enumerate(machines):
             tables = tables_of(machine)
             for table, values in zip(host, (tables.ids, tables.limit, tables.room), strict=True):
-                values = values[:size]  # text beyond is never reached: a row takes one id at most
                 table[slot, : len(values)] = torch.tensor(values, dtype=torch.long)
         host[0].clamp_(min=0)
-        for table, values in zip((self.ids, self.limit, self.room), host, strict=True):
+        for table, values in zip(
+            (self.ids, self.limit, self.room), to_device(host, self.device), strict=True
+        ):
             table.copy_(values)
         for state in self.state():
             state.zero_()
@@ -121,7 +123,7 @@ class StaticRows:
         """The guards, the same for all slots."""
         codes = torch.zeros(self.layout.speech_size, dtype=torch.bool)
         codes[[c for c in rules.blank_codes if 0 <= c < len(codes)]] = True
-        self.silent_code.copy_(codes)
+        self.silent_code.copy_(to_device(codes, self.device))
         self.blank_needed.fill_(machine.blank_needed)
         self.eos_needed.fill_(machine.eos_needed)
         self.blank_rows.fill_(rules.blank_rows)

@@ -26,15 +26,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from omnilib.captured import Captured, Record, to_device
-from omnilib.device import GIB, free_memory
+from omnilib.captured import Captured, Record, room, to_device
+from omnilib.device import GIB
 from omnilib.errors import LimitError
 from omnilib.mouth.chunking import ChunkMachine, Layout
 from omnilib.mouth.speechlm import SpeechLM
 from omnilib.mouth.static_rows import StaticRows
 
 SMALLEST_WINDOW = 128
-NOISE_ROWS = 128  # as in `decode.py`
+NOISE_ROWS = 128  # uniform numbers drawn at a time
 
 Choose = Callable[
     [Tensor, Tensor | None], Tensor
@@ -167,7 +167,8 @@ class StaticStep:
         model: in eval mode.
         layout: its row layout.
         batch: sequences at most.
-        capacity: cache rows of each.
+        capacity: cache rows of each, to begin with.
+        text: text ids of each, at most.
         record: how steps are recorded (see `captured.recorder`); None: they are simply called.
 
     Raises:
@@ -180,32 +181,26 @@ class StaticStep:
         layout: Layout,
         batch: int,
         capacity: int,
+        text: int,
         record: Record | None = None,
     ):
         weight = model.lm_head.weight
         self.model, self.layout, self.device, self.dtype = model, layout, weight.device, weight.dtype
-        self.batch, self.capacity = slots_for(batch), window_for(capacity)
+        self.batch, self.capacity, self.text = slots_for(batch), 0, window_for(text)
         self.record = record
-        self.check_memory()
         eps, count = model.config.rms_norm_eps, len(model.model.layers)
         blocks = [Block(layer, eps) for layer in layers_of(model)]
         self.backbone, self.adapter = blocks[:count], blocks[count:]
-        self.cache = [self.zeros(2, self.batch, b.key_heads, self.capacity, b.head_dim) for b in blocks]
+        self.cache = [self.zeros(2, self.batch, b.key_heads, 0, b.head_dim) for b in blocks]
         self.logits = self.zeros(self.batch, layout.streams, layout.speech_size, dtype=torch.float32)
         self.sampled = self.zeros(self.batch, layout.streams, dtype=torch.long)  # the newest row's ids
         self.position = self.zeros(self.batch, dtype=torch.long)  # where the next row goes
         self.noise = self.zeros(self.batch, NOISE_ROWS, layout.streams, dtype=torch.float32)
         self.noise_at = self.zeros(1, dtype=torch.long)
         self.temperature = torch.ones(self.batch, 1, 1, device=self.device)
-        self.rows = StaticRows(layout, self.batch, self.capacity, self.device)
-        self.places = torch.arange(self.capacity, device=self.device)  # (M,)
-        cos, sin = model.model.rotary_emb(
-            torch.empty(0, dtype=torch.float32, device=self.device), self.places[None]
-        )
-        half = sin.shape[-1] // 2
-        sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
-        self.cos, self.sin = cos[0].to(self.dtype), sin[0].to(self.dtype)  # (M, H)
+        self.rows = StaticRows(layout, self.batch, self.text, self.device)
         self.recorded: dict[tuple, Captured] = {}
+        self.grow(capacity)
         self.addresses = addresses(model)
 
     def serves(self, model: SpeechLM, layout: Layout, record: Record | None) -> bool:
@@ -216,14 +211,38 @@ class StaticStep:
     def zeros(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.zeros(*shape, dtype=dtype or self.dtype, device=self.device)
 
-    def check_memory(self) -> None:
-        need = cache_bytes(self.model, self.batch, self.capacity)
-        free = free_memory(self.device)
+    @torch.no_grad()
+    def grow(self, capacity: int) -> None:
+        """Make room for so many rows in all. Recordings read the old cache, so they go.
+
+        Raises:
+            LimitError: they do not fit into the memory that is free; the cache is as it was.
+        """
+        capacity = window_for(capacity)
+        need = cache_bytes(self.model, self.batch, capacity - self.capacity)
+        need += max(
+            cache.numel() * cache.element_size() for cache in self.cache
+        )  # of one block, while it is copied
+        free = room(self.device)
         if free is not None and need > free:
             raise LimitError(
-                f"{self.batch} texts of {self.capacity} rows need {need / GIB:.1f} GiB of cache, {free / GIB:.1f} GiB "
-                "are free: speak fewer texts at a time, or shorter ones (max_rows, pass_rows)"
+                f"{self.batch} texts of {capacity} rows need {need / GIB:.1f} GiB more for the cache, {free / GIB:.1f} "
+                "GiB are free: speak fewer texts at a time, or shorter ones (max_rows, pass_rows)"
             )
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # a row may be on its way in a graph that is about to go
+        self.recorded.clear()
+        for i, old in enumerate(self.cache):  # old and new together for one block only
+            self.cache[i] = self.zeros(*old.shape[:3], capacity, old.shape[4])
+            self.cache[i][:, :, :, : self.capacity] = old
+        self.capacity = capacity
+        self.places = torch.arange(capacity, device=self.device)  # (M,)
+        cos, sin = self.model.model.rotary_emb(
+            torch.empty(0, dtype=torch.float32, device=self.device), self.places[None]
+        )
+        half = sin.shape[-1] // 2
+        sin = torch.cat((-sin[..., :half], sin[..., half:]), dim=-1)
+        self.cos, self.sin = cos[0].to(self.dtype), sin[0].to(self.dtype)  # (M, H)
 
     # ---- prompts -------------------------------------------------------------------------------------------------
 
@@ -240,7 +259,7 @@ class StaticStep:
         for cache in self.cache:
             cache.zero_()
         self.rows.fill(machines)
-        self.position.copy_(lengths)
+        self.position.copy_(to_device(lengths, self.device))
         self.temperature.fill_(temperature or 1.0)
         self.noise_at.zero_()
 

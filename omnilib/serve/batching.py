@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import torch
 
 from omnilib.errors import UserError
-from omnilib.mouth.decoder import Decoder, row_tokens
+from omnilib.mouth.decode import Decoder, row_tokens
 from omnilib.mouth.passes import left_over
 from omnilib.mouth.step import Stepper
 from omnilib.speak import Job, TextToSpeech, no_sound

@@ -110,6 +110,7 @@ class Recordings:
     def __reduce__(self) -> tuple:
         return Recordings, ()
 
+    @torch.inference_mode()
     def solve(
         self,
         matching: "FlowMatching",

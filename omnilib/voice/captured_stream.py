@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from omnilib.captured import Captured, Record
-from omnilib.device import free_memory
+from omnilib.captured import Captured, Record, room
 from omnilib.voice.captured_flow import addresses
 from omnilib.voice.causal import Cache
 
@@ -154,7 +153,7 @@ class Streams:
                     return entry
             self.idle.clear()
         need = sum(torch.Size(s).numel() for s in sizes) * like.slots[0].element_size()
-        free = free_memory(x.device)
+        free = room(x.device)
         if free is not None and need > free:
             return None
         return key, ChunkSteps(matching, like, x, steps, CAPACITY, record)

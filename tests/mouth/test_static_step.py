@@ -9,19 +9,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from omnilib import captured
 from omnilib.errors import ConfigError, LimitError
-from omnilib.mouth import static_decode, static_step
+from omnilib.mouth import decode, static_decode, static_step
 from omnilib.mouth.chunking import ChunkMachine, ChunkRules, Kind, Layout
-from omnilib.mouth.decode import Decoder, DecodeSettings, decoder_of, generate, stream
+from omnilib.mouth.decode import (
+    Decoder,
+    DecodeSettings,
+    StaticDecoder,
+    decoder_of,
+    generate,
+    sampling_of,
+    stream,
+)
 from omnilib.mouth.rows import layout_of, splice_voice
 from omnilib.mouth.speechlm import SpeechLM, SpeechLMConfig
-from omnilib.mouth.static_decode import Shelf, StaticDecoder, sampling_of
+from omnilib.mouth.static_decode import Shelf
 from omnilib.mouth.static_rows import StaticRows, rows_at_most, tables_of
 from omnilib.mouth.static_step import StaticStep, cache_bytes, join_weights, slots_for, window_for
 from tests.mouth.test_decode import SETTINGS, assert_same, requests
 
 STATIC = replace(SETTINGS, static="on")
-WARM = sampling_of(DecodeSettings(top_k=5, top_p=0.9), False)
-GREEDY = sampling_of(DecodeSettings(), True)
+WARM = sampling_of(False, top_k=5, top_p=0.9)
+GREEDY = sampling_of(True)
 
 
 def trace(work):
@@ -39,7 +47,7 @@ def traced(monkeypatch):
         reset()
         return made[-1]
 
-    monkeypatch.setattr(static_decode, "recorder", lambda device, fuse: record)
+    monkeypatch.setattr(decode, "recorder", lambda device, fuse: record)
     return made
 
 
@@ -53,7 +61,7 @@ def step_of(model: SpeechLM, layout: Layout, lengths=(5, 9), capacity: int = 100
     g = torch.Generator().manual_seed(0)
     prompts = [torch.randint(11, (n, 1 + layout.streams), generator=g) for n in lengths]
     machines = [machine_of(layout, ChunkRules(3, 6), range(1, 20)) for _ in lengths]
-    step = StaticStep(model, layout, len(lengths), capacity)
+    step = StaticStep(model, layout, len(lengths), capacity, 20)
     step.begin(prompts, machines, 0.7)
     step.refill(1 - torch.rand(len(lengths), static_step.NOISE_ROWS, layout.streams, generator=g))
     return step
@@ -91,6 +99,7 @@ def test_windows_grow_without_a_trace(tiny, tokenizer, monkeypatch):
     plain = generate(model, tokenizer, requests()[:2], replace(long, static="off"))
     assert max(len(r.rows) for r in plain) > 100
     monkeypatch.setattr(static_step.window_for, "__defaults__", (8,))
+    monkeypatch.setattr(static_decode, "ROWS_PER_ID", 9)
     for one, other in zip(plain, generate(model, tokenizer, requests()[:2], long), strict=True):
         assert_same(one, other)
     windows = {window for step in Shelf.of(model).steps for _, window, _ in step.recorded}
@@ -262,7 +271,7 @@ def test_a_step_reads_no_value_and_makes_no_tensor_on_the_host(tiny, sampling):
     """On the meta device a value cannot be read at all, and every host tensor stands out."""
     model = tiny(4)
     layout = model.config.layout(text_pad=1, text_eos=2)
-    step = StaticStep(model.to("meta"), layout, 4, 100)
+    step = StaticStep(model.to("meta"), layout, 4, 100, 20)
     with torch.inference_mode(), Watch("meta") as watch:
         step.work(4, 128, sampling)
     assert watch.calls > 50 and not watch.reads and not watch.foreign
@@ -319,27 +328,6 @@ def test_compiled_steps_are_one_graph_each_and_write_the_same_rows(tiny, tokeniz
 def test_an_unknown_way_to_step_is_refused():
     with pytest.raises(ConfigError, match="static is 'fast': choose one of auto, on, off, compiled"):
         replace(SETTINGS, static="fast")
-
-
-def test_recording_leaves_the_state_as_it_was():
-    count = torch.zeros(1)
-    runs = []
-
-    def work():
-        runs.append(1)
-        count.add_(1)
-
-    def record(work, reset):
-        for _ in range(3):  # warm up
-            work()
-            assert count.item() == 1, "every run begins with the same state"
-            reset()
-        return lambda: count.add_(1)
-
-    step = captured.Captured(work, [count], record)
-    for expected in (1, 2, 3):
-        step()
-        assert count.item() == expected and len(runs) == 3
 
 
 # ---- the parts ------------------------------------------------------------------------------------------------------
@@ -421,12 +409,41 @@ def test_shapes_come_in_few_sizes():
 
 def test_a_cache_beyond_the_memory_is_refused_in_one_line(tiny, tokenizer, monkeypatch):
     model = tiny(4)
-    monkeypatch.setattr(static_step, "free_memory", lambda device: cache_bytes(model, 1, 128))
-    with pytest.raises(LimitError, match="GiB of cache") as error:
+    monkeypatch.setattr(static_step, "room", lambda device: cache_bytes(model, 1, 128))
+    with pytest.raises(LimitError, match="GiB more for the cache") as error:
         generate(model, tokenizer, requests(), STATIC)
     assert "\n" not in str(error.value)
     short = replace(STATIC, max_rows=10)
     assert len(generate(model, tokenizer, requests()[1:2], short)[0].rows) == 10, "what fits is spoken"
+
+
+def test_a_cache_that_is_too_small_grows_and_keeps_its_rows(tiny, tokenizer, monkeypatch, traced):
+    monkeypatch.setattr(static_step.window_for, "__defaults__", (8,))
+    monkeypatch.setattr(static_decode, "ROWS_PER_ID", 0)
+    monkeypatch.setattr(static_decode, "ROOM", 2)
+    model, settings = tiny(1), replace(STATIC, temperature=0.5)
+    plain = generate(model, tokenizer, requests()[1:3], replace(settings, static="off"))
+    for one, other in zip(plain, generate(model, tokenizer, requests()[1:3], settings), strict=True):
+        assert_same(one, other)
+
+
+def test_without_memory_to_grow_what_was_spoken_is_kept(tiny, tokenizer, monkeypatch):
+    monkeypatch.setattr(static_step.window_for, "__defaults__", (8,))
+    monkeypatch.setattr(static_decode, "ROWS_PER_ID", 0)
+    monkeypatch.setattr(static_decode, "ROOM", 20)
+    model, grow = tiny(4), StaticStep.grow
+
+    def once(step, capacity):
+        if step.capacity:
+            raise LimitError("no more")
+        grow(step, capacity)
+
+    monkeypatch.setattr(StaticStep, "grow", once)
+    whole = generate(model, tokenizer, requests(), replace(STATIC, static="off"))
+    cut = generate(model, tokenizer, requests(), STATIC)
+    assert {r.errors[-1] for r in cut} == {"long", "truncated"}, "short texts are through, long ones are cut"
+    for one, other in zip(whole, cut, strict=True):
+        assert torch.equal(one.rows[: len(other.rows)], other.rows)
 
 
 def test_tables_name_the_last_id_of_every_chunk():
@@ -444,4 +461,4 @@ def test_a_cuda_graph_writes_the_rows_of_the_plain_loop(tiny, tokenizer):
         plain = generate(model, tokenizer, requests(), replace(settings, static="off"))
         for one, other in zip(plain, generate(model, tokenizer, requests(), settings), strict=True):
             assert_same(one, other)
-    assert static_decode.fits([], SETTINGS, torch.device("cuda"))
+    assert static_decode.fits([], "auto", torch.device("cuda"))

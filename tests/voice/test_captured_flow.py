@@ -306,7 +306,7 @@ def test_a_stream_beyond_the_room_or_the_memory_goes_on_with_plain_steps(monkeyp
     torch.testing.assert_close(streamed(model, "on"), plain, atol=1e-4, rtol=1e-4)
     assert model.decoder.streams.idle
     model.decoder.streams.idle.clear()
-    monkeypatch.setattr(captured_stream, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(captured_stream, "room", lambda device: 1000)
     torch.testing.assert_close(streamed(model, "on"), plain, atol=1e-4, rtol=1e-4)
     assert not model.decoder.streams.idle
 
@@ -315,8 +315,8 @@ def test_a_step_of_a_stream_reads_no_value_and_makes_no_tensor_on_the_host():
     model = streaming()
     streamed(model, "on")
     (entry,) = model.decoder.streams.idle
-    entry[1].at.zero_()
     with torch.inference_mode(), Watch("cpu") as watch:
+        entry[1].at.zero_()
         entry[1].work()
     assert watch.calls > 100 and not watch.reads
     meta = streaming().to("meta")
