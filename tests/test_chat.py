@@ -8,36 +8,27 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from omnilib import chat, cli
-from omnilib.brain.trained import Base, build_base
 from omnilib.omni import Omni
 from omnilib.paths import ROOT
 from omnilib.speak import TextToSpeech
 from tests.serve.conftest import STORY, tiny_brain
-from tests.tiny import tone, write_checkpoints
+from tests.tiny import tone, write_brain, write_checkpoints
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Checkpoints of random weights: mouth and brain."""
     place = write_checkpoints(tmp_path_factory.mktemp("tiny"))
-    (place / "decode.yaml").write_text("rows_per_token: 1.0\n")
-    spec = Base(base="smoke", vision=[2, 16, 2, 24])
-    model, _ = build_base(spec)
-    (place / "brain").mkdir()
-    projector = {k: v for k, v in model.state_dict().items() if "mm_speech_projector" in k}
-    save_file(projector, place / "brain" / "model.safetensors")
-    meta = {"base": asdict(spec), "aux_sha256": "", "lora": None}
-    (place / "brain" / "meta.json").write_text(json.dumps(meta))
+    write_brain(place / "brain")
     return place
 
 
@@ -246,6 +237,11 @@ def test_the_answer_is_played_as_it_was_written(brain, omni, tmp_path, monkeypat
     _, kept = omni("hi", "--play")
     wave, _ = soundfile.read(tmp_path / "talk" / kept["turns"][0]["wave"], dtype="int16")
     assert np.array_equal(np.fromfile(tmp_path / "heard", dtype="<i2"), wave) and len(wave)
+
+
+def test_real_weights_that_were_loaded_answer(folder, omni):
+    code, kept = omni("hi", "--scale", folder, "--text-only", "--max-new-tokens", 6)
+    assert code in (0, 1) and kept["turns"][0]["state"] in ("cut", "complete") and "scale" in kept["about"]
 
 
 def test_without_a_player_play_says_what_to_install(brain, omni, tmp_path, monkeypatch, capsys):

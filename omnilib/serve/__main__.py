@@ -75,9 +75,12 @@ def serve(args: argparse.Namespace) -> None:
         raise MissingTool(
             f"serving needs {error.name}: pip install fastapi uvicorn prometheus-client python-multipart"
         ) from None
+    from transformers.utils import logging
+
     from omnilib.serve.http import MEGABYTE, Limits
     from omnilib.speak import TextToSpeech
 
+    logging.disable_progress_bar()  # of a fraction of a second
     limits = Limits(
         slots=args.slots,
         waiting=args.waiting,
