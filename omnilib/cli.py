@@ -54,7 +54,7 @@ Without <image>, <video>, <speech> in the text, files stand before it. The answe
 Exit codes: 0, 1 (the answer was cut at --max-new-tokens, or the system refused), 2 (a mistake)."""
 CHAT_NOTES = """\
 examples:
-  omni chat --audio question.wav --voice slt
+  omni chat --audio question.wav --voice my_voice.wav --voice-text "what I say in it"
   omni chat "What is in the picture?" --image cat.png --play
   omni chat --text-only < questions.txt                    one question a line
 

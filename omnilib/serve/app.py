@@ -2,7 +2,7 @@
 
     python -m omnilib.serve                         # 127.0.0.1:8000
     client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-")
-    client.audio.speech.create(model="omni", voice="slt", input="Good morning.").write_to_file("hello.wav")
+    client.audio.speech.create(model="omni", voice="default", input="the light of the morning").write_to_file("hello.wav")
 
     body --limits, token--> Wish --prepare--> Job --Batcher--> 25 Hz tokens --Codec.stream--> pieces of sound --> client
 

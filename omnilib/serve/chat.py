@@ -1,6 +1,6 @@
 """`/v1/chat/completions`: words, recordings and pictures in; words and speech out, whole or as they are made.
 
-    client.chat.completions.create(model="omni", modalities=["text", "audio"], audio={"voice": "slt", "format": "wav"},
+    client.chat.completions.create(model="omni", modalities=["text", "audio"], audio={"voice": "default", "format": "wav"},
         messages=[{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": ..., "format": "wav"}}]}])
 
 The interface is OpenAI's. Fields that would change the answer in a way this server cannot are refused, others are not
