@@ -4,8 +4,9 @@
     folder/01-audio-1.wav       what was heard and shown, copied: a later turn needs it again
     folder/01-answer.wav        the answer, written as it is made
 
-Whenever the program ends, the folder is whole: the JSON is replaced in one step, and a wave that breaks off has a header
-of open length, which players read to its end. Named again with --out, a folder's conversation goes on.
+Whenever the program ends, the folder is whole: the JSON is replaced in one step, and a wave that breaks
+off has a header of open length, which players read to its end. Named again with --out, a folder's
+conversation goes on.
 
 Ctrl-C in an answer stops both tracks within a step; what was said stays in the conversation.
 """
@@ -38,7 +39,7 @@ KINDS = {
     "image": "images",
     "video": "videos",
 }  # command -> as `Conversation.stream` calls it
-HELP = "/audio FILE, /image FILE, /video FILE go with the next question, an empty line asks them alone; /quit ends"
+HELP = "/audio, /image, /video FILE go with the next question, an empty line asks them alone; /quit ends"
 
 
 class GrowingWave:

@@ -58,8 +58,9 @@ examples:
   omni chat "What is in the picture?" --image cat.png --play
   omni chat --text-only < questions.txt                    one question a line
 
-Ctrl-C stops an answer, and what was said stays. Words go to standard output, each answer's wave and conversation.json to
---out; named again, that folder's conversation goes on. Exit codes: 0, 1 (an answer was cut), 2 (a mistake)."""
+Ctrl-C stops an answer, and what was said stays. Words go to standard output, each answer's wave and
+conversation.json to --out; named again, that folder's conversation goes on.
+Exit codes: 0, 1 (an answer was cut), 2 (a mistake)."""
 TRAIN = Path(__file__).resolve().parent / "train"
 NEED_WORKSPACE = ("reproduce", "compare", "verify", "report")  # they read or write reports/
 

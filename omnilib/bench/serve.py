@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python -m omnilib.bench.serve                       # reports/nano/serve.json
     python -m omnilib.bench.serve --clients 1 4 --requests 1 --memory 200 --output -
 
-The server runs in this process behind a real socket; its clients are threads that ask for a stream of PCM and read
-as fast as it comes. First sound is counted from the request to the first bytes; with a trained brain, `chat_N` has the
-same of chats: a spoken question, a spoken answer. --memory asks that many requests one after the other, of every kind
-in turn (speech, words, a picture, a spoken question, a transcript, a client that vanishes, a body that is refused), and
-records the resident memory after each tenth: `serve_memory_growth_mb` is the last quarter over the second one.
+The server runs in this process behind a real socket; its clients are threads that ask for a stream of PCM
+and read as fast as it comes. First sound is counted from the request to the first bytes; with a trained
+brain, `chat_N` has the same of chats: a spoken question, a spoken answer. --memory asks that many
+requests one after the other, of every kind in turn (speech, words, a picture, a spoken question, a
+transcript, a client that vanishes, a body that is refused), and records the resident memory after each
+tenth: `serve_memory_growth_mb` is the last quarter over the second one.
 """
 
 import argparse
@@ -46,7 +47,7 @@ def resident() -> float:
 
 
 def read(answer: httpx.Response, begun: float, sound: Callable[[bytes], int]) -> tuple[float, float]:
-    """Seconds to the first sound, and seconds of speech, of a stream whose pieces hold `sound` bytes of PCM."""
+    """Seconds to the first sound and of speech, of a stream whose pieces hold `sound` bytes of PCM."""
     answer.raise_for_status()
     first, size = None, 0
     for piece in answer.iter_lines() if sound is sound_of_event else answer.iter_bytes():
