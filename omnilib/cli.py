@@ -1,4 +1,4 @@
-"""`omni`: speak, ask, reproduce, compare, train, data, fetch, doctor, verify, report.
+"""`omni`: speak, ask, chat, serve, reproduce, compare, train, data, fetch, doctor, verify, report.
 
 A mistake of the user's is one line on stderr and exit code 2; heavy imports wait until a command needs them.
 """
@@ -21,6 +21,7 @@ from omnilib import options
 from omnilib.errors import CheckpointError, UserError
 from omnilib.output import STANDARD_OUTPUT, WaveOutput, check_output, shown
 from omnilib.paths import CHECKPOINTS, REPORTS, ROOT, RUNS, need_workspace
+from omnilib.serve import __main__ as server
 
 if TYPE_CHECKING:
     from omnilib.speak import SpeechStream, TextToSpeech
@@ -51,6 +52,15 @@ examples:
 
 Without <image>, <video>, <speech> in the text, files stand before it. The answer goes to standard output as it is made.
 Exit codes: 0, 1 (the answer was cut at --max-new-tokens, or the system refused), 2 (a mistake)."""
+CHAT_NOTES = """\
+examples:
+  omni chat --audio question.wav --voice my_voice.wav --voice-text "what I say in it"
+  omni chat "What is in the picture?" --image cat.png --play
+  omni chat --text-only < questions.txt                    one question a line
+
+Ctrl-C stops an answer, and what was said stays. Words go to standard output, each answer's wave and
+conversation.json to --out; named again, that folder's conversation goes on.
+Exit codes: 0, 1 (an answer was cut), 2 (a mistake)."""
 TRAIN = Path(__file__).resolve().parent / "train"
 NEED_WORKSPACE = ("reproduce", "compare", "verify", "report")  # they read or write reports/
 
@@ -120,6 +130,19 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--device", default="cpu", help="cpu or cuda")
     ask.add_argument("--seed", type=options.seed, default=0)
     ask.add_argument("--temperature", type=options.temperature, default=0.0, help="0 is greedy")
+
+    chat = commands.add_parser(
+        "chat",
+        help="talk: words, sound, pictures and videos in, words and speech out, turn after turn",
+        epilog=CHAT_NOTES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_chat_arguments(chat)
+
+    serve = commands.add_parser(
+        "serve", help="speech, chats and transcriptions over HTTP", epilog=server.NOTES
+    )
+    server.add_arguments(serve)
 
     reproduce = commands.add_parser(
         "reproduce", help="re-evaluate the checkpoints, run every notebook, rebuild reports/"
@@ -194,6 +217,31 @@ def build_parser() -> argparse.ArgumentParser:
         "--why", default="", help="what changed, and why the figures are kept: printed on the front page"
     )
     return parser
+
+
+def add_chat_arguments(chat: argparse.ArgumentParser) -> None:
+    """Of `omni chat`."""
+    chat.add_argument(
+        "text", nargs="?", default="", help="the first question; none if it is spoken in --audio"
+    )
+    for name, what in (("audio", "a recording"), ("image", "a picture"), ("video", "a video")):
+        chat.add_argument(
+            f"--{name}", action="append", default=[], metavar="FILE", help=f"{what} of the first question"
+        )
+    chat.add_argument("--voice", metavar="NAME|REF.wav", help="a committed voice, or a recording of 1-30 s")
+    chat.add_argument("--voice-text", help="what is said in the recording (needed with a recording)")
+    chat.add_argument("--language", help="en or zh: of the default voice, and how the answer is read")
+    chat.add_argument("--system", help="what the brain is told before all questions")
+    chat.add_argument("--text-only", action="store_true", help="no speech")
+    chat.add_argument("--play", action="store_true", help="play the answer while it is made")
+    chat.add_argument(
+        *("-o", "--out"), type=Path, metavar="FOLDER", help="where it is kept (default: runs/chat/<time>)"
+    )
+    chat.add_argument("--scale", default="nano", help="checkpoints/<scale>, or a folder of brain and mouth")
+    chat.add_argument("--max-new-tokens", type=options.count, default=256, metavar="N", help="of an answer")
+    chat.add_argument("--device", default="cpu", help="cpu or cuda")
+    chat.add_argument("--seed", type=options.seed, default=0)
+    chat.add_argument("--temperature", type=options.temperature, default=0.0, help="0 is greedy")
 
 
 def stages() -> list[str]:
@@ -288,6 +336,19 @@ def ask(args: argparse.Namespace) -> int:
         print(words, end="", flush=True)
     print(flush=True)
     return 0 if talk.last.complete else 1
+
+
+def chat(args: argparse.Namespace) -> int:
+    """Hold a conversation."""
+    from omnilib.chat import run
+
+    return run(args, read_text(args.text))
+
+
+def serve(args: argparse.Namespace) -> int:
+    """Serve until a signal comes."""
+    server.serve(args)
+    return 0
 
 
 def stream_speech(speaker: "TextToSpeech", text: str, out: Path, request: dict) -> tuple["SpeechStream", str]:
@@ -520,6 +581,8 @@ def check_sources(args: argparse.Namespace) -> int:
 COMMANDS = {
     "speak": speak,
     "ask": ask,
+    "chat": chat,
+    "serve": serve,
     "reproduce": reproduce,
     "compare": compare,
     "train": train,

@@ -1,13 +1,16 @@
 """A folder of checkpoints with tiny random weights, in the layout of checkpoints/nano."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 import torch
+from safetensors.torch import save_file
 
+from omnilib.brain.trained import Base, build_base
 from omnilib.mouth.speechlm import SpeechLM, SpeechLMConfig
 from omnilib.paths import ROOT
 from omnilib.text import text_size, train_tokenizer
@@ -89,4 +92,15 @@ def write_checkpoints(folder: Path) -> Path:
         )
         voices[name] = {"file": f"{name}.wav", "text": text, "language": language}
     (folder / "voices" / "voices.json").write_text(json.dumps(voices, ensure_ascii=False))
+    return folder
+
+
+def write_brain(folder: Path) -> Path:
+    """A trained brain of random weights, with ears and eyes."""
+    spec = Base(base="smoke", vision=[2, 16, 2, 24])
+    model, _ = build_base(spec)
+    folder.mkdir(parents=True)
+    projector = {k: v for k, v in model.state_dict().items() if "mm_speech_projector" in k}
+    save_file(projector, folder / "model.safetensors")
+    (folder / "meta.json").write_text(json.dumps({"base": asdict(spec), "aux_sha256": "", "lora": None}))
     return folder

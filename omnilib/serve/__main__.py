@@ -1,4 +1,4 @@
-"""`omni serve`, or `python -m omnilib.serve`: load mouth and brain and serve them; on this machine only, unless a token is set."""
+"""`omni serve`, or `python -m omnilib.serve`: mouth and brain over HTTP."""
 
 import argparse
 import ipaddress
@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from omnilib.brain.ask import Brain
 
 NOTES = """\
-OMNI_TOKEN=<secret> in the environment (or --token) asks every request for `Authorization: Bearer <secret>`; it must be
-set to listen anywhere but on this machine. Paths: /v1/audio/speech, /v1/audio/transcriptions, /v1/chat/completions,
-/v1/audio/voices, /v1/models, /health, /metrics. Without a trained brain the first one works and the next two say why not."""
+OMNI_TOKEN=<secret> in the environment (or --token) asks every request for `Authorization: Bearer <secret>`;
+it must be set to listen anywhere but on this machine. Paths: /v1/audio/speech, /v1/audio/transcriptions,
+/v1/chat/completions, /v1/audio/voices, /v1/models, /health, /metrics. Without a trained brain the first one
+works, and the next two say why not."""
 DOC = "Speech, chats and transcriptions over HTTP, as OpenAI's clients speak it."
 
 
@@ -75,9 +76,12 @@ def serve(args: argparse.Namespace) -> None:
         raise MissingTool(
             f"serving needs {error.name}: pip install fastapi uvicorn prometheus-client python-multipart"
         ) from None
+    from transformers.utils import logging
+
     from omnilib.serve.http import MEGABYTE, Limits
     from omnilib.speak import TextToSpeech
 
+    logging.disable_progress_bar()  # of a fraction of a second
     limits = Limits(
         slots=args.slots,
         waiting=args.waiting,

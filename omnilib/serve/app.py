@@ -2,12 +2,14 @@
 
     python -m omnilib.serve                         # 127.0.0.1:8000
     client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="-")
-    client.audio.speech.create(model="omni", voice="slt", input="Good morning.").write_to_file("hello.wav")
+    answer = client.audio.speech.create(model="omni", voice="default", input="the light of the morning")
+    answer.write_to_file("hello.wav")
 
     body --limits, token--> Wish --prepare--> Job --Batcher--> 25 Hz tokens --Codec.stream--> pieces of sound --> client
 
-Nothing named in a request is opened or fetched: a voice is one of the server's, or a recording inside the request.
-`chat.py` and `transcribe.py` answer with the brain; without one they say so (503), and speech works.
+Nothing named in a request is opened or fetched: a voice is one of the server's, or a recording inside the
+request. `chat.py` and `transcribe.py` answer with the brain; without one they say so (503), and speech
+works.
 """
 
 import hmac
@@ -133,7 +135,7 @@ def understood(body: dict, limits: Limits) -> Wish:
 
 
 class Guard:
-    """Asks for the token and counts answers. Plain ASGI: behind it a handler still notices that its client has gone."""
+    """Asks for the token and counts answers. Plain ASGI: behind it a handler notices that its client has gone."""
 
     def __init__(self, app: ASGIApp, meters: Meters, token: str | None):
         self.app, self.meters, self.token = app, meters, token

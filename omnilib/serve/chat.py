@@ -1,12 +1,13 @@
 """`/v1/chat/completions`: words, recordings and pictures in; words and speech out, whole or as they are made.
 
-    client.chat.completions.create(model="omni", modalities=["text", "audio"], audio={"voice": "slt", "format": "wav"},
-        messages=[{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": ..., "format": "wav"}}]}])
+    question = {"type": "input_audio", "input_audio": {"data": ..., "format": "wav"}}
+    client.chat.completions.create(model="omni", messages=[{"role": "user", "content": [question]}],
+        modalities=["text", "audio"], audio={"voice": "default", "format": "wav"})
 
-The interface is OpenAI's. Fields that would change the answer in a way this server cannot are refused, others are not
-looked at. A spoken answer has its words in `message.content` too, not in `message.audio.transcript` alone. All messages
-come with each request; of an earlier spoken answer the id is enough. `conversation`, ours: a name under which one
-request at a time is answered.
+The interface is OpenAI's. Fields that would change the answer in a way this server cannot are refused,
+others are not looked at. A spoken answer has its words in `message.content` too, not in
+`message.audio.transcript` alone. All messages come with each request; of an earlier spoken answer the id
+is enough. `conversation`, ours: a name under which one request at a time is answered.
 """
 
 import base64
@@ -137,7 +138,8 @@ def user_part(part: object, place: str, budget: Budget) -> dict:
         return {"type": "image", "image": budget.picture(held["url"], f"{place}.image_url")}
     raise Refusal(
         400,
-        f"{place}: a part is {{'type': 'text', 'text'}}, {{'type': 'input_audio', 'input_audio': {{'data', 'format'}}}} "
+        f"{place}: a part is {{'type': 'text', 'text'}}, "
+        "{'type': 'input_audio', 'input_audio': {'data', 'format'}} "
         "or {'type': 'image_url', 'image_url': {'url'}}",
     )
 

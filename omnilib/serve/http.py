@@ -1,10 +1,10 @@
-"""What every endpoint shares: limits, refusals in OpenAI's shape, bodies read with care, streams that cannot hang.
+"""What every endpoint shares: limits, refusals in OpenAI's shape, bodies and streams that cannot hang.
 
 Every mistake has a status code and one line: {"error": {"message", "type", "param", "code"}}.
 
     400  the request is not understood, or asks for what is not there     413  too large, long or many
-    401  no token, or another one                                         415  not a kind of file or body that is read
-    408  the body did not come in time                                    422  a file that is damaged or no recording
+    401  no token, or another one                                         415  a kind of file that is not read
+    408  the body did not come in time                                    422  a file that is damaged
     409  this conversation is being answered                              429  as many as may wait are waiting
     503  the brain is not loaded
 """
@@ -70,7 +70,7 @@ def failed(error: Exception) -> bytes:
 
 
 class PatientResponse(StreamingResponse):
-    """A stream that ends when its client takes nothing for `patience` seconds, and that always calls `over`."""
+    """A stream that ends when its client takes nothing for `patience` seconds, and always calls `over`."""
 
     def __init__(
         self, pieces: AsyncIterator[bytes], media: str, patience: float, over: Callable[[], None]

@@ -85,7 +85,7 @@ class Budget:
         if self.seconds < 0 or samples > self.limits.seconds * HIGHEST_RATE:
             raise Refusal(
                 413,
-                f"{name} lasts {seconds:.0f} s ({samples:,} samples): send at most {self.limits.seconds:g} s in all, "
+                f"{name} lasts {seconds:.0f} s ({samples:,} samples): at most {self.limits.seconds:g} s in all, "
                 "mono at 16000 Hz is enough",
             )
 

@@ -1,9 +1,10 @@
-"""The brain for many requests at once: who may come in, who is answered now, and answers that any thread may stop.
+"""The brain for many requests at once: who may come in, who is answered now, and how each is stopped.
 
-    enter (429 when full) --read the body--> sit (wait for a free seat, leave when the client has gone) --answer--> leave
+    enter (429 when full) --read the body--> sit (wait, or go with the client) --answer--> leave
 
-A seat's brain takes one step at a time with the others, as a step sets the model's rotary frequencies. The mouth of a
-chat decodes by itself, row by row behind the brain, so it sounds the same alone and in company.
+A seat's brain takes one step at a time with the others, as a step sets the model's rotary frequencies.
+The mouth of a chat decodes by itself, row by row behind the brain, so it sounds the same alone and in
+company.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ MOST_KEPT = 1024
 
 
 class SharedBrain:
-    """A brain asked by many: its steps are taken one at a time. An answer that would not fit the context ends with it.
+    """A brain asked by many: it takes one step at a time. An answer that would not fit the context ends with it.
 
     Attributes:
         positions: of the last prompt.
@@ -99,7 +100,7 @@ class Seat:
         if conversation in self.talks.conversations:
             raise Refusal(
                 409,
-                f"conversation '{conversation[:60]}' is being answered: wait for its end, or cancel that request",
+                f"conversation '{conversation[:60]}' is being answered: wait for it, or cancel that request",
             )
         if conversation is not None:
             self.talks.conversations.add(conversation)
@@ -195,7 +196,7 @@ class Talks:
         return Answer(talk, messages[-1], settings, speak=True), brain
 
     def remember(self, text: str, name: str | None = None) -> tuple[str, int]:
-        """Keep the words of a spoken answer: its id, and the time (Unix) until which a later request may name it."""
+        """Keep the words of a spoken answer: its id, and the Unix time until which a request may name it."""
         name, until = name or f"audio_{uuid.uuid4().hex}", int(time.time()) + KEPT
         self.spoken[name] = text, until
         while len(self.spoken) > MOST_KEPT:

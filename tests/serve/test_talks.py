@@ -108,7 +108,7 @@ def alone(speech, brain):
     return Omni(brain, speech).conversation("ann").ask("hi", max_new_tokens=LIMITS.tokens)
 
 
-# ---- answers -------------------------------------------------------------------------------------------------
+# ---- answers ---------------------------------------------------------------------------------------------
 
 
 def test_words_get_words(client):
@@ -256,7 +256,7 @@ def test_sixteen_clients_hear_what_each_would_hear_alone(client, speech, brain):
         np.testing.assert_allclose(wave, whole, atol=1e-3)
 
 
-# ---- transcriptions ------------------------------------------------------------------------------------------
+# ---- transcriptions --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["WAV", "MP3", "FLAC"])
@@ -274,7 +274,7 @@ def test_a_transcript_comes_as_text_and_as_a_stream(client):
     assert "".join(e.delta for e in events[:-1]) == events[-1].text == STORY
 
 
-# ---- what cannot be answered -----------------------------------------------------------------------------------
+# ---- what cannot be answered -----------------------------------------------------------------------------
 
 
 def chat(*parts, **fields):
@@ -424,7 +424,7 @@ def test_an_answer_that_fails_on_its_way_is_an_error_in_the_stream_and_a_500_wit
     assert free(server[1])
 
 
-# ---- many, slow and vanishing clients --------------------------------------------------------------------------
+# ---- many, slow and vanishing clients --------------------------------------------------------------------
 
 
 def test_two_requests_for_one_conversation_are_not_mixed(client, brain, server):
