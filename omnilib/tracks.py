@@ -6,6 +6,7 @@
 `Mouth` knows nothing of sound, `Sound` nothing of text: between them is the cut that `omni.py` draws.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -290,7 +291,7 @@ class WarmVoices:
     """
 
     def __init__(self, codec: Codec, most: int = 24):
-        self.codec, self.most = codec, most
+        self.codec, self.most, self.lock = codec, most, threading.Lock()
         self.kept: dict[tuple[int, int], tuple[Voice, MelStream]] = {}
 
     @property
@@ -308,8 +309,10 @@ class WarmVoices:
         """The voice, ready to speak after `first` tokens, or after as many as the pace of this machine asks for."""
         first = first or pace.first_hop(self.choices, self.seconds)
         key = id(voice), first
-        found = self.kept.pop(key, None) or (voice, self.codec.warm(voice, first))
-        self.kept[key] = found  # the newest is last
-        while len(self.kept) > self.most:
-            self.kept.pop(next(iter(self.kept)), None)
+        found = self.kept.get(key) or (voice, self.codec.warm(voice, first))
+        with self.lock:
+            self.kept.pop(key, None)
+            self.kept[key] = found  # the newest is last
+            while len(self.kept) > self.most:
+                del self.kept[next(iter(self.kept))]
         return found[1]
