@@ -306,8 +306,9 @@ class WarmVoices:
         return max(0, RATIO * first - held) / (RATIO * 25)
 
     def warm(self, voice: Voice, pace: Pace, first: int | None = None) -> MelStream:
-        """The voice, ready to speak after `first` tokens, or after as many as the pace of this machine asks for."""
-        first = first or pace.first_hop(self.choices, self.seconds)
+        """The voice, ready to speak after `first` tokens; 0: the fewest; None: as many as the pace of this machine asks
+        for."""
+        first = pace.first_hop(self.choices, self.seconds) if first is None else first or self.choices[0]
         key = id(voice), first
         found = self.kept.get(key) or (voice, self.codec.warm(voice, first))
         with self.lock:

@@ -172,7 +172,7 @@ def made(tmp_path_factory):
     speech = TextToSpeech.load(write_checkpoints(tmp_path_factory.mktemp("tiny")))
     rules = dict(rows_per_token=2.0, chunk_min_tokens=20, chunk_max_tokens=60, temperature=0.7)
     speech.settings = replace(speech.settings, **rules)
-    return Omni(Scripted(model, BrainProcessor(words, model.config), weights=""), speech)
+    return Omni(Scripted(model, BrainProcessor(words, model.config), weights=""), speech, first_hop=None)
 
 
 def answer_on(made, monkeypatch, costs, jitter=0.3):
