@@ -15,17 +15,17 @@ class Turn:
         self.messages, self.asked = messages, asked
         self.told = {"role": "assistant", "content": ""}
         self.over = False  # kept or dropped
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # a signal's handler may stop the answer that is just being kept
 
     def keep(self, text: str, again: bool = False) -> None:
         """Question and answer go into the messages, once; `again`: the answer that is there becomes this text, as less
         of it was heard than was made."""
         with self.lock:
-            if self.over and not again:
-                return
-            if not self.over:
+            first, self.over = not self.over, True
+            if first or again:
+                self.told["content"] = text.strip()
+            if first:
                 self.messages += [self.asked, self.told]
-            self.over, self.told["content"] = True, text.strip()
 
     def drop(self) -> None:
         """The turn failed: nothing of it is kept."""

@@ -170,11 +170,9 @@ class Conversation:
 
 class Omni:
     """Brain and mouth together. `released`: rows of the released joint loop, for comparison; `first_hop`: tokens that
-    the first piece of sound waits for, None: as this machine needs."""
+    the first piece of sound waits for; 0: the fewest, the same sound everywhere; None: as this machine needs."""
 
-    def __init__(
-        self, brain: Brain, speech: TextToSpeech, released: bool = False, first_hop: int | None = None
-    ):
+    def __init__(self, brain: Brain, speech: TextToSpeech, released: bool = False, first_hop: int | None = 0):
         self.brain, self.speech, self.released, self.first_hop = brain, speech, released, first_hop
         self.voices, self.pace = WarmVoices(speech.codec), Pace(speech.front.layout.streams / 25)
         size = speech.model.config.tokenizer_text_size
@@ -183,7 +181,7 @@ class Omni:
     @classmethod
     def load(cls, scale: str | Path = "nano", device: str = "cpu") -> "Omni":
         """Both parts of checkpoints/<scale>; raises as `Brain.load` and `TextToSpeech.load`."""
-        return cls(Brain.load(scale, device), TextToSpeech.load(scale, device))
+        return cls(Brain.load(scale, device), TextToSpeech.load(scale, device), first_hop=None)
 
     def conversation(
         self, voice: str | Path | Reference | None = None, voice_text: str | None = None, language: str | None = None,

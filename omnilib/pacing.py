@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from omnilib.tracks import Mouth, Sound, Writer
 
 ROWS_PER_ID = 2.0  # rows that a text id takes, about: a guess for what is not spoken yet
-MARGIN = 1.5  # times the mean that the steps of one piece may take
+MARGIN = 1.25  # times the mean that the steps of one piece may take
+SPREAD = 4.0  # mean deviations on top of that, as a network's time-out has them (Jacobson 1988)
 LONG_MARGIN = 1.1  # the same for the steps of a whole answer, which even out
 CHUNK_ROWS = 6  # rows without sound where a chunk ends and the next begins
 NEW = 0.2  # weight of the newest time in a mean
@@ -85,6 +86,7 @@ class Pace:
     def __init__(self, row: float, hop: float = 1.0, clock: Callable[[], float] = time.perf_counter):
         self.row, self.hop, self.clock = row, hop, clock
         self.mean: dict[str, float] = {}
+        self.spread: dict[str, float] = {}  # mean distance from the mean
         self.ratio = 1.0  # ids of the brain for one of the mouth's
 
     @contextmanager
@@ -94,8 +96,9 @@ class Pace:
         yield
         spent = self.clock() - start
         spans.append(Span(kind, start, spent))
-        known = self.mean.get(kind, spent)
+        known, spread = self.mean.get(kind, spent), self.spread.get(kind, 0.0)
         self.mean[kind] = known + NEW * (spent - known)
+        self.spread[kind] = spread + NEW * (abs(spent - known) - spread)
 
     @property
     def known(self) -> bool:
@@ -106,6 +109,12 @@ class Pace:
         """Seconds until a further piece is there that needs so many rows, and so many ids of the mouth's for them."""
         cost = {"brain": 0.0, "row": 0.0, "hop": 0.0} | self.mean
         return rows * cost["row"] + ids * self.ratio * cost["brain"] + cost["hop"]
+
+    def safely(self, rows: float, ids: float) -> float:
+        """As `piece`, with what may come in between."""
+        off = {"brain": 0.0, "row": 0.0, "hop": 0.0} | self.spread
+        several = math.sqrt(rows) * off["row"] + math.sqrt(ids * self.ratio) * off["brain"]
+        return MARGIN * self.piece(rows, ids) + SPREAD * (off["hop"] + several)
 
     @property
     def rate(self) -> float:
@@ -120,7 +129,7 @@ class Pace:
             seconds: of sound that a first hop of so many tokens gives.
         """
         rows = math.ceil(self.hop / self.row) + CHUNK_ROWS
-        wait = MARGIN * self.piece(rows, 0) if self.known else math.inf
+        wait = self.safely(rows, 0) if self.known else math.inf
         return next((count for count in sorted(choices) if seconds(count) >= wait), max(choices))
 
     def may_begin(self, held: float, rows: int, left: float | None) -> bool:
@@ -131,7 +140,7 @@ class Pace:
             rows: that the next piece needs; their text is known.
             left: seconds of speech to come; None: the text is still being written.
         """
-        if held < MARGIN * self.piece(rows, 0):
+        if held < self.safely(rows, 0):
             return False
         if self.rate <= 1:
             return True
@@ -146,7 +155,7 @@ class Pace:
         """
         if lead is None:
             return self.known and self.rate > 1  # sound waits for the end of the text anyway
-        return lead > MARGIN * (self.piece(rows, ids) + self.mean.get("brain", 0.0))
+        return lead > self.safely(rows, ids) + self.mean.get("brain", 0.0)
 
 
 class Plan:

@@ -35,7 +35,9 @@ def tracks(
     figure, (axis,) = new(8.4, 2.9)
     for kind, (track, colour) in TRACKS.items():
         own = [(s.start - start, s.seconds) for s in spans if s.kind == kind]
-        axis.broken_barh(own, (NAMES.index(track) - 0.35, 0.7), facecolors=colour, label=kind)
+        axis.broken_barh(
+            own, (NAMES.index(track) - 0.35, 0.7), facecolors=colour, edgecolors=colour, lw=0.4, label=kind
+        )
     ends = heard(pieces)
     sound = [(at - start, seconds) for at, seconds in ends]
     axis.broken_barh(sound, (2.65, 0.7), facecolors=COLOURS["speech"], edgecolors="white", label="sound")

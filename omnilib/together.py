@@ -3,8 +3,8 @@
     talks = [omni.conversation("slt"), omni.conversation("rms")]
     replies = ask_many(talks, [{"audio": ["one.wav"]}, {"text": "And two?"}])
 
-The brain writes all texts in one batch (plain decoding in full precision, as `Brain.ask_many`), then the mouth speaks
-them in one batch, each in its own voice. Text, rows and sound of each are those it has alone.
+The brain writes all texts in one batch, then the mouth speaks them in one batch, each in its own voice. Rows and sound
+of each are those of its text alone; so is the text, but for rounding: a batch is decoded in full precision.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from omnilib.brain.ask import turn
-from omnilib.brain.decode import ends, stream
+from omnilib.brain.decode import ends
 from omnilib.bridge import SameIds, Words
 from omnilib.errors import UserError
 from omnilib.history import Turn
@@ -64,7 +64,7 @@ def write(brain, chats: list[list[dict]], settings: dict) -> list[list[int]]:
     batch = brain.processor.chat(chats).to(brain.model.device)
     chosen = replace(brain.settings, **settings)
     stops, rows, over = set(ends(brain.model, chosen)), [[] for _ in chats], [False] * len(chats)
-    for step in stream(brain.model, batch, chosen):
+    for step in brain.steps(batch, chosen):
         for n, new in enumerate(step.tolist()):
             over[n] = over[n] or new in stops
             rows[n] += [] if over[n] else [new]

@@ -6,6 +6,7 @@
 `Mouth` knows nothing of sound, `Sound` nothing of text: between them is the cut that `omni.py` draws.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -290,7 +291,7 @@ class WarmVoices:
     """
 
     def __init__(self, codec: Codec, most: int = 24):
-        self.codec, self.most = codec, most
+        self.codec, self.most, self.lock = codec, most, threading.Lock()
         self.kept: dict[tuple[int, int], tuple[Voice, MelStream]] = {}
 
     @property
@@ -305,11 +306,14 @@ class WarmVoices:
         return max(0, RATIO * first - held) / (RATIO * 25)
 
     def warm(self, voice: Voice, pace: Pace, first: int | None = None) -> MelStream:
-        """The voice, ready to speak after `first` tokens, or after as many as the pace of this machine asks for."""
-        first = first or pace.first_hop(self.choices, self.seconds)
+        """The voice, ready to speak after `first` tokens; 0: the fewest; None: as many as the pace of this machine asks
+        for."""
+        first = pace.first_hop(self.choices, self.seconds) if first is None else first or self.choices[0]
         key = id(voice), first
-        found = self.kept.pop(key, None) or (voice, self.codec.warm(voice, first))
-        self.kept[key] = found  # the newest is last
-        while len(self.kept) > self.most:
-            self.kept.pop(next(iter(self.kept)), None)
+        found = self.kept.get(key) or (voice, self.codec.warm(voice, first))
+        with self.lock:
+            self.kept.pop(key, None)
+            self.kept[key] = found  # the newest is last
+            while len(self.kept) > self.most:
+                del self.kept[next(iter(self.kept))]
         return found[1]

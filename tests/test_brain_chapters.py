@@ -1,4 +1,4 @@
-"""Chapters 10 and 11 read what the measuring programs write; without it their rows read `not attempted`."""
+"""Chapters 10 to 12 read what the measuring programs write; without it their rows read `not attempted`."""
 
 import itertools
 import json
@@ -71,3 +71,32 @@ def test_chapters_draw_their_verdicts_from_the_measured_files(tmp_path, monkeypa
     } == {True}
     assert seen["brain_sqa"] == ("trend holds", "50.0 % (40.0 to 60.0): brain sqa")
     assert [v for m, (v, _) in seen.items() if str(m).startswith("brain_see")] == ["trend holds"] * 5
+
+
+def talked(folder):
+    """Files of `eval.talk`: speech 2 points above the mouth alone, spoken answers 8 points below written ones."""
+    folder.mkdir(parents=True)
+    values = {"omni_speech_wer": 0.07, "omni_mouth_wer": 0.05, "omni_sqa_spoken": 0.52, "omni_sqa_text": 0.6}
+    figure = {"n": 100, "ci95": [0.01, 0.9], "unit": "rate"}
+    whole = {name: figure | {"value": value} for name, value in values.items()}
+    (folder / "metrics.json").write_text(json.dumps({"metrics": whole}))
+    speed = {"omni_first_sound_s": 0.8, "omni_underruns": 0.0, "omni_stop_s": 0.2, "omni_stop_ended_s": 0.3}
+    clock = {name: {"value": value, "n": 20, "ci95": None, "unit": "s"} for name, value in speed.items()}
+    (folder / "timings.json").write_text(json.dumps({"metrics": clock}))
+
+
+@pytest.mark.slow
+def test_chapter_12_draws_its_verdicts_from_the_measured_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMNILIB_REPORTS", str(tmp_path / "reports"))
+    talked(tmp_path / "reports" / "smoke" / "talk")
+    outcome = report.run_notebook(NOTEBOOKS / "12_both_tracks.ipynb", "smoke", tmp_path / "out", timeout=300)
+    assert outcome.ok, outcome.error
+    folder = tmp_path / "out" / "smoke" / "12_both_tracks"
+    rows, speed = rows_of(folder), json.loads((folder / "timings.json").read_text())
+    assert rows["omni_speech_wer"] == ("trend holds", "7.0 % (1.0 to 90.0): omni speech wer")
+    assert rows["omni_sqa_spoken"][0] == "differs" and rows["second_turn_windows_ratio"][0] == "trend holds"
+    timed = {row["metric"]: row["verdict"] for row in speed["paper"]}
+    assert timed["omni_first_sound_s"] == "trend holds" and "text_share_at_first_sound" in timed
+    assert timed["omni_stop_s"] == "differs" and "omni_underruns" in speed["metrics"]
+    for name in ("tracks", "tracks_start", "budget", "slower", "lead"):
+        assert (folder / "figures" / f"{name}.png").is_file()

@@ -20,6 +20,7 @@ from omnilib.mouth.decode import Decoder, DecodeSettings
 from omnilib.mouth.rows import prompt_rows
 from omnilib.mouth.speechlm import SpeechLM, SpeechLMConfig
 from omnilib.omni import Omni
+from omnilib.pacing import Pace
 from omnilib.speak import Reference, TextToSpeech
 from omnilib.together import ask_many
 from omnilib.voice.codec import Voice
@@ -202,8 +203,9 @@ def test_speech_of_an_answer_is_that_of_its_text_known_in_advance(omni):
     assert len(reply.chunks) > 1
 
 
-def test_sound_leaves_before_the_text_is_complete(omni):
-    omni.brain.script = STORY + ", " + STORY
+def test_sound_leaves_before_the_text_is_complete(omni, monkeypatch):
+    monkeypatch.setattr(Pace, "may_begin", lambda *_: True)  # however slow this machine is just now
+    omni.brain.script = ", ".join([STORY] * 3)
     pieces = omni.conversation("ann").stream("hi")
     heard = ""
     for piece in pieces:
@@ -398,7 +400,7 @@ def test_a_conversation_keeps_its_voice(omni):
 
 def test_the_nano_mouth_speaks_what_a_tiny_brain_writes(omni):
     speech = TextToSpeech.load("nano")
-    made = Omni(omni.brain, speech, first_hop=speech.codec.first_hop)
+    made = Omni(omni.brain, speech)
     made.brain.script = "the light of the morning was on the water."
     reply = made.conversation().ask("hi")
     whole = torch.cat(list(speech.stream(made.brain.script)))
@@ -503,3 +505,22 @@ def test_a_batch_of_conversations_needs_a_question_for_each(omni):
     with pytest.raises(UserError, match="different models"):
         ask_many([talk, other], [{"text": "a"}] * 2)
     assert talk.messages == []
+
+
+def test_a_voice_is_warmed_once_for_each_length_of_the_first_hop_and_the_newest_stay(omni):
+    voices, ann = omni.voices, omni.conversation("ann").reference.voice
+    for first in voices.choices:
+        assert tracks.first_tokens(voices.warm(ann, omni.pace, first)) == first
+        assert voices.warm(ann, omni.pace, first) is voices.warm(ann, omni.pace, first)
+    assert voices.seconds(voices.choices[0]) < voices.seconds(voices.choices[-1])
+    voices.most, oldest = 2, voices.choices[0]
+    voices.warm(omni.conversation("bo").reference.voice, omni.pace, oldest)
+    assert len(voices.kept) == 2 and (id(ann), oldest) not in voices.kept
+
+
+@pytest.mark.parametrize("first", [None, 0, 10, 25])
+def test_any_first_hop_gives_the_same_rows_and_as_much_sound(omni, first):
+    omni.first_hop, omni.brain.script = first, "The light of the morning was on the water."
+    reply = omni.conversation("ann").ask("hi", max_new_tokens=1000)
+    whole = torch.cat(list(omni.speech.stream(omni.brain.script, voice="ann", language="en")))
+    assert len(reply.wave) == len(whole) > 0 and reply.text == omni.brain.script

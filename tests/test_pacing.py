@@ -86,6 +86,17 @@ def test_sound_begins_when_it_lasts_until_the_next_piece():
     assert not pace.may_begin(0.2, rows=7, left=None) and pace.may_begin(0.3, rows=7, left=None)
 
 
+def test_a_machine_whose_steps_vary_more_starts_later():
+    now, pace = [0.0], Pace(0.16, clock=lambda: now[0])
+    for kind, costs in {"brain": [0.01] * 8, "row": [0.01] * 8, "hop": [0.1, 0.1, 0.1, 0.5, 0.1]}.items():
+        for seconds in costs:
+            with pace.timed(kind, []):
+                now[0] += seconds
+    steady = pace_of(0.01, 0.01, pace.mean["hop"])
+    assert pace.safely(7, 0) > 1.5 * steady.safely(7, 0)
+    assert steady.may_begin(0.35, rows=7, left=None) and not pace.may_begin(0.35, rows=7, left=None)
+
+
 def test_a_machine_slower_than_speech_begins_when_the_rest_can_be_made_meanwhile():
     pace = pace_of(0.01, 0.2, 0.6)
     assert pace.rate > 2
@@ -161,7 +172,7 @@ def made(tmp_path_factory):
     speech = TextToSpeech.load(write_checkpoints(tmp_path_factory.mktemp("tiny")))
     rules = dict(rows_per_token=2.0, chunk_min_tokens=20, chunk_max_tokens=60, temperature=0.7)
     speech.settings = replace(speech.settings, **rules)
-    return Omni(Scripted(model, BrainProcessor(words, model.config), weights=""), speech)
+    return Omni(Scripted(model, BrainProcessor(words, model.config), weights=""), speech, first_hop=None)
 
 
 def answer_on(made, monkeypatch, costs, jitter=0.3):

@@ -7,7 +7,7 @@
 |---|---|---|
 | `omni_first_sound_s` | from the question's last sample to the first sound | its parts, `omni_first_*_s`, which add up to it |
 | `omni_underruns` | waits of a listener at 1x, in all answers together | |
-| `omni_stop_s` | from a stop at a random moment until both tracks have ended | `omni_stop_worst_s` |
+| `omni_stop_s` | from a stop at a random moment until no more sound comes | `omni_stop_ended_s`: both tracks ended |
 | `omni_speech_wer` | what a judge hears against what the brain wrote | `omni_mouth_wer`: the mouth alone on the same texts |
 | `omni_sqa_spoken` | spoken questions whose spoken answer is right, as the judge hears it | `omni_sqa_text`: the same answers as written |
 
@@ -186,17 +186,25 @@ def stop_all(omni: Omni, asked: Sequence[Question], times: Sequence[dict], seed:
         talk = omni.conversation(language=question.language)
         talk.warm()
         answer = talk.stream(**question.given, max_new_tokens=question.longest)
-        listener = threading.Thread(target=lambda pieces=answer: [None for _ in pieces], daemon=True)
+        last: list[float] = []
+        listener = threading.Thread(target=listen, args=(answer, last), daemon=True)
         listener.start()
         time.sleep(after := chance.uniform(0.0, known["total"]))
         called, running = time.perf_counter(), not answer.done
         answer.stop()
+        returned = time.perf_counter()
         listener.join()
-        seconds = time.perf_counter() - called
-        rows.append(
-            {"id": question.id, "after": round(after, 6), "running": running, "seconds": round(seconds, 6)}
-        )
+        ended, silent = time.perf_counter(), max([returned, *last])
+        own = {"seconds": round(silent - called, 6), "ended": round(ended - called, 6)}
+        rows.append({"id": question.id, "after": round(after, 6), "running": running} | own)
     return rows
+
+
+def listen(answer: Answer, last: list[float]) -> None:
+    """Take all pieces; `last` holds when the newest one with sound came."""
+    for piece in answer:
+        if len(piece.wave):
+            last[:] = [time.perf_counter()]
 
 
 def show(done: int, total: int) -> None:
@@ -274,10 +282,8 @@ def figures(answers: list[dict], times: list[dict], stops: list[dict]) -> dict[s
     if heard:
         waits = [len(underruns([tuple(piece) for piece in row["pieces"]])) for row in heard]
         note("omni_underruns", float(sum(waits)), len(heard), None, "", timing=True)
-    running = [row["seconds"] for row in stops if row["running"]]
-    mean("omni_stop_s", running)
-    if running:
-        note("omni_stop_worst_s", max(running), len(running), None, "s", timing=True)
+    mean("omni_stop_s", [row["seconds"] for row in stops if row["running"]])
+    mean("omni_stop_ended_s", [row["ended"] for row in stops if row["running"]])
     said = [row for row in answers if row["words"]]
     for name, column in (("omni_speech_wer", "heard_error"), ("omni_mouth_wer", "mouth_error")):
         if said:

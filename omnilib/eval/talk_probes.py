@@ -27,7 +27,7 @@ def writes(omni: Omni, text: str) -> Iterator[Omni]:
         real = steps(batch, settings)
         for new in [*ids, last]:
             next(real, None)
-            yield torch.tensor([new])
+            yield torch.full((len(batch["input_ids"]),), new)
 
     brain.steps = given
     try:

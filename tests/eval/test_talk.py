@@ -101,7 +101,7 @@ def test_every_answer_and_every_stop_leaves_a_row(measured):
     _, (answers, times, stops), _ = measured
     assert [r["id"] for r in answers] == [r["id"] for r in times] == [r["id"] for r in stops]
     assert all(r["pieces"] and r["spans"] and r["total"] >= r["pieces"][-1][0] for r in times)
-    assert all(0 <= r["seconds"] < 30 and r["after"] >= 0 for r in stops)
+    assert all(0 <= r["seconds"] <= r["ended"] < 30 and r["after"] >= 0 for r in stops)
     assert {r["heard"] for r in answers} == {Scripted.script} and {r["mouth"] for r in answers} == {"for tea"}
 
 
