@@ -47,14 +47,38 @@ GALLERY = 40  # voices a language
 HUMAN_LINES = 30
 # recordings nearest to these lengths are taken
 SECONDS = {"reference": 5.0, "pair": 3.0, "gallery": 2.5, "train": 2.4}
+REFERENCE = (3.5, 8.0)  # seconds of a reference, wherever there is one
+RATE_OF_PIECES = (
+    4.8  # text pieces a second: the mouth has 6.25 rows a second for the transcript of a reference
+)
 MOST_BYTES = 9_800_000  # of 10 MB: the judge's transcripts (heard.json) come to them
 ASTERISK = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 ASTERISK_TEXT = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 
 
+def pieces(text: str, language: str) -> int:
+    """About how many pieces a tokenizer of short pieces cuts a transcript into."""
+    return (
+        len(text)
+        if language == "zh"
+        else sum(-(-len(word) // 3) for word in re.findall(r"\w+|[^\w\s]", text))
+    )
+
+
 def nearest(role: str, records: list[dict], count: int) -> list[dict]:
-    """The `count` recordings whose length suits a role best."""
-    return sorted(records, key=lambda r: abs(r["duration"] - SECONDS[role]))[:count]
+    """The `count` recordings whose length suits a role best; a reference is spoken slowly enough for its transcript."""
+
+    def away(record: dict) -> tuple[float, ...]:
+        distance = abs(record["duration"] - SECONDS[role])
+        if role != "reference":
+            return (distance,)
+        rate = pieces(record["text"], record["language"]) / record["duration"]
+        least, most = REFERENCE
+        known = record.get("in_lexicon", True)  # rare words are cut into more pieces
+        outside = max(0.0, least - record["duration"], record["duration"] - most)
+        return outside, not known, max(0.0, rate - RATE_OF_PIECES), distance
+
+    return sorted(records, key=away)[:count]
 
 
 def choose(records: list[dict], every: bool = False) -> list[tuple[str, dict]]:
@@ -82,14 +106,14 @@ def of_held_out(speakers: dict[str, list[dict]], language: str, every: bool) -> 
     for mine in speakers.values():
         if mine[0]["seen_speaker"]:
             continue
+        reference = nearest("reference", [r for r in mine if r["set"] in ("open", "everyday")], 1)
         other = [r for r in mine if r["set"] == "open"]
-        reference = nearest("reference", other, 1)
         pairs = nearest("pair", [r for r in other if r not in reference], 2)
         chosen += [("reference", r) for r in reference]
         if not every:
             rest = [r for r in other if r not in reference + pairs]
             chosen += [("pair", r) for r in pairs] + [("open", r) for r in rest[:OPEN_LINES]]
-        everyday += [r for r in mine if r["set"] == "everyday"] if reference else []
+        everyday += [r for r in mine if r["set"] == "everyday" and r not in reference]
     everyday.sort(key=lambda r: (r["kind"] != "newcomer", key_of(r["id"])))
     return chosen + [("eval", r) for r in everyday[: None if every else EVERYDAY_LINES[language]]]
 

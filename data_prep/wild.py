@@ -53,7 +53,8 @@ GROUPS = {
     "reader": ("_100",),
     "crowd": ("_122", "_132"),
     "club": ("_085", "_087", "_115"),
-}  # voices by their pitch
+}  # voices of the plain engines, by their pitch
+PEOPLE = ("allison",)
 FORMS = {"reader": "flac", "crowd": "mp3", "club": "opus"}
 LEAST_MINUTES = 2.0
 SPOKEN_ALONE = 0.6  # share of a voice's sentences that become files of their own; the others go on the radio
@@ -208,8 +209,12 @@ def generator(seed: int, *key: object) -> np.random.Generator:
 
 
 def group_of(voice: str) -> str:
-    """Which group of voices: people go with the readers."""
-    return next((name for name, ends in GROUPS.items() if voice.endswith(ends)), "reader")
+    """Which group of voices: people go with the readers, natural voices by a hash of their name."""
+    if voice in PEOPLE:
+        return "reader"
+    names = list(GROUPS)
+    drawn = names[hashlib.sha256(voice.encode()).digest()[0] % len(names)]
+    return next((name for name, ends in GROUPS.items() if voice.endswith(ends)), drawn)
 
 
 def choose(share: float, seed: int) -> list[dict]:

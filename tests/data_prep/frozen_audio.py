@@ -28,6 +28,13 @@ def spoken(**fields) -> list[dict]:
     )
 
 
+def two_voices() -> tuple[str, str]:
+    """Two English speakers with five recordings and more who sound unlike each other: no mixtures."""
+    names = {r["speaker"] for r in spoken(role="eval", language="en") if "unseen" not in r["speaker"]}
+    many = sorted(name for name in names if len(spoken(speaker=name)) >= 5)
+    return many[0], many[-1]
+
+
 class Shelf:
     """A corpus in a folder: `shelf.add(wave, **fields)` -> record."""
 

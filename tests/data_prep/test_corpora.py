@@ -14,8 +14,12 @@ from omnilib.data import read_manifest
 from omnilib.errors import DataError, UserError
 from omnilib.paths import ROOT
 
-FROZEN = ROOT / "data_prep" / "frozen" / "audio"
-CLIP = FROZEN / "rms_122-train-00347.ogg"
+FROZEN = ROOT / "data_prep" / "frozen"
+CLIP = next(
+    FROZEN / r["path"]
+    for r in read_manifest(FROZEN / "manifest.jsonl")
+    if (r["role"], r["language"]) == ("train", "en") and r["duration"] > 1.5
+)
 
 
 def sound(path: Path, seconds: float | None = 1.0) -> Path:

@@ -488,8 +488,18 @@ def test_all_frozen_lines_are_every_everyday_sentence_and_the_references(built, 
     records = read_manifest(tmp_path / "all" / "manifest.jsonl")
     assert {r["role"] for r in records} == {"reference", "eval", "seen"}
     corpus = read_manifest(built / "manifest.jsonl")
-    everyday = {r["id"] for r in corpus if r["set"] == "everyday"}
+    used = {r["id"] for r in records if r["role"] == "reference"}
+    everyday = {r["id"] for r in corpus if r["set"] == "everyday"} - used
     assert {r["id"] for r in records if r["role"] == "eval"} == everyday
+
+
+def test_a_reference_is_not_spoken_too_fast_for_the_pieces_of_its_transcript():
+    def record(name: str, words: int, seconds: float) -> dict:
+        return {"id": name, "text": "aaa " * words, "duration": seconds, "language": "en"}
+
+    fast, slow, short = record("fast", 40, 5.0), record("slow", 20, 5.6), record("short", 2, 1.0)
+    assert frozen.nearest("reference", [short, fast, slow], 3) == [slow, fast, short]
+    assert frozen.nearest("pair", [fast, slow, short], 1) in ([fast], [short])
 
 
 def test_sentences_written_by_hand_are_frozen_first():

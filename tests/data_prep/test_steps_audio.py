@@ -22,7 +22,9 @@ def shelf(tmp_path):
 
 @pytest.fixture(scope="module")
 def voice():
-    return wave_of(spoken(speaker="slt_100")[0])
+    """The English reference with the lowest peaks: it can be made louder without clipping."""
+    waves = map(wave_of, spoken(role="reference", language="en"))
+    return min(waves, key=lambda wave: np.abs(wave).max() / np.sqrt(np.mean(wave**2)))
 
 
 def noisy(wave: np.ndarray, decibel: float) -> np.ndarray:
@@ -197,7 +199,7 @@ def test_loudness_removes_a_constant_offset(shelf, voice):
     assert abs(shelf.audio.wave(offset).mean()) < 1e-4 and abs(offset["loudness"] - plain["loudness"]) < 0.05
 
 
-def test_speech_regions_lie_within_a_fifth_of_a_second_of_the_truth(shelf):
+def test_speech_regions_lie_within_a_quarter_of_a_second_of_the_truth(shelf):
     waves, truth, at = [], [], 0.0
     for record in spoken(role="eval", language="en")[:6]:
         wave, ends = wave_of(record), record["phoneme_ends"]
@@ -212,8 +214,8 @@ def test_speech_regions_lie_within_a_fifth_of_a_second_of_the_truth(shelf):
     segments = run(Segment(least=1.0, pad=0.0), [heard], shelf)
     assert len(segments) == len(truth) and reasons(segments) == [None] * len(truth)
     for segment, (begin, end) in zip(segments, truth, strict=True):
-        assert segment["start"] == pytest.approx(begin, abs=0.2)
-        assert segment["start"] + segment["duration"] == pytest.approx(end, abs=0.2)
+        assert segment["start"] == pytest.approx(begin, abs=0.25)
+        assert segment["start"] + segment["duration"] == pytest.approx(end, abs=0.25)
 
 
 def test_noise_and_silence_hold_no_speech(shelf):

@@ -412,3 +412,9 @@ def test_an_aim_is_met_on_its_own_side_of_the_limit():
     for _, words, limit, _ in score.AIMS.values():  # the words say the number
         number = float(words.split()[1])
         assert limit == (number / 100 if words.endswith("%") else number)
+
+
+def test_voices_of_any_name_fill_every_group_and_people_read():
+    natural = [f"en-{n:03d}" for n in range(30)]
+    assert {wild.group_of(name) for name in natural} == set(wild.GROUPS)
+    assert wild.group_of("slt_122") == "crowd" and {wild.group_of(name) for name in wild.PEOPLE} == {"reader"}
