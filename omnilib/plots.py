@@ -14,11 +14,10 @@ matplotlib.use("agg", force=False)
 import numpy as np
 import seaborn as sns
 from matplotlib import pyplot as plt
-from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 COLOURS = {"recording": "#8a94a3", "codec": "#2f7fb8", "speech": "#e07b39"}
-CELLS = {"code": "#f3d9c4", "pad": "#eef1f4", "silence": "#cfd6de", "eos": "#c0392b", "separator": "#0b6e6e"}
+LINE = "#0b6e6e"  # marks and levels to compare with
 
 sns.set_theme(
     style="whitegrid",
@@ -108,7 +107,7 @@ def waveform(wave: np.ndarray, rate: int, marks: Sequence[float] = (), title: st
     figure, (axis,) = new(8, 1.8)
     axis.plot(np.arange(len(wave)) / rate, wave, lw=0.4, color=COLOURS["speech"])
     for second in marks:
-        axis.axvline(second, color=CELLS["separator"], lw=1)
+        axis.axvline(second, color=LINE, lw=1)
     axis.set(xlabel="seconds", xlim=(0, len(wave) / rate), yticks=[], title=title)
     return figure
 
@@ -137,80 +136,6 @@ def spectrograms(
     return figure
 
 
-def token_grid(
-    text: Sequence[str],
-    speech: np.ndarray,
-    eos: int,
-    pad: int,
-    separators: Sequence[int] = (),
-    blanks: Sequence[int] = (),
-    numbers: bool = True,
-) -> Figure:
-    """The rows the mouth writes, time going right: the text stream on top, k speech streams below.
-
-    Args:
-        text: what each row's text id reads as ("" for padding).
-        speech: ids (rows, k) of the streams.
-        separators: rows that hold audio_sep or audio_end.
-        blanks: codes that mean silence.
-    """
-    speech = np.asarray(speech)
-    rows, streams = speech.shape
-    kinds = np.select(
-        [speech == eos, speech == pad, np.isin(speech, list(blanks))], [3, 1, 2], default=0
-    ).T  # (k, rows)
-    kinds[:, list(separators)] = 4
-    figure, (axis,) = new(max(6.0, 0.36 * rows + 1), 0.42 * (streams + 2) + 0.6)
-    axis.imshow(
-        kinds,
-        cmap=ListedColormap(list(CELLS.values())),
-        vmin=0,
-        vmax=4,
-        aspect="auto",
-        extent=(0, rows, streams, 0),
-    )
-    for row in range(rows):
-        axis.text(
-            row + 0.5,
-            -0.15,
-            text[row],
-            ha="center",
-            va="bottom",
-            rotation=60 if len(text[row]) > 3 else 0,
-            fontsize=10,
-        )
-        if numbers:
-            for stream in range(streams):
-                if kinds[stream, row] in (0, 2):
-                    axis.text(
-                        row + 0.5,
-                        stream + 0.5,
-                        int(speech[row, stream]),
-                        ha="center",
-                        va="center",
-                        fontsize=8.5,
-                    )
-    axis.set(
-        yticks=np.arange(streams) + 0.5,
-        yticklabels=[f"stream {i + 1}" for i in range(streams)],
-        xlabel="row (6.25 a second)",
-    )
-    axis.set_xticks(np.arange(rows + 1), minor=True)
-    axis.grid(which="minor", color="white", lw=1)
-    axis.grid(False, which="major")
-    handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in CELLS.values()]
-    axis.legend(
-        handles,
-        CELLS,
-        ncol=len(CELLS),
-        frameon=False,
-        fontsize=10,
-        loc="upper left",
-        bbox_to_anchor=(0, -0.35),
-    )
-    return figure
-
-
 def bars(
     values: dict[str, tuple[float, float, float]],
     ylabel: str,
@@ -234,7 +159,7 @@ def bars(
         )
         axis.text(place, high * factor, f" {value * factor:.3g}", ha="center", va="bottom", fontsize=10)
     if line is not None:
-        axis.axhline(line * factor, color=CELLS["separator"], ls="--", lw=1, label=line_label)
+        axis.axhline(line * factor, color=LINE, ls="--", lw=1, label=line_label)
         axis.legend(frameon=False)
     axis.set(xticks=range(len(values)), xticklabels=list(values), ylabel=ylabel + (" (%)" if percent else ""))
     axis.grid(axis="x", visible=False)

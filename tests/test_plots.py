@@ -23,13 +23,6 @@ def test_loss_curves_skip_rows_without_the_key_and_smooth_to_the_mean(tmp_path):
     assert np.allclose(smooth.get_ydata(), 0.5)
 
 
-def test_token_grid_colours_cells_by_what_they_mean():
-    speech = np.array([[9, 9], [1, 2], [8, 8], [9, 9]])
-    figure = plots.token_grid(["a", "b", "", "sep"], speech, eos=8, pad=9, separators=[3], blanks=[2])
-    kinds = figure.axes[0].images[0].get_array()
-    assert kinds.tolist() == [[1, 0, 3, 4], [1, 2, 3, 4]]
-
-
 def test_bars_show_value_and_interval_in_percent():
     (axis,) = plots.bars(
         {"gt": (0.05, 0.04, 0.07), "tts": (0.1, 0.08, 0.15)}, "WER", line=0.2, line_label="goal"

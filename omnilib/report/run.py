@@ -16,7 +16,7 @@ from omnilib.report.index import measured, rule_of
 
 VERDICTS = ("reproduced", "trend holds", "differs", "not attempted")
 AUDIO_RATE = 24000
-SPEED_FILES = ("speed/metrics.json", "bench/speed.json", "speed.json")  # where the bench of speed may stand
+SPEED_FILE = "speed.json"  # what `python -m omnilib.bench.speed --out` writes, below reports/<scale>
 
 
 def start(name: str, scale: str, seed: int = 0, out_dir: str = "", **parameters: Any) -> "Run":
@@ -138,19 +138,22 @@ class Run:
         return found
 
     def from_speed_bench(self, *names: str) -> dict[str, float]:
-        """Take figures of `python -m omnilib.bench.speed`; says so in one line when that has not run at this scale."""
-        file = next((f for f in SPEED_FILES if (REPORTS / self.scale / f).is_file()), None)
-        if file is None:
-            print(f"no speed figures at {self.scale}: python -m omnilib.bench.speed writes them")
-            return {}
-        entries, found = read_json(REPORTS / self.scale / file), {}
-        entries = entries.get("metrics", entries)
+        """Take figures of the speed bench (reports/<scale>/speed.json); says in one line how to get them when it has not run.
+
+        A ratio is the median over rounds in which plain loop and ours took turns; its range is the lowest and the highest.
+        """
+        source = f"reports/{self.scale}/{SPEED_FILE}"
+        entries, found = read_json(REPORTS / self.scale / SPEED_FILE), {}
+        if not entries:
+            print(f"no speed figures at {self.scale}: python -m omnilib.bench.speed --out {source}")
         for key in names:
             entry = entries.get(key)
-            if isinstance(entry, dict) and entry.get("value") is not None:
-                source = f"reports/{self.scale}/{file}"
-                more = {"ci95": entry.get("ci95"), "unit": entry.get("unit") or "", "source": source}
-                found[key] = self.metric(key, entry["value"], entry.get("n") or 0, timing=True, **more)
+            if isinstance(entry, dict) and entry.get("ratio") is not None:
+                spread = tuple(entry["spread"]) if entry.get("spread") else None
+                more = {"ci95": spread, "unit": "x", "source": source}
+                found[key] = self.metric(key, entry["ratio"], 1, timing=True, **more)
+            elif isinstance(entry, int | float):
+                found[key] = self.metric(key, entry, 1, source=source, timing=True)
         return found
 
     def figure(self, figure: Any, name: str, caption: str = "", timing: bool = False) -> None:

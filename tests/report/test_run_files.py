@@ -15,16 +15,20 @@ def run(tmp_path, monkeypatch):
     return report.start("00_x", "nano", 0, str(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("file", runs.SPEED_FILES)
-def test_speed_figures_are_timings_with_their_source(run, tmp_path, file):
-    path = tmp_path / "reports" / "nano" / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps({"metrics": {"speed_batch16": {"value": 8.5, "n": 5, "ci95": [8, 9], "unit": "x"}}})
-    )
-    assert run.from_speed_bench("speed_batch16", "speed_other") == {"speed_batch16": 8.5}
-    assert run.metrics["speed_batch16"]["source"] == f"reports/nano/{file}"
-    assert "speed_batch16" in json.loads((run.folder / "timings.json").read_text())["metrics"]
+def test_speed_figures_are_timings_with_their_spread_and_source(run, tmp_path):
+    path = tmp_path / "reports" / "nano" / "speed.json"
+    path.parent.mkdir(parents=True)
+    entries = {
+        "speed_batch16": {"ratio": 8.5, "spread": [8, 9]},
+        "speed_first_tokens": 12,
+        "machine": {"cores": 2},
+    }
+    path.write_text(json.dumps(entries))
+    found = run.from_speed_bench("speed_batch16", "speed_first_tokens", "speed_other", "machine")
+    assert found == {"speed_batch16": 8.5, "speed_first_tokens": 12}
+    assert run.metrics["speed_batch16"]["source"] == "reports/nano/speed.json"
+    assert report.told(run.metrics["speed_batch16"]) == "8.5 x (yours may be 8 to 9)"
+    assert set(json.loads((run.folder / "timings.json").read_text())["metrics"]) == set(found)
 
 
 def test_a_missing_speed_file_is_one_line(run, capsys):
