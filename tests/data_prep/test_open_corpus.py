@@ -505,7 +505,7 @@ def test_a_reference_is_not_spoken_too_fast_for_the_pieces_of_its_transcript():
 def test_sentences_written_by_hand_are_frozen_first():
     line = lambda n, kind, chosen: {  # noqa: E731
         "id": f"x-{n}", "speaker": "ann", "part": "synthetic", "language": "en", "kind": kind, "set": chosen,
-        "seen_speaker": False, "split": "test", "duration": 2.0,
+        "seen_speaker": False, "split": "test", "duration": 2.0, "text": "the light of the morning",
     }  # fmt: skip
     records = [line(n, "everyday", "everyday") for n in range(300)]
     records += [line(n, "newcomer", "everyday") for n in range(300, 360)] + [line(400, "gloss", "open")]

@@ -128,7 +128,9 @@ def test_summary_has_exactly_the_agreed_keys_and_keeps_those_of_others(run):
     plain, speed = (
         json.loads((run[0] / "tiny" / f"{file}.json").read_text()) for file in ("summary", "timings")
     )
-    natural = {n for n in results.NATURAL if "human" not in n and "_seen_" not in n}  # roles that this set lacks
+    natural = {
+        n for n in results.NATURAL if "human" not in n and "_seen_" not in n
+    }  # roles that this set lacks
     assert set(plain) == {*results.SUMMARY, *natural, "curation_bad_kept"} - set(speed)
     assert set(speed) == {"rtf_total", "rtf_mouth", "rtf_flow", "rtf_hift", "ttfs_stream_s"}, (
         "what another machine changes"

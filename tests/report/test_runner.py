@@ -315,7 +315,7 @@ def test_a_chapter_names_the_parts_it_needs_and_runs_when_they_are_there(tmp_pat
     chosen, lines = report.with_parts(every, "nano")
     assert chosen == [plain, damaged], "one that cannot be read is reported when its turn comes"
     assert len(lines) == 1 and lines[0].startswith("08_needy left out: checkpoints/nano/brain is missing")
-    assert "omni train brain" in lines[0] and "\n" not in lines[0]
+    assert "make retrain" in lines[0] and "\n" not in lines[0]
     assert report.with_parts(every, "smoke") == (every, []), "at smoke a chapter trains what it needs"
     (tmp_path / "checkpoints" / "nano" / "brain").mkdir(parents=True)
     assert report.with_parts(every, "nano") == (every, [])

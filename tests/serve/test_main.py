@@ -78,7 +78,14 @@ def test_a_server_that_was_started_in_a_terminal_answers_the_openai_client(tmp_p
         "--token",
         "s3",
     ]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what runs the tests may ignore it
+    )
     try:
         address = re.search(r"http://127.0.0.1:\d+/v1", line := process.stdout.readline())
         assert address and "speech, chats, transcriptions" in line
