@@ -27,11 +27,11 @@ HEADLINES = {  # name -> (what it is, unit, what it is counted in)
     "zh_seen_tts": ("Mandarin pinyin error, voices heard in training, text to speech", "%", SYLLABLES),
     "wer_en_human_voice_tts": ("English word error in a cloned human voice", "%", WORDS),
     "clone_similarity": ("cloned voice: similarity to its reference", "", COSINE),
-    "clone_impostor": ("cloned voice: similarity to the nearest of 40 strangers of its language", "", COSINE),
+    "clone_impostor": ("cloned voice: similarity to the nearest stranger in the gallery", "", COSINE),
     "clone_nearest": ("cloned voice: its reference is the nearest", "%", "% of sentences"),
     "clone_human_similarity": ("cloned human voice: similarity to its reference", "", COSINE),
     "clone_human_impostor": (
-        "cloned human voice: similarity to the nearest of 40 strangers of its language",
+        "cloned human voice: similarity to the nearest stranger in the gallery",
         "",
         COSINE,
     ),
