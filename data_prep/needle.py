@@ -33,7 +33,7 @@ from omnilib.brain.ask import Brain, folder_of
 from omnilib.data import read_manifest, sha256
 from omnilib.errors import DataError, UserError
 from omnilib.eval.needle import TRAINED_MINUTES, figures, found, read_kept
-from omnilib.eval.results import write_jsonl
+from omnilib.eval.results import add_to_summary, write_jsonl
 from omnilib.paths import DATA, REPORTS
 from omnilib.provenance import peak_memory_gb, stamp, write_json
 
@@ -163,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     found_all = {"name": "needle", "scale": args.scale, "settings": settings} | figures(kept)
     write_json(place / "needle.json", found_all)
+    source = f"reports/{args.scale}/brain/needle.json"
+    add_to_summary(args.reports / args.scale / "summary.json", found_all["metrics"], source)
     write_json(place / "needle_provenance.json", stamp(args.scale, {}, settings, {}, time.time() - started))
     for name, entry in (found_all["metrics"] | found_all["by_minutes"]).items():
         low, high = entry["ci95"]

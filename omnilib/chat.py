@@ -217,8 +217,10 @@ class Talk:
         plays = self.args.play and not self.args.text_only
         with contextlib.ExitStack() as stack:
             stack.callback(wave.close)
-            player = stack.enter_context(Player(self.rate)) if plays else None
+            player = Player(self.rate) if plays else None
             stack.enter_context(stopped_by_ctrl_c(answer, player))
+            if player is not None:
+                stack.enter_context(player)  # is waited for: Ctrl-C stops the sound of a complete answer too
             for piece in answer:
                 self.record.turns[number - 1 :] = [turn]  # an answer that never begins leaves nothing
                 turn["text"] += piece.text
@@ -239,7 +241,8 @@ class Talk:
         print(flush=True)
         self.record.turns[number - 1 :] = [turn]
         cut = len(answer.brain.ids) >= self.args.max_new_tokens
-        turn["state"] = "stopped" if answer.stopped else "cut" if cut else "complete"
+        stopped = answer.stopped or (player is not None and player.stopped)
+        turn["state"] = "stopped" if stopped else "cut" if cut else "complete"
         turn["said"] = self.talk.messages[-1]["content"]
         self.record.save()
         self.code = max(self.code, int(turn["state"] == "cut"))
@@ -313,7 +316,7 @@ def stopped_by_ctrl_c(answer: "Answer", player: Player | None) -> Iterator[None]
     def stop(*_) -> None:
         if answer.stopped:
             raise KeyboardInterrupt
-        answer.stop()
+        answer.stop(heard=player.heard if player is not None else None)
         if player is not None:
             player.stop()
 
@@ -367,6 +370,8 @@ def run(args: argparse.Namespace, text: str) -> int:
         conversation.messages += record.messages()
         talk = Talk(conversation, record, args)
         print(f"[{shown(record.folder)}]", file=sys.stderr, flush=True)
+        if not args.text_only:
+            conversation.warm()  # the first answer is heard sooner
         if first:
             talk.ask(text, files)
         talk.run()

@@ -12,6 +12,7 @@ import queue
 import shutil
 import subprocess
 import threading
+import time
 
 from omnilib.errors import MissingTool
 from omnilib.output import pcm
@@ -53,6 +54,7 @@ class Player:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        self.rate, self.given, self.begun, self.stopped = rate, 0, 0.0, False
         self.waiting: queue.SimpleQueue = queue.SimpleQueue()
         self.thread = threading.Thread(target=self.feed, name="player", daemon=True)
         self.thread.start()
@@ -68,10 +70,18 @@ class Player:
     def write(self, wave) -> None:
         """Samples (n,) to be heard after those before."""
         if len(wave):
+            self.begun = self.begun or time.monotonic()
+            self.given += len(wave)
             self.waiting.put(pcm(wave))
+
+    @property
+    def heard(self) -> float:
+        """Seconds of sound that have been heard, at most: the player began with the first samples and does not wait."""
+        return min(self.given / self.rate, time.monotonic() - self.begun) if self.given else 0.0
 
     def stop(self) -> None:
         """Silence, now."""
+        self.stopped = True
         self.process.kill()
         self.waiting.put(b"")
 
@@ -84,7 +94,10 @@ class Player:
             self.stop()
         self.waiting.put(b"")
         try:
-            self.process.wait()
+            while (
+                self.process.poll() is None
+            ):  # another thread may have got the signal of Ctrl-C: this one looks
+                time.sleep(0.02)
         except BaseException:
             self.stop()
             raise

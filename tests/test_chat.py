@@ -239,6 +239,20 @@ def test_the_answer_is_played_as_it_was_written(brain, omni, tmp_path, monkeypat
     assert np.array_equal(np.fromfile(tmp_path / "heard", dtype="<i2"), wave) and len(wave)
 
 
+def test_ctrl_c_while_a_complete_answer_is_played_keeps_what_was_heard(brain, omni, tmp_path, monkeypatch):
+    brain.script = " ".join([STORY] * 4)
+    player = tmp_path / "bin" / "aplay"  # has everything, is still playing, and Ctrl-C is pressed
+    player.parent.mkdir()
+    player.write_text("#!/bin/sh\ncat > /dev/null\nkill -INT $PPID\nexec sleep 60\n")
+    player.chmod(0o755)
+    monkeypatch.setenv("PATH", str(player.parent), prepend=os.pathsep)
+    monkeypatch.setattr(chat.Player, "heard", property(lambda self: 0.2))
+    code, kept = omni("hi", "--play", lines="go on\n")
+    first = kept["turns"][0]
+    assert code == 0 and first["state"] == "stopped" and len(kept["turns"]) == 2
+    assert first["text"].startswith(first["said"]) and len(first["said"]) < len(first["text"].strip())
+
+
 def test_real_weights_that_were_loaded_answer(folder, omni):
     code, kept = omni("hi", "--scale", folder, "--text-only", "--max-new-tokens", 6)
     assert code in (0, 1) and kept["turns"][0]["state"] in ("cut", "complete") and "scale" in kept["about"]

@@ -28,6 +28,7 @@ from omnilib.brain.decode import AnswerSettings
 from omnilib.brain.fast_decode import WEIGHTS, FastDecoder
 from omnilib.brain.trained import Base, build_base
 from omnilib.errors import CheckpointError, UserError
+from omnilib.eval.results import add_bench
 from omnilib.paths import REPORTS
 from omnilib.provenance import read_json, stamp, write_json
 
@@ -232,6 +233,7 @@ def speed(brain: Brain, args: argparse.Namespace, settings: dict, place: Path) -
         place / "speed.json",
         whole | made | {"provenance": stamp(args.scale, {}, settings, {}, time.time() - started)},
     )
+    add_bench(place / "speed.json", metrics, args.reports)
     for name, row in made["rows"].items():
         print(
             f"{name:10} {row['tokens_per_second']:6.1f} tokens/s  x{row['speedup']:.2f}  "
@@ -259,6 +261,7 @@ def cost(brain: Brain, args: argparse.Namespace, settings: dict, place: Path) ->
             f"{row['memory_gib']:.2f} GiB",
             flush=True,
         )
+    add_bench(path, headlines(rows), args.reports)
     print("exponents over length:", laws(rows))
 
 

@@ -27,6 +27,7 @@ import numpy as np
 import soundfile
 
 from omnilib.errors import UserError
+from omnilib.eval.results import add_bench
 from omnilib.options import Parser, count
 from omnilib.paths import REPORTS
 from omnilib.provenance import stamp, write_json
@@ -166,7 +167,19 @@ def throughput(url: str, clients: int, requests: int, one: Callable = ask) -> di
         "first_sound_p95_s": round(float(p95), 3),
         "audio_s": round(audio, 1),
         "wall_s": round(wall, 1),
+        "requests": len(found),
     }
+
+
+def headlines(found: dict) -> dict[str, dict]:
+    """Figures under their keys as every summary has them."""
+    entries = {}
+    for name, row in found.items():
+        what, _, clients = name.partition("_")
+        if what in ("serve", "chat") and clients.isdigit():
+            for key in ("audio_s_per_s", "first_sound_p50_s", "first_sound_p95_s"):
+                entries[f"{what}_{key}_{clients}"] = {"value": row[key], "n": row["requests"], "ci95": None}
+    return entries
 
 
 def measure(scale: str, clients: list[int], requests: int, memory: int) -> dict:
@@ -219,7 +232,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(json.dumps(found, indent=1))
     if args.output != "-":
-        write_json(Path(args.output), found | {"stamp": stamp(args.scale, vars(args))})
+        metrics = headlines(found)
+        write_json(Path(args.output), found | {"metrics": metrics, "stamp": stamp(args.scale, vars(args))})
+        add_bench(Path(args.output), metrics)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Speed of the mouth, the codec and streaming against plain loops: one command, one JSON.
 
-    python -m omnilib.bench.speed --out speed.json         # a quarter of an hour on an idle machine
+    python -m omnilib.bench.speed --out reports/nano/speed.json    # a quarter of an hour, idle machine
     python -m omnilib.bench.speed --only mouth             # or codec
     python -m omnilib.bench.speed --tiny                   # seconds: tiny random networks, to see that it runs
 
@@ -11,7 +11,8 @@ process, which a busy machine disturbs less; on more it is the clock on the wall
 a row.
 
 Keys: `speed_mouth_nano`, `speed_mouth_06b` (batch 1, the precision that "auto" takes), `speed_batch16` (rows
-a second of nano at batch 16 over those at batch 1, both ours), `speed_codec_full`, `speed_flow_full`,
+a second of nano at batch 16 over those at batch 1, both ours), `speed_codec_full` (likewise the precision of "auto";
+`speed_codec_full_fp32` beside it), `speed_flow_full`,
 `speed_vocoder_full`, `speed_stream_10s`, `speed_stream_40s`, `speed_stream_exponent`, `speed_first_sound_*`,
 `speed_first_tokens`; every batch and precision under `mouth`, bytes under `memory`.
 """
@@ -32,10 +33,12 @@ import torch
 from omnilib.bench import plain_codec, speed_codec
 from omnilib.bench.plain_mouth import PlainMouth
 from omnilib.errors import UserError, in_one_line
+from omnilib.eval.results import add_bench
 from omnilib.mouth.fast_weights import StepWeights, choose_precision, count_weights
 from omnilib.mouth.speechlm import SpeechLM, SpeechLMConfig
 from omnilib.mouth.step import Stepper
 from omnilib.paths import CHECKPOINTS
+from omnilib.provenance import write_json
 from omnilib.voice.flow import FlowConfig
 from omnilib.voice.hift import HiFTConfig, noise_at
 from omnilib.weights import speechlm_preset
@@ -62,7 +65,7 @@ def seconds_of(work: Callable) -> float:
 def summary(plain: list[float], ours: list[float]) -> dict:
     """Median of the ratios of each round, and the lowest and highest."""
     ratios = [a / b for a, b in zip(plain, ours, strict=True)]
-    return {"ratio": median(ratios), "spread": [min(ratios), max(ratios)]}
+    return {"ratio": median(ratios), "spread": [min(ratios), max(ratios)], "rounds": len(ratios)}
 
 
 def mouth_of(size: str) -> SpeechLM:
@@ -157,14 +160,14 @@ def measure_codec(tiny: bool) -> dict:
     """`speed_codec.measure`, and flow, vocoder and first sound by themselves."""
     found = speed_codec.measure(tiny)
     sizes = (speed_codec.TINY_FLOW, speed_codec.TINY_HIFT) if tiny else (FlowConfig(), HiFTConfig())
-    chains, rounds = speed_codec.Chains(*sizes, steps=1), 1 if tiny else 3
+    chains, rounds = speed_codec.Chains(*sizes, steps=1, precision="auto"), 1 if tiny else 3
     tokens, voice = chains.tokens(25 if tiny else 250), chains.voice
     given = tokens[None], voice.tokens[None], voice.mel[None], voice.speaker[None]
     mel = plain_codec.mel_of(chains.flow, tokens, voice, 1)
     noise = noise_at(0, mel.shape[-1] * sizes[1].hop, sizes[1].nb_harmonics + 1)
     found["speed_flow_full"] = speed_codec.compare(
         lambda: plain_codec.mel_of(chains.flow, tokens, voice, 1),
-        lambda: chains.flow.inference(*given, n_timesteps=1),
+        lambda: chains.codec.flow.inference(*given, n_timesteps=1),
         rounds,
     )
     found["speed_vocoder_full"] = speed_codec.compare(
@@ -194,6 +197,7 @@ def measure(
 
     def known(part: str, figures: dict) -> None:
         found.update(figures)
+        found["metrics"] = headlines(found)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # so far
         found["memory"][f"peak_mib_{part}"] = peak
         found["machine"]["load_after"] = os.getloadavg()[0]
@@ -209,6 +213,17 @@ def measure(
     if "codec" in parts:
         known("codec", measure_codec(tiny))
     return found
+
+
+def headlines(found: dict) -> dict[str, dict]:
+    """Figures under their keys as every summary has them; a ratio's interval is its lowest and highest round."""
+    entries = {}
+    for key, figure in found.items():
+        if isinstance(figure, dict) and "ratio" in figure:
+            entries[key] = {"value": figure["ratio"], "n": figure["rounds"], "ci95": figure["spread"]}
+        elif key in ("speed_first_tokens", "speed_stream_exponent"):
+            entries[key] = {"value": figure, "n": 1, "ci95": None}
+    return entries
 
 
 def machine() -> dict:
@@ -235,9 +250,12 @@ def main() -> None:
 
     def save(found: dict) -> None:
         if args.out:
-            args.out.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+            write_json(args.out, found)
 
-    print(json.dumps(measure(args.tiny, (args.only,) if args.only else PARTS, save), indent=2))
+    found = measure(args.tiny, (args.only,) if args.only else PARTS, save)
+    if args.out and not args.tiny:
+        add_bench(args.out, found["metrics"])
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -349,8 +349,7 @@ def write(
     whole = {"name": "brain", "scale": scale, "settings": settings, "metrics": found}
     write_json(place / "metrics.json", whole | {"figures": [], "sounds": [], "paper": []})
     write_json(place / "provenance.json", stamp(scale, {}, settings, {"samples": samples}, seconds))
-    if "brain" in sources.PROGRAMS:
-        sources.record(place, "brain", scale)
+    sources.record(place, "brain", scale)
     add_to_summary(reports / scale / "summary.json", found, f"reports/{scale}/brain/metrics.json")
 
 

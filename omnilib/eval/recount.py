@@ -3,6 +3,8 @@
     eval/utterances.jsonl, eval/long.jsonl    one row a sentence or text: every error rate, similarity and flag, with its interval
     eval_all/utterances.jsonl                 the same on all test lines, and the differences to recordings
     long10, long60/minutes.jsonl              errors by minute, drift and flags of speech in one go
+    brain/items.jsonl, needle.jsonl           answers of the brain, right or wrong; needles found by length and depth
+    talk/{answers,times,stops}.jsonl          answers spoken while they are written: errors, waits and stops
     curation/metrics.json                     its shares from its own tallies, its hours from the segments' lengths
     stage2_grid, curation_gain                means and ranges over seeds from the runs
     checkpoints/<scale>                       parameters and training hours, from the files themselves
@@ -18,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omnilib.errors import DataError
-from omnilib.eval import all_lines, curation_gain, longform, results, stage2_grid
+from omnilib.eval import all_lines, brain, curation_gain, longform, results, stage2_grid, talk
 from omnilib.eval.nano import figures_of_language, figures_of_long, figures_of_voice
 from omnilib.eval.wer import line_rates
 from omnilib.report.headlines import load_summary
@@ -167,6 +169,16 @@ def of_long_form(folder: Path) -> list[Check]:
     return compare(folder.name, *longform.anew(folder))
 
 
+def of_brain(folder: Path) -> list[Check]:
+    """Shares of right answers, transcription errors and needles found."""
+    return compare("brain", *brain.recounted(folder))
+
+
+def of_talk(folder: Path) -> list[Check]:
+    """Errors and times of answers spoken while they are written."""
+    return compare("talk", *talk.recounted(folder))
+
+
 def of_curation(folder: Path) -> list[Check]:
     """Shares of the curation score, from its tallies of outcomes by fault."""
     whole = read_json(folder / "metrics.json")
@@ -262,6 +274,7 @@ def recount(reports: Path, scale: str, checkpoints: Path) -> list[Check]:
         )
     parts: list[tuple[str, Callable[[Path], list[Check]]]] = [
         ("eval", of_evaluation), ("eval_all", of_all_lines), ("curation", of_curation),
+        ("brain", of_brain), ("talk", of_talk),
         *((f"long{minutes}", of_long_form) for minutes in longform.LENGTHS),
     ]  # fmt: skip
     checks = [

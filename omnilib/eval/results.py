@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from omnilib import report, retrain
 from omnilib.errors import CheckpointError
+from omnilib.paths import REPORTS
 from omnilib.provenance import (
     commit_of,
     git_state,
@@ -146,6 +147,16 @@ def add_to_summary(path: Path, entries: dict[str, dict], source: str) -> None:
             for name, e in entries.items()
         },
     )
+
+
+def add_bench(path: Path, entries: dict[str, dict], reports: Path = REPORTS) -> None:
+    """Headline figures of speed that a bench wrote to reports/<scale>/...json join the scale's timings.json.
+
+    A file elsewhere is a look: nothing is added.
+    """
+    if path.resolve().is_relative_to(reports.resolve()):
+        below = path.resolve().relative_to(reports.resolve())
+        add_to_summary(reports / below.parts[0] / "timings.json", entries, f"reports/{below.as_posix()}")
 
 
 def unit_of(entry: dict) -> str:

@@ -371,8 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name:24} {shown:12} n={entry['n']}")
     print(f"rows: {place}")
     if args.most is None:
-        if "talk" in sources.PROGRAMS:
-            sources.record(place, "talk", args.scale)
+        sources.record(place, "talk", args.scale)
         kept, speed = split_timings(found)
         folder = f"reports/{args.scale}/talk"
         add_to_summary(reports / args.scale / "summary.json", kept, f"{folder}/metrics.json")

@@ -12,7 +12,8 @@ from omnilib.provenance import read_json
 
 WORDS, SYLLABLES, CHARACTERS = "% of words", "% of syllables, pinyin without tones", "% of characters"
 OPINION = "opinion score, 1 to 5"
-COSINE, SPEED = "cosine, 0 to 1", "s of work for 1 s of speech"
+COSINE, SPEED, TIMES = "cosine, 0 to 1", "s of work for 1 s of speech", "median (slowest to fastest round)"
+QUESTIONS, RECORDINGS = "% of questions", "% of recordings"
 
 HEADLINES = {  # name -> (what it is, unit, what it is counted in)
     "wer_everyday_en_gt": ("English word error, everyday sentences, recordings", "%", WORDS),
@@ -77,11 +78,68 @@ HEADLINES = {  # name -> (what it is, unit, what it is counted in)
     "sim_unseen": ("voice similarity, unseen speakers", "", COSINE),
     "sim_gt_pair": ("similarity of two recordings of one speaker", "", COSINE),
     "sim_threshold": ("same-speaker threshold of the judge", "", COSINE),
+    "brain_asr_en": ("listening: English word error, unseen voices", "%", WORDS),
+    "whisper_asr_en": ("Whisper base on these English recordings", "%", WORDS),
+    "brain_asr_zh": ("listening: Mandarin pinyin error, unseen voices", "%", SYLLABLES),
+    "whisper_asr_zh": ("Whisper base on these Mandarin recordings", "%", SYLLABLES),
+    "brain_asr_human_en": ("listening: English word error, human voices", "%", WORDS),
+    "whisper_asr_human_en": ("Whisper base on these human voices", "%", WORDS),
+    "brain_sqa": ("spoken questions answered right", "%", QUESTIONS),
+    "brain_sqa_typed": ("spoken questions, typed instead: answered right", "%", QUESTIONS),
+    "brain_sqa_blind": ("spoken questions, silence instead: answered right", "%", QUESTIONS),
+    **{
+        key: entry
+        for task, what in (
+            ("emoji", "emoji named in English"),
+            ("emoji_zh", "emoji named in Chinese"),
+            ("shapes", "questions on shapes"),
+            ("text", "rendered words read"),
+            ("chart", "questions on charts"),
+            ("video", "questions on videos"),
+        )
+        for key, entry in (
+            (f"brain_see_{task}", (f"asked by voice: {what}", "%", QUESTIONS)),
+            (f"brain_see_{task}_typed", (f"asked in writing: {what}", "%", QUESTIONS)),
+            (f"brain_see_{task}_blind", (f"asked without the picture: {what}", "%", QUESTIONS)),
+        )
+    },
+    "needle_success_trained": ("a secret in long speech found, lengths seen in training", "%", RECORDINGS),
+    "needle_success_75min": ("a secret in 75 minutes of speech found", "%", RECORDINGS),
+    "needle_false": ("a secret named that was not said", "%", RECORDINGS),
+    "brain_seconds_per_audio_hour": ("listening to an hour of speech and answering", "s", "seconds"),
+    "brain_memory_75min_gib": ("memory to listen to 75 minutes", "GiB", "GiB"),
+    "brain_tokens_per_s": ("writing speed of the brain", "tokens/s", "tokens a second"),
+    "brain_speedup": ("writing speed of the brain against transformers' generate", "x", "times"),
+    "omni_first_sound_s": ("spoken question to the first sound of the answer", "s", "seconds"),
+    "omni_underruns": ("gaps in answers played while they are made", "", "gaps in all answers"),
+    "omni_stop_s": ("interrupted: until it is silent", "s", "seconds"),
+    "omni_speech_wer": ("word error of spoken answers against their text", "%", WORDS),
+    "omni_mouth_wer": ("word error of the mouth alone on these texts", "%", WORDS),
+    "omni_sqa_spoken": ("spoken questions whose spoken answer is right", "%", QUESTIONS),
+    "omni_sqa_text": ("spoken questions whose written answer is right", "%", QUESTIONS),
     "rtf_total": ("real-time factor, whole chain", "", SPEED),
     "rtf_mouth": ("  of which the mouth", "", SPEED),
     "rtf_flow": ("  of which flow matching", "", SPEED),
     "rtf_hift": ("  of which the vocoder", "", SPEED),
     "ttfs_stream_s": ("time to first sound, streaming", "s", "seconds"),
+    "serve_audio_s_per_s_1": ("server: speech made in a second, 1 client", "s/s", "s of speech a second"),
+    "serve_audio_s_per_s_4": ("server: speech made in a second, 4 clients", "s/s", "s of speech a second"),
+    "serve_audio_s_per_s_16": ("server: speech made in a second, 16 clients", "s/s", "s of speech a second"),
+    "serve_first_sound_p50_s_1": ("server: time to first sound, 1 client, median", "s", "seconds"),
+    "serve_first_sound_p50_s_16": ("server: time to first sound, 16 clients, median", "s", "seconds"),
+    "serve_first_sound_p95_s_16": (
+        "server: time to first sound, 16 clients, 19 of 20 requests",
+        "s",
+        "seconds",
+    ),
+    "speed_mouth_nano": ("mouth, nano: faster than the plain loop, one text", "x", TIMES),
+    "speed_mouth_06b": ("mouth, 0.6B: faster than the plain loop, one text", "x", TIMES),
+    "speed_batch16": ("mouth, nano: rows a second with 16 texts over one", "x", TIMES),
+    "speed_codec_full": ("codec, published size: faster than the plain loop", "x", TIMES),
+    "speed_stream_10s": ("codec streaming 10 s: faster than the plain loop", "x", TIMES),
+    "speed_stream_40s": ("codec streaming 40 s: faster than the plain loop", "x", TIMES),
+    "speed_stream_exponent": ("streaming cost grows with length to the power of", "", "1 is linear"),
+    "speed_first_tokens": ("tokens needed for the first sound, published size", "", "tokens"),
     "retrain_hours": ("retraining everything", "h", "hours on 2 cores"),
     "params_total": ("parameters, all modules", "", "numbers"),
     "curation_bad_kept": ("curation: bad items kept", "%", "% of bad items"),
@@ -96,12 +154,16 @@ HEADLINES = {  # name -> (what it is, unit, what it is counted in)
         "h of sound in 1 h",
     ),
 }
-# not of every frozen set
-OPTIONAL = re.compile(r"(wer|zh)_everyday|(wer_en|zh)_(seen|human_voice)_|clone_|dnsmos_|long\d+_")
+# not of every frozen set or checkpoint
+OPTIONAL = re.compile(
+    r"(wer|zh)_everyday|(wer_en|zh)_(seen|human_voice)_|clone_|dnsmos_|long\d+_|brain_|whisper_|needle_|omni_|serve_|speed_"
+)
 # figure of all test sentences -> that of the everyday ones; where both are the same sentences, one is shown
 EVERYDAY = {f"{a}_{system}": f"{b}_{system}" for a, b in (("wer_en", "wer_everyday_en"), ("zh", "zh_everyday"))
             for system in ("gt", "codec", "tts")}  # fmt: skip
-TIMING = re.compile(r"(^|_)(rtf|ttfs|first_sound|speedup)(_|$)")
+TIMING = re.compile(
+    r"(^|_)(rtf|ttfs|first_sound|speedup|underruns|tokens_per_s|audio_hour)(_|$)|^omni_(first|stop)|^(serve|speed)_|_memory_"
+)
 SHARE = re.compile(r"(^|_)(error|wer|cer|recall|share|waste|accuracy|baseline|agreement|dropped|kept)(_|$)")
 NO_SHARE = re.compile(r"_(over|change|spread|loss|s|ratio)(_|$)")
 

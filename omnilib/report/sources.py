@@ -72,6 +72,11 @@ PROGRAMS: dict[
         ("omnilib/configs/ablations/stage2_grid.yaml",),
         ("text", "tokenizer"),
     ),
+    "talk": (
+        ("omnilib.eval.talk",),
+        ("data_prep/frozen_brain", *FROZEN),
+        ("encoders", "brain", *SPOKEN),
+    ),
 }
 
 

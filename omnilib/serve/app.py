@@ -5,7 +5,7 @@
     answer = client.audio.speech.create(model="omni", voice="default", input="the light of the morning")
     answer.write_to_file("hello.wav")
 
-    body --limits, token--> Wish --prepare--> Job --Batcher--> 25 Hz tokens --Codec.stream--> pieces of sound --> client
+    body --limits, token--> Wish --prepare--> Job --Batcher--> 25 Hz tokens --Codec.stream, in Company--> sound --> client
 
 Nothing named in a request is opened or fetched: a voice is one of the server's, or a recording inside the
 request. `chat.py` and `transcribe.py` answer with the brain; without one they say so (503), and speech
@@ -174,6 +174,7 @@ def build_app(
         token: what `Authorization: Bearer ...` must say, except for /health; None: nobody is asked.
     """
     limits = limits or Limits()
+    speech.codec.meet()
     batcher, voices = Batcher(speech, limits.slots, limits.waiting), Voices(speech)
     meters, threads = Meters(), CapacityLimiter(limits.slots + limits.waiting + 4)
     talks = Talks(brain, speech, limits, meters, why)

@@ -29,7 +29,10 @@ def attention_mask(
 
     Source: CosyVoice 2, arXiv 2412.10117, section 2.4.
     """
-    chunked = None if chunk is None or chunk >= keys else chunk_mask(queries, keys, chunk, device)[None, None]
+    inside = (
+        chunk is None or (keys - queries) // chunk == (keys - 1) // chunk
+    )  # queries of the last chunk see all
+    chunked = None if inside else chunk_mask(queries, keys, chunk, device)[None, None]
     if valid is None:
         return chunked
     return valid[:, None, None] if chunked is None else valid[:, None, None] & chunked

@@ -31,8 +31,10 @@ from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, load_wave, log_mel_128, mel_80, resample
 from omnilib.captured import STATIC, to_device
 from omnilib.errors import AudioError, CheckpointError, UserError
+from omnilib.voice.company import Company
 from omnilib.voice.flow import RATIO, Flow
-from omnilib.voice.hift import HiFT
+from omnilib.voice.flow_batch import chunks
+from omnilib.voice.hift import HiFT, sounds
 from omnilib.voice.speaker import SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer
 
@@ -164,6 +166,11 @@ class Codec:
     def to(self, device: str | torch.device) -> "Codec":
         for module in (self.tokenizer, self.speaker, self.flow, self.hift):
             module.to(device)
+        return self
+
+    def meet(self) -> "Codec":
+        """From now on streams of several threads compute what is due at the same time in one batch (`company.py`)."""
+        self.flow.company, self.hift.company = Company(chunks), Company(sounds)
         return self
 
     @property

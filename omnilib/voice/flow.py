@@ -41,6 +41,7 @@ from omnilib.storage import load_weights
 from omnilib.voice.captured_flow import STEPS, Recordings
 from omnilib.voice.captured_stream import CAPACITY, ChunkSteps, Streams
 from omnilib.voice.causal import Cache, length_mask
+from omnilib.voice.company import Company
 from omnilib.voice.flow_encoder import RATIO, EncoderConfig, RelativeAttention, UpsampleEncoder
 from omnilib.voice.flow_estimator import Estimator, EstimatorConfig
 
@@ -227,8 +228,12 @@ class FlowMatching(nn.Module):
         streaming: bool = False,
         caches: list[Cache] | None = None,
         past: int = 0,
+        bias: Tensor | None = None,
     ) -> Tensor:
-        """Euler steps from noise x (B, F, M) to the mel; `caches` holds one a step when chunks follow each other."""
+        """Euler steps from noise x (B, F, M) to the mel; `caches` holds one a step when chunks follow each other.
+
+        `bias` is that of `Estimator.forward`, for every copy.
+        """
         batch, times = x.shape[0], cosine_times(steps).to(x)
         mu, prompt, speaker = (torch.cat([c] * self.copies) for c in (mu, prompt, speaker))
         valid = None if valid is None else torch.cat([valid] * self.copies)
@@ -240,7 +245,7 @@ class FlowMatching(nn.Module):
             for i in range(steps):
                 cache = None if caches is None else caches[i].rewind()
                 t, dt = times[i : i + 1], times[i + 1] - times[i]
-                x = self.euler(x, mu, t, dt, speaker, prompt, keep, valid, streaming, cache, past)
+                x = self.euler(x, mu, t, dt, speaker, prompt, keep, valid, streaming, cache, past, bias)
         return x
 
     def euler(
@@ -282,6 +287,7 @@ class Flow(nn.Module):
             nn.Linear(config.speaker_dim, config.encoder.width) if config.speaker_prior else None
         )
         self.decoder = FlowMatching(config)
+        self.company: Company | None = None  # see `Codec.meet`
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -506,18 +512,29 @@ class FlowStream:
         count = ready if last else ready // c.encoder.chunk * c.encoder.chunk
         if count <= 0:
             return self.speaker.new_zeros(1, c.mels, 0)
+        one = count <= c.encoder.chunk if last else count == c.encoder.chunk
+        if self.flow.company is not None and self.past and one:
+            return self.flow.company.piece(self)
         x = self.flow.embed(self.pending[:, : count + ahead], self.vector)
         encoded = self.flow.encoder(x, None, True, ahead, self.encoder_cache.rewind(), self.past)
         mu = self.flow.encoder_proj(encoded)  # (1, F, M)
         start, frames = self.past * RATIO, count * RATIO
-        prompt = self.prompt[:, start : start + frames]
-        prompt = F.pad(prompt, (0, 0, 0, frames - prompt.shape[1]))
-        x0 = c.temperature * noise_at(start, frames, c.mels, mu.device)
-        x1 = self.solve(x0, mu, prompt, start)
+        x0, prompt = self.given_at(start, frames)
+        return self.done(self.solve(x0, mu, prompt, start), count)
+
+    def done(self, x1: Tensor, count: int) -> Tensor:
+        """x1 (1, F, M) of `count` tokens is there: its mel (1, M, F) behind the prompt."""
+        c = self.flow.config
         self.pending, self.past = self.pending[:, count:], self.past + count
-        passed = min(self.skip, frames)
+        passed = min(self.skip, x1.shape[1])
         self.skip -= passed
         return (x1[:, passed:] * c.mel_std + c.mel_mean).transpose(1, 2)
+
+    def given_at(self, start: int, frames: int) -> tuple[Tensor, Tensor]:
+        """Noise of these frames, and what is known of their mel, zero behind the prompt: (1, F, M) each."""
+        c, prompt = self.flow.config, self.prompt[:, start : start + frames]
+        x0 = c.temperature * noise_at(start, frames, c.mels, prompt.device)
+        return x0, F.pad(prompt, (0, 0, 0, frames - prompt.shape[1]))
 
     def solve(self, x: Tensor, mu: Tensor, prompt: Tensor, start: int) -> Tensor:
         """x, mu, prompt (1, F, M) of the frames from `start` on -> mel (1, F, M); a single chunk by recorded steps."""

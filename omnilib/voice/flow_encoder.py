@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from omnilib.voice.causal import Cache, CausalConv, attention_mask, length_mask
 
 RATIO = 2  # mel frames per token
+TABLE = 256  # keys: a table of positions is made for a multiple of so many
 
 
 @dataclass
@@ -64,15 +65,31 @@ class RelativeAttention(nn.Module):
         self.linear_pos = nn.Linear(width, width, bias=False)
         self.pos_bias_u = nn.Parameter(torch.empty(heads, width // heads))
         self.pos_bias_v = nn.Parameter(torch.empty(heads, width // heads))
+        self.table: tuple[tuple, int, Tensor] | None = None  # see `places`
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def places(self, queries: int, keys: int) -> Tensor:
+        """Positions of `relative_positions` through `linear_pos`, from a table made once: (H, S + T - 1, D / H)."""
+        weight, size = self.linear_pos.weight, -(-keys // TABLE) * TABLE
+        key = weight.data_ptr(), weight._version, weight.device
+        table = self.table
+        if table is None or table[0] != key or table[1] < keys:
+            made = self.project(relative_positions(size, size, weight.shape[1], weight.device))
+            self.table = table = key, size, made  # distances size - 1 .. 1 - size
+        start = table[1] - keys
+        return table[2][:, start : start + keys + queries - 1]
+
+    def project(self, positions: Tensor) -> Tensor:
+        return self.linear_pos(positions).unflatten(-1, (self.heads, -1)).transpose(0, 1)
+
+    def forward(
+        self, x: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Cache | None
+    ) -> Tensor:
+        """Args: positions: those of `relative_positions`; None in inference, where `places` has them."""
         q = self.linear_q(x).unflatten(-1, (self.heads, -1))  # (B, T, H, D / H)
         k, v = (f(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for f in (self.linear_k, self.linear_v))
         if cache is not None:
             k, v = cache.extend(torch.stack([k, v]), 3)
-        p = (
-            self.linear_pos(positions).unflatten(-1, (self.heads, -1)).transpose(0, 1)
-        )  # (H, S + T - 1, D / H)
+        p = self.places(x.shape[1], k.shape[2]) if positions is None else self.project(positions)
         content, place = (
             (q + bias).to(q.dtype).transpose(1, 2) for bias in (self.pos_bias_u, self.pos_bias_v)
         )
@@ -97,7 +114,9 @@ class EncoderLayer(nn.Module):
         self.norm_mha = nn.LayerNorm(c.width, eps=1e-12)
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, positions: Tensor | None, mask: Tensor | None, cache: Cache | None
+    ) -> Tensor:
         x = x + self.dropout(self.self_attn(self.norm_mha(x), positions, mask, cache))
         inner = self.dropout(F.silu(self.feed_forward["w_1"](self.norm_ff(x))))
         return x + self.dropout(self.feed_forward["w_2"](inner))
@@ -160,6 +179,7 @@ class UpsampleEncoder(nn.Module):
         cache: Cache | None = None,
         past: int = 0,
         zero_padding: bool = True,
+        seen: Tensor | None = None,
     ) -> Tensor:
         """Encode embedded tokens.
 
@@ -170,6 +190,8 @@ class UpsampleEncoder(nn.Module):
             cache, past: streaming state and the tokens already in it.
             zero_padding: the look-ahead sees zeros after an item's end, as it would alone. The reference lets it see the
                 embedding of padding there, so an item's last 3 tokens depend on the batch.
+            seen: (B, past + N - drop_tail) tokens that are not padding, in a batch of streams of different ages: `lengths` are
+                then those of x, and rows with `drop_tail` tokens less are at their end.
 
         Returns:
             (B, F, D), F = 2 (N - drop_tail).
@@ -180,23 +202,31 @@ class UpsampleEncoder(nn.Module):
                 x = x * length_mask(lengths, x.shape[1])[..., None]
             lengths = lengths - drop_tail
         x = self.pre_lookahead_layer(x, drop_tail, cache)
-        x = self.stack(self.encoders, x, lengths, self.config.chunk if streaming else None, cache, past)
+        x = self.stack(self.encoders, x, lengths, self.config.chunk if streaming else None, cache, past, seen)
         x = self.up_layer["conv"](x.repeat_interleave(RATIO, 1), cache)  # (B, F, D)
         x = self.up_embed(x)
         lengths = None if lengths is None else lengths * RATIO
         chunk = self.config.chunk * RATIO if streaming else None
-        return self.after_norm(self.stack(self.up_encoders, x, lengths, chunk, cache, past * RATIO))
+        seen = None if seen is None else seen.repeat_interleave(RATIO, 1)
+        return self.after_norm(self.stack(self.up_encoders, x, lengths, chunk, cache, past * RATIO, seen))
 
     def stack(
-        self, layers, x: Tensor, lengths: Tensor | None, chunk: int | None, cache: Cache | None, past: int
+        self,
+        layers: nn.ModuleList,
+        x: Tensor,
+        lengths: Tensor | None,
+        chunk: int | None,
+        cache: Cache | None,
+        past: int,
+        seen: Tensor | None,
     ) -> Tensor:
-        queries, keys = x.shape[1], past + x.shape[1]
-        positions = F.dropout(
-            relative_positions(queries, keys, x.shape[2], x.device), self.config.dropout, self.training
-        )
-        mask = attention_mask(
-            queries, keys, None if lengths is None else length_mask(lengths, keys), chunk, x.device
-        )
+        queries, keys, positions = x.shape[1], past + x.shape[1], None
+        if self.training or torch.is_grad_enabled():
+            positions = relative_positions(queries, keys, x.shape[2], x.device)
+            positions = F.dropout(positions, self.config.dropout, self.training)
+        if seen is None and lengths is not None:
+            seen = length_mask(lengths, keys)
+        mask = attention_mask(queries, keys, seen, chunk, x.device)
         for layer in layers:
             x = layer(x, positions, mask, cache)
         return x

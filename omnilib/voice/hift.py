@@ -31,6 +31,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from omnilib import config as configs
 from omnilib.audio import MEL_WINDOW
 from omnilib.storage import load_weights
+from omnilib.voice.company import Company
 
 F0_REACH = 5  # frames to either side that a predicted f0 depends on: five convolutions of width 3
 NOISE_SAMPLES = 1 << 17
@@ -248,6 +249,7 @@ class HiFT(nn.Module):
             self.resblocks.extend(ResBlock(width, k, d) for k, d in blocks)
         self.conv_post = weight_norm(nn.Conv1d(widths[-1], bins, 7, padding=3))
         self.f0_predictor = F0Predictor(c.in_channels, c.f0_cond_channels)
+        self.company: Company | None = None  # see `Codec.meet`
         self.register_buffer("window", torch.hann_window(c.istft_n_fft), persistent=False)
         self.init_weights()
 
@@ -373,29 +375,51 @@ class HiFTStream:
         self.turned = torch.zeros(
             1, c.nb_harmonics + 1, dtype=torch.float64, device=device
         )  # cycles before `first`
+        self.size = 0, 0, 0  # frames that are known; those of the next piece: begin, end
         self.first = 0
         self.spoken = 0  # frames whose samples are out
 
     @torch.inference_mode()
     def push(self, mel: Tensor, last: bool = False) -> Tensor:
         """mel (1, M, F) -> the samples that are now certain (1, n); with `last` all the rest."""
-        c = self.model.config
         self.mel = torch.cat([self.mel, mel], dim=-1)
         frames = self.mel.shape[-1]
         begin, end = self.spoken - self.first, frames if last else frames - self.context
         if end <= begin:
             return self.mel.new_zeros(1, 0)
-        f0 = torch.cat(
-            [self.f0, self.model.f0_predictor(self.mel)[:, self.f0.shape[1] :]], dim=1
-        )  # (1, frames)
-        noise = noise_at(self.first * c.hop, frames * c.hop, c.nb_harmonics + 1, self.mel.device)
-        source = self.model.m_source(f0, noise, start=self.turned)
-        wave = self.model.decode(self.mel, source)[:, begin * c.hop : end * c.hop]
+        self.size = frames, begin, end
+        if self.model.company is not None:
+            return self.model.company.piece(self, (*self.size, self.f0.shape[1]))
+        return sounds([self])[0]
 
+    def noise(self) -> Tensor:
+        """Unit noise of the frames that are known: (1, L, H)."""
+        c, frames = self.model.config, self.mel.shape[-1]
+        return noise_at(self.first * c.hop, frames * c.hop, c.nb_harmonics + 1, self.mel.device)
+
+    def move(self, f0: Tensor, end: int) -> None:
+        """Samples of the frames before `end` are out; f0 (1, F)."""
+        c, frames = self.model.config, f0.shape[1]
         drop = max(0, end - self.context)
         turned = cycles_per_frame(f0[:, :drop], c.nb_harmonics + 1, c.sampling_rate, c.hop).sum(-1)
         self.turned = (self.turned + turned).remainder(1.0)
         self.f0 = f0[:, drop : frames - F0_REACH]  # later values will still change with the frames to come
         self.mel = self.mel[..., drop:]
         self.first, self.spoken = self.first + drop, self.first + end
-        return wave
+
+
+@torch.inference_mode()
+def sounds(streams: list[HiFTStream]) -> list[Tensor]:
+    """The next piece of every stream, all of one `size`, in one batch: samples (1, n) each."""
+    model, (_, begin, end), known = streams[0].model, streams[0].size, streams[0].f0.shape[1]
+    mel = torch.cat([stream.mel for stream in streams])  # (B, M, F)
+    f0 = torch.cat([stream.f0 for stream in streams])
+    f0 = torch.cat([f0, model.f0_predictor(mel)[:, known:]], dim=1)  # (B, F)
+    noise, turned = (
+        torch.cat(parts) for parts in zip(*((s.noise(), s.turned) for s in streams), strict=True)
+    )
+    hop = model.config.hop
+    waves = model.decode(mel, model.m_source(f0, noise, start=turned))[:, begin * hop : end * hop]
+    for i, stream in enumerate(streams):
+        stream.move(f0[i : i + 1], end)
+    return list(waves.split(1))

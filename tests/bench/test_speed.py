@@ -54,7 +54,7 @@ def test_both_loops_speak_the_same_rows():
 
 
 def test_the_figure_is_the_median_of_ratios_and_not_the_ratio_of_medians():
-    assert summary([2.0, 30.0, 8.0], [1.0, 10.0, 1.0]) == {"ratio": 3.0, "spread": [2.0, 8.0]}
+    assert summary([2.0, 30.0, 8.0], [1.0, 10.0, 1.0]) == {"ratio": 3.0, "spread": [2.0, 8.0], "rounds": 3}
 
 
 def test_time_is_that_of_the_processor_on_one_thread(monkeypatch):

@@ -39,7 +39,11 @@ def test_exponent_is_the_slope_in_logarithms():
 def test_the_bench_reports_every_figure_at_tiny_size():
     found = measure(tiny=True)
     assert found["speed_first_tokens"] <= 16
-    assert {"speed_codec_full", "speed_codec_full_bf16", "speed_stream_1s", "speed_stream_exponent"} <= set(
+    assert {"speed_codec_full", "speed_codec_full_fp32", "speed_stream_1s", "speed_stream_exponent"} <= set(
         found
+    )
+    assert (
+        found["speed_codec_full_fp32"]["precision"] == "fp32"
+        and found["speed_codec_full"]["wave_error"] < 0.1
     )
     assert found["speed_codec_full"]["ratio"] > 0 and math.isfinite(found["speed_stream_exponent"])

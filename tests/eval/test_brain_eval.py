@@ -15,6 +15,8 @@ from omnilib.brain.trained import Base, build_base
 from omnilib.data import write_manifest
 from omnilib.errors import DataError
 from omnilib.eval import brain as evaluation
+from omnilib.eval import recount
+from omnilib.report.headlines import HEADLINES
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +147,8 @@ def test_the_command_writes_the_same_answers_at_every_run(folder, samples, tmp_p
     committed, anew = evaluation.recounted(a.parent)
     assert committed == anew
     summary = json.loads((tmp_path / "a" / "nano" / "summary.json").read_text())
-    assert {"brain_sqa", "brain_sqa_typed", "brain_see_emoji_blind"} <= set(summary)
+    assert {"brain_sqa", "brain_sqa_typed", "brain_see_emoji_blind"} <= set(summary) <= set(HEADLINES)
+    assert all(check.ok for check in recount.of_brain(a.parent)) and (a.parent / "sources.json").is_file()
     assert "brain_sqa" in capsys.readouterr().out
 
 

@@ -15,8 +15,10 @@ from omnilib.brain.inputs import BrainProcessor
 from omnilib.brain.mllm import Brain as BrainModel
 from omnilib.data import write_manifest
 from omnilib.errors import DataError
+from omnilib.eval import recount
 from omnilib.eval import talk as evaluation
 from omnilib.omni import Omni
+from omnilib.report.headlines import HEADLINES
 from omnilib.speak import TextToSpeech
 from tests.brain import reference
 from tests.tiny import write_checkpoints
@@ -138,7 +140,9 @@ def test_figures_of_speed_are_told_apart_from_those_any_machine_repeats(measured
 def test_rows_recount_and_a_changed_row_is_noticed(measured, tmp_path):
     place, _, found = measured
     committed, anew = evaluation.recounted(place)
-    assert committed == anew == found
+    assert committed == anew == found and all(check.ok for check in recount.of_talk(place))
+    parts = {f"omni_first_{part}_s" for part in evaluation.PARTS} | {"omni_stop_ended_s"}
+    assert set(found) - parts <= set(HEADLINES)
     for name, old, new in (
         ("answers", '"text": "forty two', '"text": "forty three'),
         ("times", '"kind": "sqa", "total"', '"kind": "open", "total"'),
