@@ -150,6 +150,29 @@ def weighted(records: list[dict], weights: dict[str, float]) -> list[dict]:
     return [r for r in records for _ in range(times(r))]
 
 
+OPTIMIZERS = ("adamw", "muon")  # muon: matrices by Muon, the rest by AdamW
+
+
+def check_optimizer(name: str) -> None:
+    """Raises ConfigError: no such optimizer."""
+    if name not in OPTIMIZERS:
+        raise ConfigError(f"optimizer '{name}' is unknown: use {' or '.join(OPTIMIZERS)}")
+
+
+def optimizers_by_name(groups: dict[str, list[dict]], lr: float) -> dict[str, torch.optim.Optimizer]:
+    """Optimizers of parameter groups under "adamw" and "muon" (Muon: kellerjordan.github.io/posts/muon), empty groups left out.
+
+    Muon's steps are scaled to the size that AdamW's have (arXiv 2502.16982), so that one rate fits both.
+    """
+    groups = {name: [g for g in own if g["params"]] for name, own in groups.items()}
+    result: dict[str, torch.optim.Optimizer] = {
+        "adamw": torch.optim.AdamW(groups["adamw"], lr=lr, betas=(0.9, 0.98))
+    }
+    if groups.get("muon"):
+        result["muon"] = torch.optim.Muon(groups["muon"], lr=lr, adjust_lr_fn="match_rms_adamw")
+    return result
+
+
 def autocast(device: torch.device | str, enabled: bool = True):
     """bf16 autocast on CPU and CUDA: on AVX512-bf16 CPUs matrix products run 3-4x faster than in fp32."""
     return torch.autocast(torch.device(device).type, dtype=torch.bfloat16, enabled=enabled)

@@ -33,11 +33,13 @@ from omnilib.train.common import (
     Schedule,
     autocast,
     check_finite,
+    check_optimizer,
     claim,
     count_parameters,
     export_pretrained,
     load_state,
     made_by,
+    optimizers_by_name,
     run_meta,
     run_script,
     seed_everything,
@@ -175,8 +177,7 @@ def build(config: Config, tokenizer) -> SpeechLM:
 
 def optimizers_of(model: SpeechLM, config: Config) -> dict[str, torch.optim.Optimizer]:
     """Groups carry `scale`, their rate as a multiple of the schedule's: the adapter has its own (paper: 5x in stage 2)."""
-    if config.optimizer not in ("adamw", "muon"):
-        raise ConfigError(f"optimizer '{config.optimizer}' is unknown: use adamw or muon")
+    check_optimizer(config.optimizer)
     groups: dict[str, list[dict]] = {"adamw": [], "muon": []}
     for adapter in (False, True):
         named = [
@@ -193,13 +194,7 @@ def optimizers_of(model: SpeechLM, config: Config) -> dict[str, torch.optim.Opti
         groups[config.optimizer].append(
             {"params": matrices, "weight_decay": config.weight_decay, "scale": scale}
         )
-    groups = {k: [g for g in v if g["params"]] for k, v in groups.items()}
-    result: dict[str, torch.optim.Optimizer] = {
-        "adamw": torch.optim.AdamW(groups["adamw"], lr=config.lr, betas=(0.9, 0.98))
-    }
-    if groups["muon"]:
-        result["muon"] = torch.optim.Muon(groups["muon"], lr=config.lr, adjust_lr_fn="match_rms_adamw")
-    return result
+    return optimizers_by_name(groups, config.lr)
 
 
 def group_of(name: str) -> str:

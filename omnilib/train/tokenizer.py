@@ -26,14 +26,17 @@ from omnilib.data import Segments, load_segment, read_manifest, sha256, step_rng
 from omnilib.errors import DataError, in_one_line
 from omnilib.paths import DATA
 from omnilib.train.common import (
+    OPTIMIZERS,
     Run,
     Schedule,
     autocast,
     check_finite,
+    check_optimizer,
     claim,
     count_parameters,
     export_model,
     load_state,
+    optimizers_by_name,
     run_meta,
     run_script,
     seed_everything,
@@ -74,6 +77,7 @@ class Config:
     batch_seconds: float = 120.0
     max_seconds: float = 16.0  # longer recordings are left out
     lr: float = 1.5e-3
+    optimizer: str = "adamw"  # adamw | muon (matrices by Muon, the rest by AdamW)
     warmup: int = 200
     weight_decay: float = 0.01
     clip: float = 1.0
@@ -321,11 +325,18 @@ def evaluate(
     return result
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """No decay on biases, norms and other vectors."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def parameter_groups(model: nn.Module, optimizer: str, weight_decay: float) -> dict[str, list[dict]]:
+    """Matrices to the chosen optimizer, convolutions and the rest to AdamW; no decay on biases, norms and other vectors.
+
+    Raises:
+        ConfigError: no such optimizer.
+    """
+    check_optimizer(optimizer)
+    groups: dict[str, list[dict]] = {name: [] for name in OPTIMIZERS}
+    for dims, name in ((1, "adamw"), (2, optimizer), (3, "adamw")):
+        own = [p for p in model.parameters() if min(p.dim(), 3) == dims]
+        groups[name].append({"params": own, "weight_decay": weight_decay if dims > 1 else 0.0})
+    return groups
 
 
 def prepare(config: Config) -> tuple[Recogniser, list[dict], list[dict]]:
@@ -359,11 +370,9 @@ def train(config: Config, out: Path) -> dict[str, float]:
         config,
         lambda settings: Batches(settings, weighted(records, settings.weights), manifest.parent, model.head),
     )
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, 0.98)
-    )
-    run = Run(out, load_state(out, model, optimizer), accelerator.is_main_process)
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    optimizers = optimizers_by_name(parameter_groups(model, config.optimizer, config.weight_decay), config.lr)
+    run = Run(out, load_state(out, model, optimizers), accelerator.is_main_process)
+    wrapped, *prepared = accelerator.prepare(model, *optimizers.values())
     sizes = [f"{count_parameters(part)['total']:,}" for part in (model.tokenizer, model.head)]
     hours = sum(r["duration"] for r in records) / 3600
     run.say(
@@ -375,14 +384,16 @@ def train(config: Config, out: Path) -> dict[str, float]:
     make = lambda step: schedule.data(step).make(step * world + rank)  # noqa: E731  each process its own batch
     for step, batch in prefetch(make, run.start, schedule.steps, threads=threads_for(device)):
         phase = schedule.at(step)
-        for group in optimizer.param_groups:
-            group["lr"] = phase.lr(step)
+        for optimizer in prepared:
+            for group in optimizer.param_groups:
+                group["lr"] = phase.lr(step)
         loss, parts, _, codes = losses(wrapped, batch.to(device), phase.config)
         check_finite(loss, step)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(wrapped.parameters(), config.clip)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in prepared:
+            optimizer.step()
+            optimizer.zero_grad()
         heard += batch.seconds * world
 
         done = step + 1
@@ -394,7 +405,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
             metrics = evaluate(model, dev, manifest.parent, config, device)
             run.write(done, **metrics)
         if run.due(done, config.save_every, phase.end):
-            run.save(model, optimizer, done)
+            run.save(model, optimizers, done)
 
     if run.writes:
         metrics = metrics or evaluate(model, dev, manifest.parent, config, device)

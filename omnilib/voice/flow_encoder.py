@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnilib.attention import attend
 from omnilib.voice.causal import Cache, CausalConv, attention_mask, length_mask
 
 RATIO = 2  # mel frames per token
@@ -96,8 +97,10 @@ class RelativeAttention(nn.Module):
         bias = relative_shift(place @ p.transpose(1, 2), k.shape[2]) / math.sqrt(q.shape[-1])  # (B, H, T, S)
         if mask is not None:
             bias = bias.masked_fill(~mask, -math.inf)
-        dropout = self.dropout if self.training else 0.0
-        out = F.scaled_dot_product_attention(content, k, v, attn_mask=bias, dropout_p=dropout)
+        if self.training and self.dropout:
+            out = F.scaled_dot_product_attention(content, k, v, attn_mask=bias, dropout_p=self.dropout)
+        else:
+            out = attend(content, k, v, bias)
         return self.linear_out(out.transpose(1, 2).flatten(2))
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from omnilib.attention import attend
 from omnilib.voice.causal import Cache, CausalConv, attention_mask, bias_of
 
 
@@ -68,15 +69,6 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, time: Tensor, cache: Cache | None) -> Tensor:
         h = self.block1(x, cache) + self.mlp(time)[:, None]
         return self.block2(h, cache) + F.linear(x, self.res_conv.weight[..., 0], self.res_conv.bias)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention (B, H, T, D / H). Torch's fused kernel multiplies bfloat16 on a CPU as slowly as float32, so there two matrix
-    products take its place: twice as fast."""
-    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)  # (B, H, T, S)
-    return (scores if bias is None else scores + bias).softmax(-1) @ v
 
 
 class TransformerBlock(nn.Module):

@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu
 
 from omnilib import config as configs
+from omnilib.attention import attend
 from omnilib.storage import load_weights
 
 FRAMES_PER_CODE = 4
@@ -112,9 +113,7 @@ class FSMNAttention(nn.Module):
         split = lambda y: y.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # noqa: E731  (B, T, W) -> (B, H, T, head_dim)
         q, k, v = split(self.query(x)), split(self.key(x)), self.value(x)
         cos, sin = rotary_table(x.shape[1], q.shape[-1], x.device)
-        mixed = scaled_dot_product_attention(
-            rotate(q, cos, sin), rotate(k, cos, sin), split(v), attn_mask=valid[:, None, None]
-        )
+        mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), split(v), valid[:, None, None])
         v = v * valid[..., None]
         memory = (
             self.fsmn_block(nn.functional.pad(v.transpose(1, 2), self.sides)).transpose(1, 2) + v
