@@ -153,6 +153,11 @@ def train(config: Config, out: Path) -> dict[str, float]:
             logits = model(ids[:, :-1]).logits
         return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
 
+    @torch.no_grad()
+    def judge() -> dict[str, float]:
+        losses = [loss_of(windows(dev, config, s)).item() for s in range(8)]
+        return {"dev_text_loss": float(np.mean(losses))}
+
     metrics: dict[str, float] = {}
     for step in range(run.start, config.steps):
         for group in optimizer.param_groups:
@@ -168,13 +173,11 @@ def train(config: Config, out: Path) -> dict[str, float]:
         if run.due(done, config.log_every, config.steps):
             run.write(done, loss=loss.item())
         if run.due(done, config.eval_every, config.steps):
-            with torch.no_grad():
-                losses = [loss_of(windows(dev, config, s)).item() for s in range(8)]
-            metrics = {"dev_text_loss": float(np.mean(losses))}
+            metrics = judge()
             run.write(done, **metrics)
         if run.due(done, config.save_every, config.steps):
             run.save(model, optimizer, done)
-    manifest = DATA / config.manifest
+    metrics, manifest = metrics or judge(), DATA / config.manifest
     meta = run_meta(config, config.steps, run.seconds, metrics=metrics, manifest_sha256=sha256(manifest))
     export_pretrained(out, accelerator.unwrap_model(model), tokenizer, config, meta, form=config.storage)
     return metrics
