@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 
 import pytest
 import torch
@@ -37,6 +38,21 @@ def speech_of(number: int) -> torch.Tensor:
     return torch.randint(40, (60 + 30 * number,), generator=torch.Generator().manual_seed(100 + number))
 
 
+def at_once(company: Company, works: list) -> None:
+    """Each work in a thread of its own; nobody is served before all wait."""
+    threads = [threading.Thread(target=work) for work in works]
+    company.busy = True
+    for thread in threads:
+        thread.start()
+    while len(company.waiting) < len(works):
+        time.sleep(0.01)
+    with company.news:
+        company.busy = False
+        company.news.notify_all()
+    for thread in threads:
+        thread.join()
+
+
 def spoken(codec: Codec, number: int) -> torch.Tensor:
     pieces = speech_of(number).split(1 + number)  # comes at another pace than the others'
     return torch.cat(list(codec.stream(pieces, a_voice(number))))
@@ -70,19 +86,8 @@ def test_speeches_at_once_sound_as_they_do_alone():
             return work(streams)
 
         company.work = noted
-    company = codec.flow.company
     found: dict[int, torch.Tensor] = {}
-    threads = [threading.Thread(target=lambda n=n: found.update({n: spoken(codec, n)})) for n in range(4)]
-    company.busy = True  # all wait for one another
-    for thread in threads:
-        thread.start()
-    while len(company.waiting) < 4:
-        threading.Event().wait(0.01)
-    with company.news:
-        company.busy = False
-        company.news.notify_all()
-    for thread in threads:
-        thread.join()
+    at_once(codec.flow.company, [lambda n=n: found.update({n: spoken(codec, n)}) for n in range(4)])
     assert max(sizes["flow"]) == 4 and sizes["hift"]
     for number, wave in enumerate(alone):
         torch.testing.assert_close(found[number], wave, atol=1e-4, rtol=1e-3)
@@ -113,20 +118,7 @@ def test_those_of_one_kind_work_together_and_the_others_wait_for_their_turn():
         return [torch.tensor([float(s)]) for s in streams]
 
     company, found = Company(work), {}
-    company.busy = True
-    threads = [
-        threading.Thread(target=lambda n=n: found.update({n: float(company.piece(n, n % 2))}))
-        for n in range(6)
-    ]
-    for thread in threads:
-        thread.start()
-    while len(company.waiting) < 6:
-        threading.Event().wait(0.01)
-    with company.news:
-        company.busy = False
-        company.news.notify_all()
-    for thread in threads:
-        thread.join()
+    at_once(company, [lambda n=n: found.update({n: float(company.piece(n, n % 2))}) for n in range(6)])
     assert found == {n: float(n) for n in range(6)}
     assert sorted(sorted(streams) for streams in rounds) == [[0, 2, 4], [1, 3, 5]]
 
