@@ -444,9 +444,13 @@ class Pass:
         return sum(chunk.error is not None for chunk in self.chunks)
 
 
-def no_sound(job: Job) -> UserError:
+class NoSound(UserError):
+    """The model ended a text before it said anything."""
+
+
+def no_sound(job: Job) -> NoSound:
     greedy = job.settings.temperature == 0
-    return UserError(
+    return NoSound(
         f"the model gave no sound for this text: {'rephrase it' if greedy else 'try another --seed or rephrase it'}"
     )
 

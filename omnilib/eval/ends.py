@@ -79,7 +79,7 @@ def share(found: Sequence[bool]) -> dict:
 def choose(frozen: Frozen, language: str, count: int) -> list[Line]:
     """Lines spread over the speakers."""
     lines = frozen.of("eval", language=language)
-    return lines[:: max(1, len(lines) // count)][:count]
+    return lines[:: max(1, len(lines) // max(1, count))][:count]
 
 
 def texts_of(line: Line) -> dict[str, str]:

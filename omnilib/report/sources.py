@@ -62,6 +62,7 @@ PROGRAMS: dict[
     "ends": (("omnilib.eval.ends",), (), SPOKEN),
     "long10": (("omnilib.eval.longform",), FROZEN, SPOKEN),
     "long60": (("omnilib.eval.longform",), FROZEN, SPOKEN),
+    "precision": (("omnilib.eval.precision",), FROZEN, SPOKEN),
     "spoken": (
         ("omnilib.bench.spoken",),
         ("omnilib/eval/spoken_forms.jsonl", "omnilib/eval/spoken_forms_fresh.jsonl"),
