@@ -7,8 +7,8 @@ Shapes: B batch, H heads, T queries, S keys, D width of a head.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 MOST_SCORES = 1 << 24  # B x H x T x S
 
@@ -20,7 +20,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         mask: booleans (True: may be seen) or numbers added to the scores, broadcast against (B, H, T, S).
     """
     if not in_half(q) or q.shape[:3].numel() * k.shape[2] > MOST_SCORES:
-        return scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     q, k, v = (x.to(torch.bfloat16) for x in (q, k, v))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
     if mask is not None:

@@ -39,7 +39,9 @@ def test_both_ways_agree(mask, dtype):
 def test_products_are_taken_under_autocast_and_in_bfloat16_alone(monkeypatch):
     fused = []
     monkeypatch.setattr(
-        attention, "scaled_dot_product_attention", lambda q, k, v, attn_mask: fused.append(q.dtype) or q
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda q, k, v, attn_mask: fused.append(q.dtype) or q,
     )
     attend(*inputs())
     attend(*inputs(torch.bfloat16))

@@ -69,7 +69,7 @@ def test_chapters_draw_their_verdicts_from_the_measured_files(tmp_path, monkeypa
         (tmp_path / "out/smoke/10_hour_long_audio/figures" / f"{n}.png").is_file()
         for n in ("needle", "long_laws")
     } == {True}
-    assert seen["brain_sqa"] == ("trend holds", "50.0 % (40.0 to 60.0): brain sqa")
+    assert seen["brain_sqa"] == ("trend holds", "50.0 % (40.0 to 60.0): spoken questions answered right")
     assert [v for m, (v, _) in seen.items() if str(m).startswith("brain_see")] == ["trend holds"] * 5
 
 
@@ -93,7 +93,10 @@ def test_chapter_12_draws_its_verdicts_from_the_measured_files(tmp_path, monkeyp
     assert outcome.ok, outcome.error
     folder = tmp_path / "out" / "smoke" / "12_both_tracks"
     rows, speed = rows_of(folder), json.loads((folder / "timings.json").read_text())
-    assert rows["omni_speech_wer"] == ("trend holds", "7.0 % (1.0 to 90.0): omni speech wer")
+    assert rows["omni_speech_wer"] == (
+        "trend holds",
+        "7.0 % (1.0 to 90.0): word error of spoken answers against their text",
+    )
     assert rows["omni_sqa_spoken"][0] == "differs" and rows["second_turn_windows_ratio"][0] == "trend holds"
     timed = {row["metric"]: row["verdict"] for row in speed["paper"]}
     assert timed["omni_first_sound_s"] == "trend holds" and "text_share_at_first_sound" in timed
