@@ -179,7 +179,7 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(old, name, told)
 
 
 def test_a_committed_voice_name_is_no_file(old):
-    check_output(old, "rms_100")
+    check_output(old, "af_heart")
 
 
 def test_a_stream_says_that_its_length_is_open_and_players_read_it():

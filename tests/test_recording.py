@@ -31,7 +31,7 @@ FORMATS = {
 @pytest.fixture(scope="module")
 def voice() -> np.ndarray:
     """Six seconds of speech at 24 kHz."""
-    wave, rate = soundfile.read(ROOT / "checkpoints/nano/voices/slt_100.ogg", dtype="float32")
+    wave, rate = soundfile.read(ROOT / "tests/voices/woman.ogg", dtype="float32")
     assert rate == RATE
     return np.tile(wave, 2)[: 6 * RATE]
 

@@ -28,8 +28,8 @@ LINES = [
 
 
 def tone(seconds: float, rate: int = 16000, hertz: float = 220.0) -> np.ndarray:
-    """Speech of a committed voice near that pitch, again and again: recordings in which nobody speaks are refused."""
-    path = ROOT / "checkpoints/nano/voices" / ("slt_100.ogg" if hertz > 150 else "rms_100.ogg")
+    """Speech of a voice near that pitch, again and again: recordings in which nobody speaks are refused."""
+    path = ROOT / "tests/voices" / ("woman.ogg" if hertz > 150 else "man.ogg")
     wave, own = soundfile.read(path, dtype="float32")
     return np.resize(soxr.resample(wave, own, rate), round(seconds * rate)).astype(np.float32)
 

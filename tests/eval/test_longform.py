@@ -130,7 +130,7 @@ class Ear:
 def spoken(tmp_path_factory):
     folder = write_checkpoints(tmp_path_factory.mktemp("scale"))
     (folder / "decode.yaml").write_text("temperature: 1.0\nmax_rows: 64\nspeak_retries: 0\n")
-    path = ROOT / "checkpoints/nano/voices/slt_100.ogg"
+    path = ROOT / "tests/voices/woman.ogg"
     line = SimpleNamespace(
         path=path, text="the light of the morning", wave=lambda rate: load_wave(path, rate)
     )
