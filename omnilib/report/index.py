@@ -9,6 +9,7 @@ from omnilib.paths import REPORTS
 from omnilib.provenance import commit_of, read_stamp, scrub, write_text
 from omnilib.report import sources
 from omnilib.report.folders import restore
+from omnilib.report.front_table import front_tables
 from omnilib.report.headlines import (
     EVERYDAY,
     HEADLINES,
@@ -169,7 +170,7 @@ def front_pages(reports: Path, scale: str, readme: Path | None = None) -> dict[P
         reports / "README.md": readme_page(scale, reports, runs, summary, table),
     }
     if readme:
-        pages[readme] = with_markers(readme, table)
+        pages[readme] = with_markers(readme, front_tables(scale, reports))
         if (claims := readme.with_name("ARTIFACT.md")).is_file():
             pages[claims] = with_markers(claims, artifact.table(scale, reports))
     return pages
