@@ -18,6 +18,7 @@ from omnilib.voice.causal import Cache, CausalConv, attention_mask, length_mask
 
 RATIO = 2  # mel frames per token
 TABLE = 256  # keys: a table of positions is made for a multiple of so many
+LONGEST_TABLE = 4096  # keys; beyond, positions are made anew each time: a table would hold memory for good
 
 
 @dataclass
@@ -71,6 +72,8 @@ class RelativeAttention(nn.Module):
     def places(self, queries: int, keys: int) -> Tensor:
         """Positions of `relative_positions` through `linear_pos`, from a table made once: (H, S + T - 1, D / H)."""
         weight, size = self.linear_pos.weight, -(-keys // TABLE) * TABLE
+        if keys > LONGEST_TABLE:
+            return self.project(relative_positions(queries, keys, weight.shape[1], weight.device))
         key = weight.data_ptr(), weight._version, weight.device
         table = self.table
         if table is None or table[0] != key or table[1] < keys:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from omnilib.voice import flow_encoder
 from omnilib.voice.flow import (
     Draws,
     EncoderConfig,
@@ -238,6 +239,16 @@ def test_cached_stream_equals_one_streaming_pass(prompt, pieces):
         at += size
     out.append(stream.push(tokens[:, :0], last=True))
     torch.testing.assert_close(torch.cat(out, 2), whole, atol=1e-5, rtol=0)
+
+
+def test_beyond_the_longest_table_positions_are_the_same_and_none_is_kept(monkeypatch):
+    attention = flow_encoder.RelativeAttention(8, 2, 0.0).eval()
+    with torch.inference_mode():
+        from_table = attention.places(5, 20).clone()
+        attention.table = None
+        monkeypatch.setattr(flow_encoder, "LONGEST_TABLE", 19)
+        torch.testing.assert_close(attention.places(5, 20), from_table)
+    assert attention.table is None
 
 
 def test_stream_speaks_as_soon_as_a_chunk_and_the_look_ahead_are_there():
