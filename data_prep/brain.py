@@ -24,7 +24,6 @@ training: held out are drawings, with another size, place and ground. Everything
 arguments: two runs give equal bytes.
 """
 
-import argparse
 import hashlib
 import random
 import re
@@ -38,6 +37,7 @@ from data_prep.brain_facts import CAPITALS, COLOURS, OPPOSITES, WORDS
 from data_prep.brain_long import long_plan, places, secret, write_long
 from data_prep.brain_voices import Voices, admit, pick, speak_all
 from data_prep.texts import hsk
+from omnilib import options
 from omnilib.data import read_manifest, write_manifest
 from omnilib.errors import DataError, MissingTool, UserError
 
@@ -518,13 +518,10 @@ def build(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for media, beside the manifest")
-    parser.add_argument("--count", type=int, default=200, help="items of each task")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=options.count, default=200, help="items of each task")
+    parser.add_argument("--seed", type=options.seed, default=0)
     parser.add_argument(
         "--speak",
         default="flite",
@@ -538,12 +535,14 @@ def main(argv: list[str] | None = None) -> None:
         type=Path,
         help="manifest of a speech corpus below the folder of --out, to transcribe",
     )
-    parser.add_argument("--transcribe", type=int, help="recordings of the corpus (default: --count)")
-    parser.add_argument("--long", type=int, default=0, help="samples of long speech with a secret")
-    parser.add_argument("--workers", type=int, default=1, help="processes that speak")
+    parser.add_argument(
+        "--transcribe", type=options.count, help="recordings of the corpus (default: --count)"
+    )
+    parser.add_argument(
+        "--long", type=options.count_or_none, default=0, help="samples of long speech with a secret"
+    )
+    parser.add_argument("--workers", type=options.count, default=1, help="processes that speak")
     args = parser.parse_args(argv)
-    if args.count < 1 or args.workers < 1:
-        parser.error("--count and --workers must be at least 1")
     if not args.hours >= 0:
         parser.error("--hours must be 0 or more")
     try:

@@ -7,7 +7,6 @@ chosen by a hash of the id. Sound becomes Opus (16 kHz, about 35 kbit/s), pictur
 beyond MOST_BYTES, before anything is replaced.
 """
 
-import argparse
 import hashlib
 import shutil
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import soundfile
 
+from omnilib import options
 from omnilib.data import write_manifest
 from omnilib.errors import DataError, UserError
 from omnilib.eval.brain import SEEN, SPOKEN
@@ -79,8 +79,8 @@ def opus(source: Path, out: Path) -> str:
     name = f"media/{source.stem}.ogg"
     if not (out / name).is_file():
         wave, rate = soundfile.read(source, dtype="float32")
-        options = dict(format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL)
-        soundfile.write(out / name, wave, rate, **options)
+        form = dict(format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL)
+        soundfile.write(out / name, wave, rate, **form)
     return name
 
 
@@ -91,12 +91,10 @@ def copied(source: Path, out: Path) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--samples", type=Path, required=True, help="manifest of data_prep.brain")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--each", type=int, default=120, help="samples of each measure")
+    parser.add_argument("--each", type=options.count, default=120, help="samples of each measure")
     args = parser.parse_args(argv)
     try:
         rows = freeze(args.samples, args.out, args.each)

@@ -12,7 +12,6 @@ Conservative: every step is charged for all hours that come in, though later ste
 Units: hours of audio unless named core-hours, GPU-hours; TB = 10^12 bytes; money in the currency of the prices.
 """
 
-import argparse
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -440,9 +439,7 @@ def assumption(text: str) -> tuple[str, Guess]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument(
         "--hours",
         type=options.number,
@@ -460,8 +457,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--days", type=options.number, default=Cluster.days, help="the nodes are counted for this time"
     )
-    parser.add_argument("--cores-per-node", type=int, default=Cluster.cores_per_node)
-    parser.add_argument("--gpus-per-node", type=int, default=Cluster.gpus_per_node)
+    parser.add_argument("--cores-per-node", type=options.count, default=Cluster.cores_per_node)
+    parser.add_argument("--gpus-per-node", type=options.count, default=Cluster.gpus_per_node)
     parser.add_argument("--assume", action="append", default=[], metavar="NAME=LOW,LIKELY,HIGH")
     parser.add_argument("--bench", type=Path, default=BENCH, help="measured rates")
     parser.add_argument("--json", type=Path, help="write the plan there too")

@@ -7,7 +7,6 @@ Run it again to continue after a stop: what is finished is not done again. Ends 
 and card.md. A mistake in recipe or input is one line on stderr and exit code 2.
 """
 
-import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,13 +14,12 @@ from pathlib import Path
 from data_prep.corpora import MAX_BAD
 from data_prep.pipeline import curate
 from data_prep.pipeline.parts import Engine
+from omnilib import options
 from omnilib.errors import UserError
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--recipe", required=True, help="a YAML file or the name of one in data_prep/recipes")
     parser.add_argument(
         "--manifest", type=Path, required=True, help="JSON lines; paths relative to its folder"
@@ -32,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         "--address", default=None, help="Ray cluster, e.g. auto (default: start one on this machine)"
     )
     parser.add_argument(
-        "--workers", type=int, default=None, help="processes or Ray actors (default: all cores)"
+        "--workers", type=options.count, default=None, help="processes or Ray actors (default: all cores)"
     )
     parser.add_argument(
         "--max-bad",

@@ -12,7 +12,6 @@ place, so a file in data/packages is whole; what is there already is checked and
 | kokoro-js 1.2.1 | npm | Apache-2.0 | 54 voices, 510 rows of 256 numbers each |
 """
 
-import argparse
 import hashlib
 import shutil
 import subprocess
@@ -24,6 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from omnilib import options
 from omnilib.data import sha256
 from omnilib.errors import DataError, MissingTool, UserError
 from omnilib.paths import DATA
@@ -196,9 +196,7 @@ def require(folder: Path = FOLDER) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=FOLDER)
     args = parser.parse_args(argv)
     try:

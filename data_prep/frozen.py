@@ -17,7 +17,6 @@ Mandarin 99 % are the same from 14 bits (118 kbit/s) as from 16 (148), 96 % from
     human      telephone prompts read by a person (asterisk-core-sounds-en, CC-BY-SA-3.0), test only
 """
 
-import argparse
 import gzip
 import re
 import shutil
@@ -30,6 +29,7 @@ from tqdm import tqdm
 
 from data_prep.engines import RATE
 from data_prep.open_plan import key_of
+from omnilib import options
 from omnilib.audio import TOKENIZER_RATE, resample
 from omnilib.data import load_segment, read_manifest, write_manifest
 from omnilib.errors import DataError, MissingTool, UserError
@@ -251,9 +251,7 @@ def write_sound(folder: Path, role: str, record: dict, wave: np.ndarray, rate: i
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--corpus", type=Path, default=DATA / "nano")
     parser.add_argument("--out", type=Path, default=ROOT / "data_prep" / "frozen")
     parser.add_argument(

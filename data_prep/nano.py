@@ -9,7 +9,6 @@ The plan is in `open_plan.py`, the building in `open_corpus.py`. `speakers.py` n
 part of the corpus, and all of it where Kokoro's packages are missing (one line says what is lost then).
 """
 
-import argparse
 import hashlib
 from pathlib import Path
 
@@ -24,9 +23,7 @@ def key_of(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=DATA / "nano")
     parser.add_argument(
         "--hours",

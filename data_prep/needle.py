@@ -18,7 +18,6 @@ and `needle.json` may be made again from it. A recording is encoded once a depth
 needle moves by its length.
 """
 
-import argparse
 import json
 import sys
 import time
@@ -29,6 +28,7 @@ import numpy as np
 
 from data_prep.brain_long import haystack, places, sentences
 from data_prep.brain_voices import Clip, Voices, speak
+from omnilib import options
 from omnilib.brain.ask import Brain, folder_of
 from omnilib.data import read_manifest, sha256
 from omnilib.errors import DataError, UserError
@@ -109,15 +109,13 @@ def run(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--scale", default="nano")
     parser.add_argument("--brain", type=Path, help="its folder (default: checkpoints/<scale>/brain)")
     parser.add_argument("--corpus", type=Path, default=DATA / "nano" / "manifest.jsonl")
     parser.add_argument("--minutes", default="1,5", help="lengths, for example 1,5,15,30,60,75")
-    parser.add_argument("--depths", type=int, default=11)
-    parser.add_argument("--recordings", type=int, default=5)
+    parser.add_argument("--depths", type=options.count, default=11)
+    parser.add_argument("--recordings", type=options.count, default=5)
     parser.add_argument("--engine", default="kokoro", help="who speaks the secrets")
     parser.add_argument("--voice", default="rms", help="of an engine with one voice")
     parser.add_argument("--reports", type=Path, default=REPORTS)
@@ -125,12 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.time()
     try:
         minutes = [float(m) for m in args.minutes.split(",")]
-        if not all(0 < m < 1000 for m in minutes) or args.depths < 1 or args.recordings < 1:
+        if not all(0 < m < 1000 for m in minutes):
             raise ValueError(args.minutes)
     except ValueError:
-        parser.error(
-            f"--minutes {args.minutes}: give lengths above 0, for example 1,5,15; depths, recordings at least 1"
-        )
+        parser.error(f"--minutes {args.minutes}: give lengths above 0, for example 1,5,15")
     try:
         folder = args.brain or folder_of(args.scale)
         records = [r for r in read_manifest(args.corpus) if r["split"] == "test" and r["language"] == "en"]

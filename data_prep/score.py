@@ -22,7 +22,6 @@ Writes metrics.json (the form of every report) with `filters`, `faults`, `copies
 and puts the headline figures into summary.json. Units: seconds. Intervals: 95 %, Wilson for shares, bootstrap for errors.
 """
 
-import argparse
 import json
 import shutil
 from collections import Counter, defaultdict
@@ -32,6 +31,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
+from omnilib import options
 from omnilib.errors import DataError, UserError
 from omnilib.eval.results import add_to_summary
 from omnilib.eval.wer import bootstrap
@@ -452,9 +452,7 @@ def render(result: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--wild", type=Path, required=True, help="folder of data_prep.wild")
     parser.add_argument("--curated", type=Path, required=True, help="--out of data_prep.curate")
     parser.add_argument("--report", type=Path, help="folder for metrics.json (default: print only)")

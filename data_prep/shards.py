@@ -14,7 +14,6 @@ again continues: a shard is complete or absent.
 Units: seconds.
 """
 
-import argparse
 import io
 import json
 import math
@@ -253,9 +252,7 @@ def card(lines: list[dict], manifest: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--manifest", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=options.positive, default=SECONDS, help="audio a shard holds")

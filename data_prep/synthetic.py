@@ -14,7 +14,6 @@ so a stopped run goes on where it was. The manifest then takes the same way as r
 Units: seconds; waves (T,) float32 in [-1, 1].
 """
 
-import argparse
 import base64
 import hashlib
 import io
@@ -524,9 +523,7 @@ def build(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--conversations", type=Path, nargs="+", required=True, help="JSONL files")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--hours", type=options.positive, required=True, help="about so much speech")

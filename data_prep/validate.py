@@ -7,7 +7,6 @@ Checked: checksums, missing audio, wrong duration or rate, empty or wrong-script
 voices contradict, test sentences in training. Reasons are short words, so that a fix can select by them.
 """
 
-import argparse
 import json
 import re
 import sys
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from data_prep.pipeline.files import file_digest, read_json
 from data_prep.pipeline.join import number_of
 from data_prep.pipeline.manifest import DEFAULTS, BadRow, rows
+from omnilib import options
 from omnilib.errors import DataError, UserError
 from omnilib.recording import BadRecording, missing_seconds, opened
 
@@ -175,9 +175,7 @@ def validate(path: Path, report: Path | None = None) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("path", type=Path, help="a manifest.jsonl or a folder of shards")
     parser.add_argument(
         "--report", type=Path, default=None, help="write every problem to this file (JSON lines)"

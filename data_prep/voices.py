@@ -7,12 +7,12 @@ Kokoro's: a or b for American or British, z for Mandarin, f or m for a woman's o
 default. Held-out voices are left to the evaluation.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
 
 from data_prep.frozen import nearest, write_sound
+from omnilib import options
 from omnilib.data import load_segment, read_manifest
 from omnilib.errors import DataError, in_one_line
 from omnilib.paths import CHECKPOINTS, DATA
@@ -73,9 +73,7 @@ def write_voices(corpus: Path, out: Path) -> dict[str, dict]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--corpus", type=Path, default=DATA / "nano")
     parser.add_argument("--out", type=Path, default=CHECKPOINTS / "nano" / "voices")
     args = parser.parse_args(argv)

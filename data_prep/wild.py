@@ -24,7 +24,6 @@ sentence|turn|sound|file, "start", "end" of the speech in seconds, "speech": [[s
 Shapes: T samples, float32, mono, 24 kHz.
 """
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -40,6 +39,7 @@ from tqdm import tqdm
 
 from data_prep.pipeline.files import dump
 from data_prep.steps.levels import frame_levels
+from omnilib import options
 from omnilib.data import read_manifest
 from omnilib.errors import ConfigError, DataError, UserError
 from omnilib.eval.wer import line_rates
@@ -683,12 +683,10 @@ def describe(truth: dict) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--hours", type=float, default=3.0)
     parser.add_argument("--minutes", type=float, help="instead of --hours")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=options.seed, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args(argv)
     try:

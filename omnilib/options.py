@@ -10,12 +10,25 @@ import sys
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose mistakes are one line on standard error, exit code 2."""
+    """An argument parser whose mistakes are one line on standard error, exit code 2. The description keeps its lines."""
+
+    def __init__(self, *args, **kwargs):
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("prog", program())
+        super().__init__(*args, **kwargs)
 
     def error(self, message: str) -> None:
-        words = " ".join(message.splitlines())
-        print(f"{self.prog.split()[0]}: {words} (see `{self.prog} --help`)", file=sys.stderr)
+        words, who = " ".join(message.splitlines()), self.prog.split()[0]
+        name = "error" if who == "python" else who
+        print(f"{name}: {words} (see `{self.prog} --help`)", file=sys.stderr)
         raise SystemExit(2)
+
+
+def program() -> str | None:
+    """How this process was started, where it was by `python -m` of ours."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    ours = spec is not None and spec.name.startswith(("omnilib.", "data_prep."))
+    return f"python -m {spec.name.removesuffix('.__main__')}" if ours else None
 
 
 def seed(text: str) -> int:
@@ -44,6 +57,11 @@ def count(text: str) -> int:
     return value
 
 
+def count_or_none(text: str) -> int:
+    """How many: 0 is allowed."""
+    return int(text) if text == "0" else count(text)
+
+
 def number(text: str) -> float:
     """Neither nan nor infinite."""
     value = float(text)
@@ -60,7 +78,7 @@ def positive(text: str) -> float:
     return value
 
 
-for whole in (seed, count):
+for whole in (seed, count, count_or_none):
     whole.__name__ = "whole number"  # argparse: "invalid whole number value: 'x'"
 for real in (temperature, number, positive):
     real.__name__ = "number"

@@ -10,6 +10,7 @@ ACCEPTED = {
     "seed": {"0": 0, "9223372036854775807": 2**63 - 1},
     "temperature": {"0": 0.0, "0.3": 0.3, "1e9": 1e9},
     "count": {"1": 1, "64": 64},
+    "count_or_none": {"0": 0, "64": 64},
     "number": {"-1.5": -1.5, "1e3": 1000.0},
     "positive": {"0.01": 0.01, "45": 45.0},
 }
@@ -17,6 +18,7 @@ REFUSED = {
     "seed": ["-1", "9223372036854775808", "99999999999999999999", "1.5", "one", ""],
     "temperature": ["-0.1", "nan", "inf", "-inf", "warm", ""],
     "count": ["0", "-2", "1.5", "many"],
+    "count_or_none": ["-1", "0.5", "none"],
     "number": ["nan", "inf", "-inf", "x"],
     "positive": ["0", "-1", "nan", "inf", "x"],
 }
@@ -55,3 +57,16 @@ def test_parsers_of_commands_within_commands_are_of_the_same_kind():
     assert isinstance(commands.add_parser("speak"), options.Parser) and issubclass(
         options.Parser, argparse.ArgumentParser
     )
+
+
+def test_a_module_of_ours_is_named_as_it_was_started(monkeypatch):
+    import sys
+    from importlib.machinery import ModuleSpec
+    from types import SimpleNamespace
+
+    started = SimpleNamespace(__spec__=ModuleSpec("omnilib.serve.__main__", None))
+    monkeypatch.setitem(sys.modules, "__main__", started)
+    assert options.Parser().prog == "python -m omnilib.serve"
+    assert options.Parser(prog="omni").prog == "omni"
+    started.__spec__ = ModuleSpec("pytest.__main__", None)
+    assert not options.Parser().prog.startswith("python -m")

@@ -13,7 +13,6 @@ The rate of all steps together is stated twice: per hour of sound that reaches e
 counted), and per hour of raw recording, of which a quarter is pauses here.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -32,6 +31,7 @@ from data_prep import frozen
 from data_prep.pipeline import STEPS, Audio, load_recipe
 from data_prep.pipeline.parts import advance
 from data_prep.shards import write_shards
+from omnilib import options
 from omnilib.data import read_manifest, write_manifest
 from omnilib.errors import UserError
 from omnilib.eval.results import add_to_summary
@@ -224,9 +224,7 @@ def bench(minutes: float, wanted: list[str] | None = None) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument(
         "--steps", nargs="+", choices=[*BENCHED, "shards"], default=None, help="report these only"

@@ -7,7 +7,6 @@ peak resident memory is what a worker of a cluster must have; imports of torch a
 frozen recordings again and again, each time at another speed, so that it does not hold the same sound twice.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -24,6 +23,7 @@ import soxr
 
 from data_prep.bench.curation import RATE, alone, recordings
 from data_prep.pipeline import curate
+from omnilib import options
 from omnilib.data import write_manifest
 from omnilib.errors import UserError
 from omnilib.paths import REPORTS
@@ -90,9 +90,7 @@ def curate_one(hours: float) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--hours", type=float, nargs="+", default=[1.0, 8.0])
     parser.add_argument("--out", type=Path, default=REPORTS / "nano" / "curation" / "memory.json")
     args = parser.parse_args(argv)

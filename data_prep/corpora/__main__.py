@@ -1,6 +1,5 @@
 """`python -m data_prep.corpora [name]`: the table of corpora, or the manifest of one of them."""
 
-import argparse
 from itertools import islice
 from pathlib import Path
 
@@ -20,7 +19,7 @@ def overview() -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m data_prep.corpora", description=__doc__)
+    parser = options.Parser(prog="python -m data_prep.corpora", description=__doc__)
     parser.add_argument("name", nargs="?", help=f"one of {', '.join(CORPORA)}; without it, a table of them")
     parser.add_argument("--root", type=Path, help="folder of the downloaded corpus")
     parser.add_argument("--out", type=Path, help="folder of the manifest (default: the root)")

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from omnilib import options
 from omnilib.brain.ask import Brain, folder_of
 from omnilib.brain.decode import AnswerSettings
 from omnilib.brain.fast_decode import WEIGHTS, FastDecoder
@@ -187,15 +188,13 @@ def headlines(rows: Sequence[dict]) -> dict[str, dict]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--scale", default="nano")
     parser.add_argument("--weights", default="int8", choices=WEIGHTS, help="of the fast decoder, for --cost")
-    parser.add_argument("--tokens", type=int, default=64, help="of each answer, for --speed")
-    parser.add_argument("--rounds", type=int, default=6, help="for --speed")
+    parser.add_argument("--tokens", type=options.count, default=64, help="of each answer, for --speed")
+    parser.add_argument("--rounds", type=options.count, default=6, help="for --speed")
     parser.add_argument(
         "--seconds", type=float, action="append", help="lengths of --cost (default: 1 to 4500)"
     )

@@ -15,7 +15,6 @@ second of speech. `train_mfu` is the share of the peak that training reaches, 6 
 12 layers x width x length for attention (PaLM, arXiv 2204.02311, appendix B).
 """
 
-import argparse
 import json
 import os
 import sys
@@ -28,6 +27,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from omnilib import config as configs
+from omnilib import options
 from omnilib.bench import roofline
 from omnilib.bench.roofline import DEVICES, GOOD, Device, Reach, seconds
 from omnilib.device import check_device
@@ -408,7 +408,7 @@ def estimate(size: str, sheet: Device, length: float = 20.0, rows: int = 256) ->
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = options.Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="nano")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu (with --size tiny)")
     parser.add_argument(

@@ -11,7 +11,6 @@ transcript, a client that vanishes, a body that is refused), and records the res
 tenth: `serve_memory_growth_mb` is the last quarter over the second one.
 """
 
-import argparse
 import base64
 import io
 import json
@@ -28,7 +27,7 @@ import soundfile
 
 from omnilib.errors import UserError
 from omnilib.eval.results import add_bench
-from omnilib.options import Parser, count
+from omnilib.options import Parser, count, count_or_none
 from omnilib.paths import REPORTS
 from omnilib.provenance import stamp, write_json
 from omnilib.speak import TextToSpeech
@@ -215,12 +214,13 @@ def measure(scale: str, clients: list[int], requests: int, memory: int) -> dict:
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, or 2 (a mistake)."""
-    parser = Parser(prog="python -m omnilib.bench.serve", description=__doc__.splitlines()[0])
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", default="nano")
     parser.add_argument("--clients", type=count, nargs="+", default=[1, 4, 16])
     parser.add_argument("--requests", type=count, default=2, help="of each client")
-    parser.add_argument("--memory", type=int, default=0, metavar="N", help="requests for the memory curve")
+    parser.add_argument(
+        "--memory", type=count_or_none, default=0, metavar="N", help="requests for the memory curve"
+    )
     parser.add_argument(
         "--output", default=str(REPORTS / "nano" / "serve.json"), help="a file, or - to print"
     )

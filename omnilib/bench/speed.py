@@ -17,7 +17,6 @@ a second of nano at batch 16 over those at batch 1, both ours), `speed_codec_ful
 `speed_first_tokens`; every batch and precision under `mouth`, bytes under `memory`.
 """
 
-import argparse
 import json
 import os
 import platform
@@ -30,6 +29,7 @@ from statistics import median
 
 import torch
 
+from omnilib import options
 from omnilib.bench import plain_codec, speed_codec
 from omnilib.bench.plain_mouth import PlainMouth
 from omnilib.errors import UserError, in_one_line
@@ -240,10 +240,12 @@ def machine() -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = options.Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--tiny", action="store_true", help="tiny networks, a few seconds")
     parser.add_argument("--only", choices=PARTS, help="one part")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (default 1: CPU time is measured)")
+    parser.add_argument(
+        "--threads", type=options.count, default=1, help="of torch (default 1: CPU time is measured)"
+    )
     parser.add_argument("--out", type=Path, help="a file for the JSON, beside standard output")
     args = parser.parse_args()
     torch.set_num_threads(max(1, args.threads))

@@ -11,7 +11,6 @@ encoder and vocoder, where less is gained, weigh more with one. Streaming pieces
 prompt's share is counted.
 """
 
-import argparse
 import copy
 import json
 import math
@@ -24,6 +23,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from omnilib import options
 from omnilib.bench import plain_codec
 from omnilib.errors import in_one_line
 from omnilib.voice.codec import Codec, CodecSettings, Voice
@@ -151,7 +151,7 @@ def measure(tiny: bool) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = options.Parser(description=__doc__.split("\n")[0])
     parser.add_argument("--tiny", action="store_true", help="tiny networks, a few seconds")
     print(json.dumps(measure(parser.parse_args().tiny), indent=2))
 

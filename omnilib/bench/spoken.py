@@ -31,6 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import NormalDist
 
+from omnilib import options
 from omnilib.errors import UserError
 from omnilib.paths import ROOT
 
@@ -223,7 +224,7 @@ def measure(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = options.Parser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--systems", default="ours,wetext", help="comma-separated: ours, wetext, nemo, former"
     )

@@ -9,7 +9,6 @@ aims are about, how many points codec and speech lie over recordings: the differ
 difference of two rates, each with its own interval.
 """
 
-import argparse
 import json
 import shutil
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from omnilib import options
 from omnilib.errors import DataError, UserError, in_one_line
 from omnilib.eval.results import add_to_summary
 from omnilib.eval.wer import bootstrap
@@ -107,9 +107,7 @@ def collect(run: Path, reports: Path, scale: str) -> dict[str, dict]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="--reports folder of the evaluation")
     parser.add_argument("--reports", type=Path, default=REPORTS)
     parser.add_argument("--scale", default="nano")

@@ -15,7 +15,6 @@ be joined. Rates have exact binomial intervals, error rates bootstrap ones over 
 runs on one machine give the same file. A stopped run goes on where it was (`runs/brain_eval/`).
 """
 
-import argparse
 import json
 import sys
 import time
@@ -25,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from omnilib import options
 from omnilib.brain.ask import Brain, folder_of, turn
 from omnilib.data import sha256
 from omnilib.errors import DataError, UserError, in_one_line
@@ -303,14 +303,14 @@ def measure(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--scale", default="nano")
     parser.add_argument("--brain", type=Path, help="its folder (default: checkpoints/<scale>/brain)")
     parser.add_argument("--part", action="append", choices=("asr", "sqa", "see"), help="(default: all)")
     parser.add_argument(
-        "--most", type=int, help="samples of each measure, for a look: nothing is written to reports/"
+        "--most",
+        type=options.count,
+        help="samples of each measure, for a look: nothing is written to reports/",
     )
     parser.add_argument("--samples", type=Path, default=SAMPLES)
     parser.add_argument("--frozen", type=Path, default=FROZEN)

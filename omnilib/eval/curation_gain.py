@@ -13,7 +13,6 @@ tokenizer's own head. A finished run is kept in --work.
 Writes reports/nano/curation_gain/metrics.json (chapter 01 draws it).
 """
 
-import argparse
 import json
 import time
 from dataclasses import replace
@@ -24,8 +23,9 @@ import torch
 from safetensors.torch import save_file
 
 from omnilib import config as configs
+from omnilib import options
 from omnilib.data import FIELDS, read_manifest, sha256, write_manifest
-from omnilib.errors import ConfigError, DataError, in_one_line
+from omnilib.errors import DataError, in_one_line
 from omnilib.eval.stage2_grid import fingerprint, fit, summarise
 from omnilib.mouth.rows import layout_of
 from omnilib.paths import DATA, REPORTS, ROOT, RUNS
@@ -135,20 +135,16 @@ def record(run, gain: dict) -> dict[str, list[dict]]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--raw", type=Path, required=True, help="--out of data_prep.curate --recipe raw")
     parser.add_argument("--curated", type=Path, required=True, help="--out of data_prep.curate --recipe wild")
     parser.add_argument("--config", default="ablations/stage2_grid")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=options.count, default=300)
+    parser.add_argument("--seeds", type=options.count, default=1)
     parser.add_argument("--out", type=Path, default=REPORTS / "nano" / "curation_gain")
     parser.add_argument("--work", type=Path, default=RUNS / "curation_gain")
     args = parser.parse_args(argv)
-    if args.steps < 1 or args.seeds < 1:
-        raise ConfigError("--steps and --seeds must be at least 1")
     started, runs = time.time(), []
     fixed = [*args.overrides, f"steps={args.steps}", f"warmup={max(1, args.steps // 10)}"]
     config = configs.load(Config, args.config, fixed)

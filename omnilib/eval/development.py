@@ -7,7 +7,6 @@ Needs the corpus in data/. copy: a recording's own mel through the vocoder; code
 its speaker. Of a few hundred words the intervals it prints are several points wide: one run that looks better by a point is none.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from omnilib import options
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, resample
 from omnilib.data import load_segment, read_manifest
 from omnilib.errors import DataError, UserError, in_one_line
@@ -119,9 +119,7 @@ def table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument(
         "--checkpoints",
         type=Path,
@@ -138,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--manifest", type=Path, default=DATA / "nano" / "manifest.jsonl")
     parser.add_argument("--speakers", nargs="*", default=[], help="of these only")
     parser.add_argument("--systems", nargs="*", choices=SYSTEMS, default=SYSTEMS, help="these only")
-    parser.add_argument("--lines", type=int, default=20, help="of each speaker")
+    parser.add_argument("--lines", type=options.count, default=20, help="of each speaker")
     parser.add_argument("--out", type=Path, help="write the table there, as JSON")
     args = parser.parse_args(argv)
     try:

@@ -9,7 +9,6 @@ and the judge listens. Babble: the transcript goes on after the last word of the
 shares of sentences with Wilson's 95 % interval.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,6 +18,7 @@ import torch
 from scipy.stats import binomtest
 from tqdm import tqdm
 
+from omnilib import options
 from omnilib.audio import VOICE_RATE
 from omnilib.errors import UserError, in_one_line
 from omnilib.eval.frozen import FOLDER, Frozen, Line
@@ -125,14 +125,12 @@ def heard(wave: torch.Tensor, line: Line, judge: Whisper) -> tuple[bool, bool]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--scale", default="nano")
     parser.add_argument("--frozen", type=Path, default=FOLDER)
     parser.add_argument("--reports", type=Path, default=REPORTS)
-    parser.add_argument("--english", type=int, default=28, help="sentences")
-    parser.add_argument("--chinese", type=int, default=12, help="sentences")
+    parser.add_argument("--english", type=options.count_or_none, default=28, help="sentences")
+    parser.add_argument("--chinese", type=options.count_or_none, default=12, help="sentences")
     args = parser.parse_args(argv)
     try:
         speaker, frozen, judge = TextToSpeech.load(args.scale), Frozen(args.frozen), Whisper()

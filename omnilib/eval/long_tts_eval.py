@@ -11,7 +11,6 @@ The paper judges en with Whisper-large-v3 and zh with Paraformer-zh; any object 
 The nano long-form measures (voice drift, error along the text) are here too: same texts, same cuts.
 """
 
-import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 from rapidfuzz.distance import Levenshtein
 
+from omnilib import options
 from omnilib.audio import load_wave
 from omnilib.errors import AudioError, DataError, UserError, in_one_line
 from omnilib.eval.judges import RATE, SpeakerJudge, Whisper
@@ -155,9 +155,7 @@ def end_over_beginning(
 
 def main(argv: Iterable[str] | None = None) -> None:
     """Judge a folder of waves."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--split", required=True, choices=SPLITS)
     parser.add_argument("--folder", type=Path, required=True, help="holds samples/<split>/<id>.wav")

@@ -13,7 +13,6 @@ runs/longform/, so a stopped hour loses one pass at most. Writes reports/<scale>
 The figures go to summary.json too. `figures` makes them from those rows alone, so they can be counted again without a model.
 """
 
-import argparse
 import hashlib
 import json
 import sys
@@ -27,6 +26,7 @@ import torch
 from rapidfuzz.distance import Levenshtein
 from tqdm import tqdm
 
+from omnilib import options
 from omnilib.audio import TOKENIZER_RATE, resample
 from omnilib.errors import AudioError, DataError, UserError, in_one_line
 from omnilib.eval.frozen import FOLDER, Frozen
@@ -257,14 +257,12 @@ def write(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--minutes", type=int, choices=LENGTHS, default=LENGTHS[0])
     parser.add_argument("--scale", default="nano", help="checkpoints/<scale>")
     parser.add_argument("--frozen", type=Path, default=FOLDER)
     parser.add_argument("--reports", type=Path, default=REPORTS)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=options.seed, default=0)
     args = parser.parse_args(argv)
     started = time.perf_counter()
     try:

@@ -11,7 +11,6 @@ Writes under reports/<scale>/: eval/metrics.json, eval/utterances.jsonl, eval/lo
 eval/provenance.json, eval/timings.json, summary.json and timings.json (see `results.py`).
 """
 
-import argparse
 import os
 import sys
 import time
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from omnilib import report
+from omnilib import options, report
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, save_wave
 from omnilib.errors import AudioError, UserError, in_one_line
 from omnilib.eval import cloning, naturalness, rtf, similarity
@@ -582,18 +581,16 @@ def write(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; a full run with the plain settings writes reports/, any other one runs/."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--scale", default="nano", help="checkpoints/<scale>")
     parser.add_argument("--frozen", type=Path, default=FOLDER)
     parser.add_argument(
         "--reports", type=Path, help="default: reports/, or runs/reports/ with any other flag given"
     )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--limit", type=int, help="lines a language and role")
+    parser.add_argument("--limit", type=options.count, help="lines a language and role")
     parser.add_argument("--temperature", type=float, help="default: the checkpoint's")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=options.seed, default=0)
     parser.add_argument("--waves", type=Path, help="keep every wave made in this folder")
     args = parser.parse_args(argv)
     partial = args.limit is not None or set(args.parts) != set(PARTS)

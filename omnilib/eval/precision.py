@@ -15,7 +15,6 @@ default where the interval of neither difference lies wholly on the worse side o
 chunk repeated.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from omnilib import options
 from omnilib.audio import TOKENIZER_RATE
 from omnilib.errors import AudioError, UserError, in_one_line
 from omnilib.eval.ends import choose
@@ -143,14 +143,12 @@ def allowed(found: dict[str, dict]) -> dict[str, bool]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--scale", default="nano")
     parser.add_argument("--frozen", type=Path, default=FOLDER)
     parser.add_argument("--reports", type=Path, default=REPORTS)
-    parser.add_argument("--english", type=int, default=40, help="sentences")
-    parser.add_argument("--chinese", type=int, default=20, help="sentences")
+    parser.add_argument("--english", type=options.count_or_none, default=40, help="sentences")
+    parser.add_argument("--chinese", type=options.count_or_none, default=20, help="sentences")
     args = parser.parse_args(argv)
     started = time.time()
     try:

@@ -12,7 +12,6 @@ Published tables use Whisper-large-v3 (en), Paraformer-zh (zh) and a WavLM-large
 their ids are written beside the figures: only equal judges compare.
 """
 
-import argparse
 import json
 import re
 import string
@@ -20,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from omnilib import options
 from omnilib.audio import load_wave
 from omnilib.errors import DataError, UserError
 from omnilib.eval.judges import RATE, SpeakerJudge, Whisper
@@ -112,9 +112,7 @@ def figure(values: Sequence[float], judge: str) -> dict:
 
 def main(argv: Iterable[str] | None = None) -> None:
     """Judge a folder of waves."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--meta", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True, help="holds <id>.wav")
     parser.add_argument("--language", required=True, choices=("en", "zh"))

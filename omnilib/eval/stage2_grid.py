@@ -10,7 +10,6 @@ is kept in --work; start the script again to go on after a stop.
 Writes reports/nano/stage2_grid/metrics.json (chapter 06 draws it).
 """
 
-import argparse
 import hashlib
 import json
 import time
@@ -21,8 +20,8 @@ from pathlib import Path
 import torch
 
 from omnilib import config as configs
-from omnilib import frozen
-from omnilib.errors import ConfigError, in_one_line
+from omnilib import frozen, options
+from omnilib.errors import in_one_line
 from omnilib.eval.probes import phoneme_errors, speak_records
 from omnilib.mouth.decode import DecodeSettings
 from omnilib.mouth.rows import layout_of
@@ -129,18 +128,14 @@ def fingerprint(config: Config) -> str:
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--config", default="ablations/stage2_grid")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--steps", type=options.count, default=300)
+    parser.add_argument("--seeds", type=options.count, default=1)
     parser.add_argument("--out", type=Path, default=REPORTS / "nano" / "stage2_grid")
     parser.add_argument("--work", type=Path, default=RUNS / "stage2_grid")
     args = parser.parse_args(argv)
-    if args.steps < 1 or args.seeds < 1:
-        raise ConfigError("--steps and --seeds must be at least 1")
     started, runs = time.time(), []
     warmup = max(1, args.steps // 10)
     fixed = [*args.overrides, f"steps={args.steps}", f"warmup={warmup}"]

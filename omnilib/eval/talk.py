@@ -16,7 +16,6 @@ answers are longer. Every answer leaves a row of times and one of texts, every s
 figures from them alone. Figures of speed belong to the machine that measured them and go to timings.json.
 """
 
-import argparse
 import json
 import random
 import sys
@@ -29,6 +28,7 @@ from pathlib import Path
 
 import torch
 
+from omnilib import options
 from omnilib.brain.ask import Brain, folder_of
 from omnilib.data import sha256
 from omnilib.errors import DataError, UserError
@@ -343,14 +343,14 @@ def write(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--scale", default="nano")
-    parser.add_argument("--most", type=int, help="questions, for a look: nothing is written to reports/")
+    parser.add_argument(
+        "--most", type=options.count, help="questions, for a look: nothing is written to reports/"
+    )
     parser.add_argument("--samples", type=Path, default=SAMPLES)
     parser.add_argument("--reports", type=Path, default=REPORTS)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments of the stops")
+    parser.add_argument("--seed", type=options.seed, default=0, help="of the moments of the stops")
     args = parser.parse_args(argv)
     started = time.time()
     try:

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from omnilib import config as configs
-from omnilib import storage
+from omnilib import options, storage
 from omnilib.data import sha256
 from omnilib.errors import CheckpointError, ConfigError, DataError, UserError
 from omnilib.seed import seed_everything as seed_everything  # scripts import it from here
@@ -38,7 +38,7 @@ from omnilib.text import save_tokenizer
 
 def parse_args(doc: str, argv: list[str] | None = None) -> argparse.Namespace:
     """The flags every training script takes."""
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = options.Parser(description=doc)
     parser.add_argument("--config", required=True, help="name in omnilib/configs, or a YAML file")
     parser.add_argument("--set", dest="overrides", nargs="*", default=[], metavar="KEY=VALUE")
     parser.add_argument(

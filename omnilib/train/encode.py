@@ -12,7 +12,6 @@ killed run goes on where it was; one single-thread process a core. Parts carry t
 folder's name: nothing stale is ever reused.
 """
 
-import argparse
 import hashlib
 import os
 import shutil
@@ -28,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from omnilib import config as configs
+from omnilib import options
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, log_mel_128, mel_80, resample
 from omnilib.data import load_segment, read_manifest, sha256
 from omnilib.errors import CheckpointError, DataError, UserError, in_one_line
@@ -309,9 +309,7 @@ def export(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.Parser(description=__doc__)
     parser.add_argument("--manifest", required=True, type=Path)
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--tokenizer", type=Path, help="tokenizer checkpoint folder: write codes")
@@ -324,8 +322,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--split", help="only this split")
     parser.add_argument("--part", help="only this part of the corpus (synthetic, raw)")
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only every Nth record")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--every", type=options.count, default=1, metavar="N", help="only every Nth record")
+    parser.add_argument("--processes", type=options.count, default=os.cpu_count() or 1)
     parser.add_argument(
         "--device", choices=BATCH_SECONDS, default="cpu", help="of the model; a few processes keep a GPU busy"
     )

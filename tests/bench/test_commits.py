@@ -24,9 +24,7 @@ def test_this_commit_against_itself(tmp_path, monkeypatch, capsys):
 
 
 def test_ratios_are_of_rounds():
-    rounds = [
-        ({name: a for name in commits.FIGURES}, {name: 1.0 for name in commits.FIGURES}) for a in (2, 9, 4)
-    ]
+    rounds = [(dict.fromkeys(commits.FIGURES, a), dict.fromkeys(commits.FIGURES, 1.0)) for a in (2, 9, 4)]
     assert commits.compare(rounds)["rtf_hift"] == {"first": 4, "second": 1.0, "ratio": 4, "spread": [2, 9]}
 
 
