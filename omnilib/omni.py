@@ -37,7 +37,8 @@ from omnilib.bridge import SameIds, Words, same_vocabulary
 from omnilib.errors import UserError
 from omnilib.history import Turn
 from omnilib.mouth.passes import fit
-from omnilib.pacing import Pace, Plan
+from omnilib.pacing import Pace
+from omnilib.plan import Plan
 from omnilib.speak import Reference, TextToSpeech
 from omnilib.tracks import Mouth, Piece, Reply, Sound, WarmVoices, Writer
 from omnilib.voice.codec import MelStream

@@ -15,7 +15,8 @@ from omnilib.brain.config import smoke_config
 from omnilib.brain.inputs import BrainProcessor
 from omnilib.brain.mllm import Brain as BrainModel
 from omnilib.omni import Omni
-from omnilib.pacing import Listener, Pace, Plan, Span, underruns
+from omnilib.pacing import Listener, Pace, Span, underruns
+from omnilib.plan import Plan
 from omnilib.speak import TextToSpeech
 from tests.brain import reference
 from tests.tiny import write_checkpoints

@@ -10,15 +10,11 @@ Shapes: B batch, C = 2 B with guidance, F frames, M mels.
 """
 
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from omnilib.captured import Captured, Record
-
-if TYPE_CHECKING:
-    from omnilib.voice.flow import FlowMatching
 
 FRAMES = 128  # a recording is for a multiple of so many frames
 STEPS = 64  # Euler steps at most
@@ -34,7 +30,7 @@ class CapturedSteps:
     """The fixed tensors of one shape, and the step over them.
 
     Args:
-        matching: the flow, in eval mode.
+        matching: `flow.FlowMatching`, in eval mode.
         batch, frames: B and F.
         like: a tensor of the device and type that x has.
         masked: whether rows may be shorter than F. Without a mask attention takes its fastest kernel.
@@ -44,7 +40,7 @@ class CapturedSteps:
 
     def __init__(
         self,
-        matching: "FlowMatching",
+        matching: nn.Module,
         batch: int,
         frames: int,
         like: Tensor,
@@ -113,7 +109,7 @@ class Recordings:
     @torch.inference_mode()
     def solve(
         self,
-        matching: "FlowMatching",
+        matching: nn.Module,
         x: Tensor,
         mu: Tensor,
         speaker: Tensor,

@@ -10,17 +10,13 @@ Shapes: S Euler steps, C batch (2 with guidance), H heads, K cache frames, T fra
 """
 
 from threading import Lock
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from omnilib.captured import Captured, Record, room
 from omnilib.voice.captured_flow import addresses
 from omnilib.voice.causal import Cache
-
-if TYPE_CHECKING:
-    from omnilib.voice.flow import FlowMatching
 
 CAPACITY = 1536  # frames of a stream: prompt, block and context of the default settings
 
@@ -48,7 +44,7 @@ class ChunkSteps:
     """The fixed tensors of one stream, and the step over them.
 
     Args:
-        matching: the flow, in eval mode.
+        matching: `flow.FlowMatching`, in eval mode.
         like: plain cache of one step, for the sizes.
         x: (1, T, M) of the right type and device.
         steps: S.
@@ -57,7 +53,7 @@ class ChunkSteps:
 
     def __init__(
         self,
-        matching: "FlowMatching",
+        matching: nn.Module,
         like: Cache,
         x: Tensor,
         steps: int,
@@ -141,7 +137,7 @@ class Streams:
         return Streams, ()
 
     def take(
-        self, matching: "FlowMatching", like: Cache, x: Tensor, steps: int, record: Record | None
+        self, matching: nn.Module, like: Cache, x: Tensor, steps: int, record: Record | None
     ) -> tuple[tuple, ChunkSteps] | None:
         """One with its key, for `put`; None when its caches would not fit into the memory that is free."""
         sizes = tuple(shapes(like, steps, CAPACITY))
