@@ -39,6 +39,7 @@ from omnilib.mouth.speechlm import SpeechLM, SpeechLMConfig
 from omnilib.mouth.step import Stepper
 from omnilib.paths import CHECKPOINTS
 from omnilib.provenance import write_json
+from omnilib.report.headlines import HEADLINES
 from omnilib.voice.flow import FlowConfig
 from omnilib.voice.hift import HiFTConfig, noise_at
 from omnilib.weights import speechlm_preset
@@ -256,7 +257,8 @@ def main() -> None:
 
     found = measure(args.tiny, (args.only,) if args.only else PARTS, save)
     if args.out and not args.tiny:
-        add_bench(args.out, found["metrics"])
+        shown = {key: entry for key, entry in found["metrics"].items() if key in HEADLINES}
+        add_bench(args.out, shown)
     print(json.dumps(found, indent=2))
 
 
