@@ -16,6 +16,7 @@ import math
 import os
 import pickle
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -50,7 +51,14 @@ def parse_args(doc: str, argv: list[str] | None = None) -> argparse.Namespace:
 def run_script(doc: str, kind: type, train: Callable, argv: list[str] | None = None) -> dict[str, float]:
     """The `main` of a training script: settings from a config of this kind, then `train(config, out)`; its metrics."""
     args = parse_args(doc, argv)
-    return train(configs.load(kind, args.config, args.overrides), args.out)
+    metrics = train(configs.load(kind, args.config, args.overrides), args.out)
+    if (
+        int(os.environ.get("WORLD_SIZE", "1")) > 1
+    ):  # all is written; torch's threads may abort a process that ends by itself
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    return metrics
 
 
 def lr_at(step: int, total: int, peak: float, warmup: int, floor: float = 0.05) -> float:
