@@ -221,7 +221,8 @@ def headlines(found: dict) -> dict[str, dict]:
     entries = {}
     for key, figure in found.items():
         if isinstance(figure, dict) and "ratio" in figure:
-            entries[key] = {"value": figure["ratio"], "n": figure["rounds"], "ci95": figure["spread"]}
+            spread = figure["spread"] if figure["rounds"] > 1 else None
+            entries[key] = {"value": figure["ratio"], "n": figure["rounds"], "ci95": spread}
         elif key in ("speed_first_tokens", "speed_stream_exponent"):
             entries[key] = {"value": figure, "n": 1, "ci95": None}
     return entries
