@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omnilib.paths import REPORTS
 from omnilib.provenance import read_stamp
-from omnilib.report.headlines import HEADLINES, load_summary, number, read_metrics
+from omnilib.report.headlines import HEADLINES, is_timing, load_summary, number, read_metrics
 from omnilib.report.html import markdown_table
 
 EVAL = "python -m omnilib.eval.nano"
@@ -25,7 +25,20 @@ CURATION = (
     "python -m data_prep.curate --recipe wild --manifest data/wild/manifest.jsonl --out runs/wild && "
     "python -m data_prep.score --wild data/wild --curated runs/wild --report runs/curation"
 )
+SPEED = "python -m omnilib.bench.speed --out reports/nano/speed.json"
+OTHERS = {  # beginning of a headline's name -> what measures it, where that is not the evaluation
+    "speed_": SPEED,
+    "serve_": "python -m omnilib.bench.serve",
+    "long10_": "python -m omnilib.eval.longform --minutes 10",
+    "long60_": "python -m omnilib.eval.longform --minutes 60",
+    **dict.fromkeys(("brain_seconds", "brain_memory"), "python -m omnilib.bench.brain --cost"),
+    **dict.fromkeys(("brain_tokens", "brain_speedup"), "python -m omnilib.bench.brain --speed"),
+    **dict.fromkeys(("brain_", "whisper_"), "python -m omnilib.eval.brain"),
+    "needle_": "python -m data_prep.needle",
+    "omni_": "python -m omnilib.eval.talk",
+}
 COST = {
+    SPEED: (15, 8),
     ALL_LINES: (35, 4),
     CURATION: (45, 4),
     "make retrain": (720, 8),
@@ -68,7 +81,7 @@ LIBRARY = (
 
 def tolerance_of(key: str) -> str:
     """How far another machine may be from a headline figure."""
-    if key.startswith(("rtf", "ttfs", "curation_audio", "retrain")):
+    if is_timing(key, {}) or key.startswith(("curation_audio", "retrain", "brain_memory")):
         return "a time: other machines differ"
     if key.startswith(("wer", "zh", "long_wer", "clone", "everyday")):
         return "2 points (the judge's arithmetic differs between processors)"
@@ -81,6 +94,9 @@ def command_of(key: str) -> str:
     """What measures a headline figure."""
     if key.endswith("_all"):
         return ALL_LINES
+    for beginning, command in OTHERS.items():
+        if key.startswith(beginning):
+            return command
     if key == "curation_audio_hours_per_hour_no_asr":
         return "python -m data_prep.bench.curation"
     return CURATION if key.startswith("curation") else "make retrain" if key == "retrain_hours" else EVAL

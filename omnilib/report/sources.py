@@ -263,12 +263,12 @@ def check(reports: Path = REPORTS, scale: str = "nano") -> dict[str, list[str]]:
 
 
 def notes(reports: Path = REPORTS, scale: str = "nano") -> list[tuple[str, str, str]]:
-    """(result, date, reason) of every result that is kept although its code or data changed."""
+    """(result, date, reason) of every result that is kept although its code or data changed; what was said twice, once."""
     found = []
     for path in sorted((reports / scale).glob("*/sources.json")):
         stored = json.loads(path.read_text(encoding="utf-8"))
         found += [(path.parent.name, entry["date"], entry["why"]) for entry in stored.get("accepted", [])]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def strip(state: dict) -> dict:
