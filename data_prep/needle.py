@@ -110,7 +110,7 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = options.Parser(description=__doc__)
-    parser.add_argument("--scale", default="nano")
+    parser.add_argument("--scale", type=options.scale, default="nano")
     parser.add_argument("--brain", type=Path, help="its folder (default: checkpoints/<scale>/brain)")
     parser.add_argument("--corpus", type=Path, default=DATA / "nano" / "manifest.jsonl")
     parser.add_argument("--minutes", default="1,5", help="lengths, for example 1,5,15,30,60,75")

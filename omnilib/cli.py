@@ -165,7 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
         "a", metavar="A", help="a report folder, reports/<scale>, a file of figures, a commit, or COMMIT:PATH"
     )
     compare.add_argument("b", metavar="B")
-    compare.add_argument("--scale", default="nano", help="of which a commit's reports are read")
+    compare.add_argument("--scale", type=options.scale, default="nano", help="of which a commit's reports are read")
 
     train = commands.add_parser("train", help="run one training stage")
     train.add_argument("stage", nargs="?", help=", ".join(stages()))
@@ -192,7 +192,7 @@ def build_parser() -> argparse.ArgumentParser:
     verify = commands.add_parser(
         "verify", help="recompute chosen numbers from the checkpoints and compare with the reports"
     )
-    verify.add_argument("--scale", default="nano")
+    verify.add_argument("--scale", type=options.scale, default="nano")
     verify.add_argument(
         "--arithmetic",
         action="store_true",
@@ -202,7 +202,7 @@ def build_parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report", help="rebuild reports/index.html, reports/README.md and README's results table"
     )
-    report.add_argument("--scale", default="nano")
+    report.add_argument("--scale", type=options.scale, default="nano")
     report.add_argument(
         "--check",
         action="store_true",

@@ -78,6 +78,15 @@ def positive(text: str) -> float:
     return value
 
 
+def scale(text: str) -> str:
+    """A folder of checkpoints/ by its name: what is measured and its reports carry the same."""
+    if not text.replace("-", "").replace("_", "").isalnum():
+        raise argparse.ArgumentTypeError(
+            f"{text} is no name of a scale: give smoke, nano, paper or a folder of checkpoints/ by its name"
+        )
+    return text
+
+
 for whole in (seed, count, count_or_none):
     whole.__name__ = "whole number"  # argparse: "invalid whole number value: 'x'"
 for real in (temperature, number, positive):

@@ -13,6 +13,7 @@ ACCEPTED = {
     "count_or_none": {"0": 0, "64": 64},
     "number": {"-1.5": -1.5, "1e3": 1000.0},
     "positive": {"0.01": 0.01, "45": 45.0},
+    "scale": {"nano": "nano", "my-own_2": "my-own_2"},
 }
 REFUSED = {
     "seed": ["-1", "9223372036854775808", "99999999999999999999", "1.5", "one", ""],
@@ -21,6 +22,7 @@ REFUSED = {
     "count_or_none": ["-1", "0.5", "none"],
     "number": ["nan", "inf", "-inf", "x"],
     "positive": ["0", "-1", "nan", "inf", "x"],
+    "scale": ["", ".", "..", "../nano", "/tmp/nano", "a b"],
 }
 
 

@@ -191,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = options.Parser(description=__doc__)
     parser.add_argument("--speed", action="store_true")
     parser.add_argument("--cost", action="store_true")
-    parser.add_argument("--scale", default="nano")
+    parser.add_argument("--scale", type=options.scale, default="nano")
     parser.add_argument("--weights", default="int8", choices=WEIGHTS, help="of the fast decoder, for --cost")
     parser.add_argument("--tokens", type=options.count, default=64, help="of each answer, for --speed")
     parser.add_argument("--rounds", type=options.count, default=6, help="for --speed")

@@ -107,7 +107,7 @@ def compare(rounds: list[tuple[dict, dict]]) -> dict[str, dict]:
 def main() -> None:
     parser = options.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commits", nargs=2, metavar="COMMIT")
-    parser.add_argument("--scale", default="nano")
+    parser.add_argument("--scale", type=options.scale, default="nano")
     parser.add_argument("--rounds", type=options.count, default=5)
     parser.add_argument("--sentences", type=options.count, default=10)
     parser.add_argument("--threads", type=options.count, default=1)

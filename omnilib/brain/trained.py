@@ -9,7 +9,7 @@ matrices), the vision tower if it learned. The parts below are named in `meta.js
 | base | language model | audio encoders |
 |---|---|---|
 | nano | SmolLM2-135M of its package | Whisper base of its packages, twice; on the auxiliary one, `aux` |
-| smoke | random, two layers; reads bytes | random, one layer, windows of two seconds |
+| smoke | random, two layers; reads bytes | random, one layer, windows of three seconds |
 | a folder | as `Brain.load` reads it | as they lie there |
 """
 
@@ -129,7 +129,7 @@ def build_base(spec: Base) -> tuple[Brain, BrainProcessor]:
             tokenizer = byte_tokenizer()
             ids = dict(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
             vision = vision_config(spec.vision, 32)
-            brain = Brain(smoke_config(len(tokenizer), vision_tower_config=vision, **ids, **own))
+            brain = Brain(smoke_config(len(tokenizer), 3.0, vision_tower_config=vision, **ids, **own))
         else:
             brain = Brain.load(ROOT / spec.base)
             processor = BrainProcessor.from_pretrained(ROOT / spec.base, brain.config)

@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = options.Parser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="--reports folder of the evaluation")
     parser.add_argument("--reports", type=Path, default=REPORTS)
-    parser.add_argument("--scale", default="nano")
+    parser.add_argument("--scale", type=options.scale, default="nano")
     args = parser.parse_args(argv)
     try:
         figures = collect(args.run, args.reports, args.scale)

@@ -304,7 +304,7 @@ def measure(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = options.Parser(description=__doc__)
-    parser.add_argument("--scale", default="nano")
+    parser.add_argument("--scale", type=options.scale, default="nano")
     parser.add_argument("--brain", type=Path, help="its folder (default: checkpoints/<scale>/brain)")
     parser.add_argument("--part", action="append", choices=("asr", "sqa", "see"), help="(default: all)")
     parser.add_argument(

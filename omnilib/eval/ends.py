@@ -126,7 +126,7 @@ def heard(wave: torch.Tensor, line: Line, judge: Whisper) -> tuple[bool, bool]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = options.Parser(description=__doc__)
-    parser.add_argument("--scale", default="nano")
+    parser.add_argument("--scale", type=options.scale, default="nano")
     parser.add_argument("--frozen", type=Path, default=FOLDER)
     parser.add_argument("--reports", type=Path, default=REPORTS)
     parser.add_argument("--english", type=options.count_or_none, default=28, help="sentences")

@@ -259,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = options.Parser(description=__doc__)
     parser.add_argument("--minutes", type=int, choices=LENGTHS, default=LENGTHS[0])
-    parser.add_argument("--scale", default="nano", help="checkpoints/<scale>")
+    parser.add_argument("--scale", type=options.scale, default="nano", help="checkpoints/<scale>")
     parser.add_argument("--frozen", type=Path, default=FOLDER)
     parser.add_argument("--reports", type=Path, default=REPORTS)
     parser.add_argument("--seed", type=options.seed, default=0)

@@ -582,7 +582,7 @@ def write(
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; a full run with the plain settings writes reports/, any other one runs/."""
     parser = options.Parser(description=__doc__)
-    parser.add_argument("--scale", default="nano", help="checkpoints/<scale>")
+    parser.add_argument("--scale", type=options.scale, default="nano", help="checkpoints/<scale>")
     parser.add_argument("--frozen", type=Path, default=FOLDER)
     parser.add_argument(
         "--reports", type=Path, help="default: reports/, or runs/reports/ with any other flag given"

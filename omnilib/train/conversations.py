@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from omnilib.train.speechlm import Config
 
 DRAWS = 200  # of a sample, before the corpus is blamed
+SHORTER = 0.99  # each draw is to be that much shorter than the one before: few long samples end their chunks between recordings
 
 
 def check_codes(highest: int, config: "Config", place: Path) -> None:
@@ -145,7 +146,7 @@ class Conversations:
         )
 
     def sample(self, rng: np.random.Generator, language: str, seconds: float) -> tuple[Tensor, Tensor]:
-        """Rows and labels (L, 1 + k) of one conversation of about `seconds` of speech."""
+        """Rows and labels (L, 1 + k) of one conversation of about `seconds` of speech, less where none was found of this length."""
         share = self.config.bpe_dropout
         splitter = Splitter(self.tokenizer, share, rng) if share else None
         speakers = sorted(self.speakers[language])
@@ -153,13 +154,13 @@ class Conversations:
         parts = [self.speakers[language][s][0]["part"] for s in speakers]
         weights = np.sqrt([len(self.speakers[language][s]) for s in speakers])
         weights = weights * [self.config.weights.get(part, 1.0) for part in parts]
-        for _ in range(DRAWS):
+        for draw in range(DRAWS):
             speaker = speakers[int(rng.choice(len(speakers), p=weights / weights.sum()))]
             references, records = self.references[speaker], self.speakers[language][speaker]
             reference = references[int(rng.integers(len(references)))]
             chosen, total = [], 0.0
             for index in rng.permutation(len(records)):  # none twice: the model is to read, not to copy
-                if total >= seconds:
+                if total >= seconds * SHORTER**draw:
                     break
                 if records[index] is not reference or len(records) == 1:
                     chosen.append(records[index])
@@ -175,7 +176,7 @@ class Conversations:
                     self.rules,
                     splitter,
                 )
-            except DataError:  # a sentence longer than a whole chunk: draw again
+            except DataError:  # a chunk would end within a recording: draw again
                 continue
         raise DataError(
             f"{DRAWS} draws of {language} speech all held a sentence longer than a chunk: raise chunk_max or cut the recordings"
