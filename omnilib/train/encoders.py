@@ -172,7 +172,7 @@ def build(config: Config) -> Transcriber:
             d_model=16,
             encoder_ffn_dim=24,
             num_mel_bins=16,
-            max_source_positions=100,
+            max_source_positions=150,
             encoder_layers=2,
         )
         model = Transcriber(WhisperConfig(**sizes, encoder_attention_heads=2))
