@@ -4,7 +4,8 @@
 
 Writes <name>.ogg or .flac (Mandarin, as in `frozen.py`) and voices.json: {"af_heart": {"file", "text", "language"}, ...}. Names are
 Kokoro's: a or b for American or British, z for Mandarin, f or m for a woman's or a man's voice. The first of a language is its
-default. Held-out voices are left to the evaluation.
+default. Held-out voices are left to the evaluation. A recording of quick speech is passed over where its text has more pieces than
+its speech has rows: such a reference cannot be laid out.
 """
 
 import json
@@ -15,25 +16,33 @@ from data_prep.frozen import nearest, write_sound
 from omnilib import options
 from omnilib.data import load_segment, read_manifest
 from omnilib.errors import DataError, in_one_line
+from omnilib.mouth.rows import encode
 from omnilib.paths import CHECKPOINTS, DATA
 from omnilib.report.folders import replace_folder
+from omnilib.text import load_tokenizer
 
 VOICES = {
     "en": ("af_heart", "am_adam", "af_bella", "am_eric", "bf_lily", "bm_fable"),
     "zh": ("zf_xiaobei", "zm_yunxi", "zf_xiaoyi", "zm_yunjian"),
 }
 KINDS = ("everyday", "smalltalk")
+ROWS_PER_SECOND = 6.25
 
 
-def chosen(records: list[dict]) -> list[tuple[str, dict]]:
+def chosen(records: list[dict], tokenizer) -> list[tuple[str, dict]]:
     """(name, record) of every voice.
 
     Raises:
         DataError: a voice has no fitting recording.
     """
+
+    def fits(record: dict) -> bool:
+        pieces = len(encode(tokenizer, record["text"]))
+        return record["kind"] in KINDS and pieces <= ROWS_PER_SECOND * record["duration"]
+
     found = []
     for name in (name for names in VOICES.values() for name in names):
-        own = [r for r in records if r["speaker"] == name and r["split"] == "train" and r["kind"] in KINDS]
+        own = [r for r in records if r["speaker"] == name and r["split"] == "train" and fits(r)]
         if not own:
             raise DataError(
                 f"the corpus has no training sentence of {name}: build it with Kokoro (`omni doctor` says what is missing)"
@@ -42,8 +51,11 @@ def chosen(records: list[dict]) -> list[tuple[str, dict]]:
     return found
 
 
-def write_voices(corpus: Path, out: Path) -> dict[str, dict]:
+def write_voices(corpus: Path, out: Path, text: Path = CHECKPOINTS / "nano" / "text") -> dict[str, dict]:
     """Write the folder as a whole; returns voices.json.
+
+    Args:
+        text: folder of the text tokenizer.
 
     Raises:
         DataError: the corpus lacks a voice, or `out` holds something else.
@@ -55,7 +67,7 @@ def write_voices(corpus: Path, out: Path) -> dict[str, dict]:
     with tempfile.TemporaryDirectory(dir=out.parent) as place:
         new = Path(place) / "voices"
         (new / "audio").mkdir(parents=True)
-        for name, record in chosen(read_manifest(corpus / "manifest.jsonl")):
+        for name, record in chosen(read_manifest(corpus / "manifest.jsonl"), load_tokenizer(text)):
             wave = load_segment(record, corpus).numpy()
             made = write_sound(new, "reference", record | {"id": name}, wave, record["rate"])
             (new / made["path"]).rename(new / Path(made["path"]).name)
@@ -66,8 +78,8 @@ def write_voices(corpus: Path, out: Path) -> dict[str, dict]:
                 "licence": record["licence"],
             }
         (new / "audio").rmdir()
-        text = json.dumps(voices, ensure_ascii=False, indent=1) + "\n"
-        (new / "voices.json").write_text(text, encoding="utf-8")
+        lines = json.dumps(voices, ensure_ascii=False, indent=1) + "\n"
+        (new / "voices.json").write_text(lines, encoding="utf-8")
         replace_folder(new, out)
     return voices
 

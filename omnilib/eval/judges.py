@@ -257,8 +257,9 @@ class SpeakerJudge:
 
     def partials(self, samples: np.ndarray) -> np.ndarray | None:
         """Mels of the partial utterances of a mono wave at 16 kHz, (N, 160, 40); None where there is no speech."""
-        speech = self.speech_only(samples)
-        if len(speech) < RATE // 4:
+        enough = RATE // 4
+        speech = self.speech_only(samples) if len(samples) >= enough else samples
+        if len(speech) < enough:
             return None
         starts = partial_starts(len(speech))
         end = (starts[-1] + PARTIAL) * 160

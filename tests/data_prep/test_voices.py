@@ -1,4 +1,4 @@
-"""The offered voices: one recording each, of training sentences alone, and the speaking side can load them."""
+"""The offered voices: one recording each, of training sentences alone, not too quick, and the speaking side can load them."""
 
 import json
 
@@ -21,6 +21,7 @@ def corpus(tmp_path):
         for number, name in enumerate(names):
             for split, kind, seconds in (
                 ("train", "everyday", 5.0),
+                ("train", "smalltalk", 5.01),  # so quick that its text has no room beside it
                 ("train", "bible", 6.0),
                 ("test", "everyday", 6.0),
             ):
@@ -34,8 +35,9 @@ def corpus(tmp_path):
                     "duration": seconds,
                     "rate": RATE,
                 }
+                times = 12 if kind == "smalltalk" else 1
                 row |= {
-                    "text": "A short line." if language == "en" else "你好。",
+                    "text": " ".join(["A short line." if language == "en" else "你好。"] * times),
                     "language": language,
                     "phonemes": [],
                 }
@@ -60,6 +62,7 @@ def test_every_voice_has_its_recording_and_the_speaker_can_load_them(corpus, tmp
     made = voices.write_voices(corpus, out)
     assert list(made) == [*voices.VOICES["en"], *voices.VOICES["zh"]] and load_voices(out) == made
     assert {p.name for p in out.iterdir()} == {"voices.json", *(entry["file"] for entry in made.values())}
+    assert {entry["text"] for entry in made.values()} == {"A short line.", "你好。"}
     for name, entry in made.items():
         assert soundfile.info(out / entry["file"]).duration == pytest.approx(5.0, abs=0.05)
         assert entry["file"] == name + (".ogg" if entry["language"] == "en" else ".flac")

@@ -165,9 +165,11 @@ def test_loudness_and_rate_hardly_move_the_vector(voices):
     assert cosine(vector, voices.embed(judges.soxr.resample(wave, rate, 24_000), 24_000)) > 0.97
 
 
-def test_silence_has_no_speaker(voices):
-    with pytest.raises(AudioError, match="less than 0.25 s of speech"):
-        voices.embed(np.zeros(RATE * 2, np.float32), RATE)
+@pytest.mark.parametrize("seconds", [2.0, 0.15, 0.01])
+def test_silence_and_a_shred_of_sound_have_no_speaker(voices, seconds):
+    for level in (0.0, 0.1):
+        with pytest.raises(AudioError, match="less than 0.25 s of speech"):
+            voices.embed(noise(min(seconds, 0.2) if level else seconds, level), RATE)
 
 
 def test_waves_that_cannot_be_judged_are_refused():
