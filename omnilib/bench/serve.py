@@ -27,7 +27,7 @@ import soundfile
 
 from omnilib.errors import UserError
 from omnilib.eval.results import add_bench
-from omnilib.options import Parser, count, count_or_none, scale
+from omnilib.options import Parser, count, count_or_none
 from omnilib.paths import REPORTS
 from omnilib.provenance import stamp, write_json
 from omnilib.speak import TextToSpeech
@@ -215,7 +215,7 @@ def measure(scale: str, clients: list[int], requests: int, memory: int) -> dict:
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0, or 2 (a mistake)."""
     parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", type=scale, default="nano")
+    parser.add_argument("--scale", default="nano")
     parser.add_argument("--clients", type=count, nargs="+", default=[1, 4, 16])
     parser.add_argument("--requests", type=count, default=2, help="of each client")
     parser.add_argument(

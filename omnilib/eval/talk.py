@@ -344,7 +344,7 @@ def write(
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = options.Parser(description=__doc__)
-    parser.add_argument("--scale", type=options.scale, default="nano")
+    parser.add_argument("--scale", default="nano")
     parser.add_argument(
         "--most", type=options.count, help="questions, for a look: nothing is written to reports/"
     )
