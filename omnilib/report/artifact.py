@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omnilib.paths import REPORTS
 from omnilib.provenance import read_stamp
-from omnilib.report.headlines import HEADLINES, is_timing, load_summary, number, read_metrics
+from omnilib.report.headlines import COSINE, EVERYDAY, HEADLINES, OPINION, is_timing, load_summary, number, read_metrics
 from omnilib.report.html import markdown_table
 
 EVAL = "python -m omnilib.eval.nano"
@@ -83,10 +83,11 @@ def tolerance_of(key: str) -> str:
     """How far another machine may be from a headline figure."""
     if is_timing(key, {}) or key.startswith(("curation_audio", "retrain", "brain_memory")):
         return "a time: other machines differ"
-    if key.startswith(("wer", "zh", "long_wer", "clone", "everyday")):
+    unit = HEADLINES[key][2]
+    if unit in (COSINE, OPINION):
+        return "0.01" if unit == COSINE else "0.05"
+    if unit.startswith("%") and not key.startswith(("curation", "needle")):
         return "2 points (the judge's arithmetic differs between processors)"
-    if key.startswith(("sim", "long_similarity")):
-        return "0.01"
     return "exact"
 
 
@@ -112,9 +113,9 @@ def cost_of(folder: Path) -> tuple[float, float]:
 
 def headline_claims(scale: str, reports: Path) -> list[Claim]:
     """Rows of the README's results table."""
-    claims = []
-    for key, entry in load_summary(scale, reports).items():
-        if key in HEADLINES and entry.get("value") is not None:
+    claims, summary = [], load_summary(scale, reports)
+    for key, entry in summary.items():
+        if key in HEADLINES and EVERYDAY.get(key) not in summary and entry.get("value") is not None:
             name, unit = HEADLINES[key][:2]
             command = command_of(key)
             cost = COST.get(command) or cost_of(reports / scale / "eval")

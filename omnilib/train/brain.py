@@ -438,6 +438,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
             else:
                 run.save(learning, optimizer, done)
 
+    metrics = metrics or evaluate(wrapped, dev, device, config)  # an earlier process ended the last step
     weights = accelerator.get_state_dict(wrapped)  # by all: under ZeRO-3 every process holds a part
     if run.writes:
         weights = {k.removeprefix("brain."): v for k, v in weights.items()}

@@ -320,6 +320,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
         if run.due(done, config.save_every, config.steps):
             run.save(learning, optimizer, done)
 
+    metrics = metrics or evaluate(model, dev, device, config)  # an earlier process ended the last step
     if run.writes:
         manifest = DATA / config.manifest
         meta = run_meta(config, config.steps, run.seconds, metrics=metrics, manifest_sha256=sha256(manifest))
