@@ -10,10 +10,10 @@
 | stage 1, transcription | frozen | frozen | learns | frozen |
 | stage 2, all tasks | frozen | LoRA (`lora_rank`) or whole (0) | learns | learns if `learn_vision` |
 
-Samples come from a manifest (`brain_samples`), in batches of similar length under a budget of positions
-(`lengths`). Features of frozen towers may be kept on disk (`cache`). A run folder holds a state to go on
-from and, at the end, only what was trained, see `omnilib.brain.trained`. The paper gives no optimiser,
-rates or steps: ours are in the configs.
+Stage 1 may begin with the projector alone, without the language model, see `ctc`. Samples come from a manifest
+(`brain_samples`), in batches of similar length under a budget of positions (`lengths`). Features of frozen towers may
+be kept on disk (`cache`). A run folder holds a state to go on from and, at the end, only what was trained, see
+`omnilib.brain.trained`. The paper gives no optimiser, rates or steps: ours are in the configs.
 
 Shapes: B batch, L positions, W windows of sound, N frames.
 """
@@ -65,6 +65,7 @@ from omnilib.train.common import (
     run_script,
     seed_everything,
 )
+from omnilib.train.ctc import alignment_loss
 from omnilib.train.prefetch import prefetch
 
 PARTS = {  # beginnings of parameter names
@@ -91,6 +92,9 @@ class Config(Base):
     lora_targets: list[str] = field(default_factory=lambda: Lora().targets)
     merge: bool = False  # export whole matrices instead of the LoRA
     learn_vision: bool = False
+    # stage 1: positions of speech are pulled to the words they stand for, see `ctc`
+    ctc: float = 0.0  # weight of this loss beside the language model's; 0: without
+    ctc_steps: int = 0  # first steps, which have this loss alone: the language model is not run
     # optimiser
     positions: int = 4096  # of a batch, rows x longest
     steps: int = 2000
@@ -122,6 +126,10 @@ class Learner(nn.Module):
         together: several processes train.
         heard, seen: features of sound, of pictures come from the cache.
         fast: how the language model is computed, if not by its own layers (`brain.fast_blocks`).
+        ctc: weight of the CTC loss while it trains; special: ids that are not text.
+
+    Attributes:
+        ctc_alone: the language model is not run; the training loop sets it.
     """
 
     def __init__(
@@ -131,14 +139,18 @@ class Learner(nn.Module):
         heard: bool = False,
         seen: bool = False,
         fast: FastLanguage | None = None,
+        ctc: float = 0.0,
+        special: tuple[int, ...] = (),
     ):
         super().__init__()
+        self.ctc, self.special, self.ctc_alone = ctc, special, False
         self.fast = fast
         self.brain, self.together, self.heard, self.seen = brain, together, heard, seen
         self._no_split_modules = brain._no_split_modules  # what FSDP shares out as one
 
     def forward(self, input_ids: Tensor, main_frames: Tensor | None = None, **batch: Tensor) -> Tensor:
-        """Mean loss over the labels; frames (W, N, D1), (W, 2 N, D2) take the place of `input_features`."""
+        """Mean loss over the labels, with that of `ctc` while it trains; frames (W, N, D1), (W, 2 N, D2) take the
+        place of `input_features`."""
         model = self.brain.model
         pictures, speech, idle = batch.get("picture_features"), None, 0.0
         if "pixel_values" in batch:
@@ -153,10 +165,19 @@ class Learner(nn.Module):
         elif positions is not None:
             speech = self.hear(batch["input_features"], positions)
         embeds = model.embed(input_ids, pictures, speech) + idle  # (B, L, D)
+        aligned = 0.0
+        if self.training and self.ctc:
+            special = torch.tensor(self.special, device=embeds.device)
+            table = model.embed_tokens.weight
+            aligned = alignment_loss(embeds, input_ids, batch["labels"], table, special, min(self.special))
+            if self.ctc_alone:
+                return aligned
         if self.fast is not None:
-            return self.brain.loss(self.fast(embeds, batch["position_ids"]), batch["labels"])
-        places = {name: batch[name] for name in ("attention_mask", "position_ids", "labels")}
-        return self.brain(inputs_embeds=embeds, **places).loss
+            own = self.brain.loss(self.fast(embeds, batch["position_ids"]), batch["labels"])
+        else:
+            places = {name: batch[name] for name in ("attention_mask", "position_ids", "labels")}
+            own = self.brain(inputs_embeds=embeds, **places).loss
+        return own + self.ctc * aligned
 
     def hear(self, windows: Tensor, positions: Tensor) -> Tensor:
         """As `BrainModel.hear`; all windows at once where processes must make the same number of calls."""
@@ -200,6 +221,8 @@ def build(config: Config) -> tuple[Brain, BrainProcessor, set[str]]:
     if config.stage not in (1, 2):
         raise ConfigError(f"stage is {config.stage}: it must be 1 or 2")
     base, before = base_of(config), set()
+    if config.ctc and config.stage != 1 or config.ctc_steps and not config.ctc:
+        raise ConfigError("ctc is of stage 1, and ctc_steps need ctc above 0: set both, or neither")
     blind = not config.vision and config.base in ("nano", "smoke")
     if config.learn_vision and (config.stage == 1 or blind):
         raise ConfigError(
@@ -377,7 +400,12 @@ def prepare(config: Config, accelerator) -> tuple[Learner, dict[str, Samples], s
             fill(cache, samples)
     seen_before = bool(cache) and not config.learn_vision
     fast = fast_language(brain, config, device, sharding_of(accelerator) is not None)
-    return Learner(brain, accelerator.num_processes > 1, bool(cache), seen_before, fast), samples, before
+    if config.ctc and sharding_of(accelerator):
+        raise ConfigError("ctc reads the whole table of words, which is shared out here: set ctc=0 ctc_steps=0")
+    special = tuple(processor.tokenizer.all_special_ids)
+    several = accelerator.num_processes > 1
+    learner = Learner(brain, several, bool(cache), seen_before, fast, config.ctc, special)
+    return learner, samples, before
 
 
 def sharding_of(accelerator):
@@ -412,6 +440,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
     for step, batch in prefetch(make, run.start, config.steps):
         for group in prepared.param_groups:
             group["lr"] = lr_at(step, config.steps, config.lr, config.warmup) * group["scale"]
+        model.ctc_alone = step < config.ctc_steps
         with autocast(device, config.bf16):
             loss = wrapped(**to(batch, device))
         check_finite(loss, step)
@@ -424,7 +453,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
 
         done = step + 1
         if run.due(done, config.log_every, config.steps):
-            values = {"loss": loss.item(), "norm": float(norm or 0), "padding": 1 - seen / cells}
+            values = {"ctc" if model.ctc_alone else "loss": loss.item(), "norm": float(norm or 0), "padding": 1 - seen / cells}
             run.write(done, **values, positions_per_second=seen * world / run.here)
         if run.due(
             done, config.eval_every, config.steps

@@ -300,6 +300,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
         (["vision=[2,16,3,24]"], ConfigError, "vision is"),
         (["lora_targets=[nothing]"], ConfigError, "q_proj"),
         (["vision=[]"], ConfigError, "learn_vision needs"),
+        (["ctc=0.3"], ConfigError, "ctc is of stage 1"),
         (["init=runs/no_such_brain"], CheckpointError, "no trained brain"),
         (["aux=runs/no_such_encoder"], CheckpointError, "cannot read"),
     ],
