@@ -225,7 +225,10 @@ RECIPES: dict[str, tuple[tuple[str, ...], Callable[[Path], None]]] = {
     "stage2_grid": (("speechlm_stage1",), grid),
     "brain_samples": (("corpus",), brain_samples),
     "encoders": (("corpus",), run("encoders", "smoke/encoders", "encoders", *LONGER)),
-    "brain_stage1": (("brain_samples",), run("brain", "smoke/brain_stage1", "brain_stage1", *EYES, *LONGER)),
+    "brain_stage1": (
+        ("brain_samples",),
+        run("brain", "smoke/brain_stage1", "brain_stage1", *EYES, *LONGER, "steps=60", "ctc_steps=20"),
+    ),
     "brain": (
         ("brain_stage1",),
         run("brain", "smoke/brain", "brain", *EYES, *LONGER, "init={}/brain_stage1"),
