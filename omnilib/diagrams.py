@@ -329,12 +329,12 @@ def long_audio() -> Drawing:
     d.arrow((210, 70), (210, 96))
     d.box(70, 98, 280, "encoders, a few windows at a time\nwork grows, memory does not", "frozen")
     d.arrow((210, 148), (210, 174))
-    d.text(220, 162, "5 positions a second", "soft", "start")
+    d.text(220, 162, "12.5 positions a second", "soft", "start")
     d.box(
         20,
         176,
         380,
-        "prompt: 18,000 positions an hour\ncache grows; each position reads all before it",
+        "prompt: 45,000 positions an hour\ncache grows; each position reads all before it",
         "learns",
     )
     d.arrow((210, 226), (210, 252))

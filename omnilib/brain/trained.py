@@ -36,7 +36,7 @@ from omnilib.paths import ROOT
 AUX = "model.speech_tower.speech_tower_aux."
 LAYERS = r"model\.layers\.\d+\."  # of the language model, not of a tower
 LORA = ".lora_"
-LONG = {"long_positions": "yarn", "longest": 131_072}  # nano: beyond SmolLM2's 8,192 positions (27 minutes)
+LONG = {"long_positions": "yarn", "longest": 262_144}  # nano: beyond SmolLM2's 8,192 positions (11 minutes)
 
 
 @dataclass
