@@ -8,6 +8,7 @@
 | | towers of sound | language model | projector | vision tower |
 |---|---|---|---|---|
 | stage 1, transcription | frozen | frozen | learns | frozen |
+| stage 1 with `learn_vision` | frozen | frozen | frozen | learns, by `ctc` |
 | stage 2, all tasks | frozen | LoRA (`lora_rank`) or whole (0) | learns | learns if `learn_vision` |
 
 Stage 1 may begin with the projector alone, without the language model, see `ctc`. Samples come from a manifest
@@ -34,6 +35,7 @@ from omnilib.brain.config import MEL_HOP
 from omnilib.brain.fast_blocks import FastLanguage
 from omnilib.brain.fusion import positions_rate
 from omnilib.brain.inputs import BrainProcessor
+from omnilib.brain.layout import IMAGE, SPEECH
 from omnilib.brain.mllm import Brain
 from omnilib.brain.trained import (
     LORA,
@@ -92,7 +94,7 @@ class Config(Base):
     lora_targets: list[str] = field(default_factory=lambda: Lora().targets)
     merge: bool = False  # export whole matrices instead of the LoRA
     learn_vision: bool = False
-    # stage 1: positions of speech are pulled to the words they stand for, see `ctc`
+    # stage 1: positions of speech (with learn_vision, of pictures) are pulled to the words they stand for, see `ctc`
     ctc: float = 0.0  # weight of this loss beside the language model's; 0: without
     ctc_steps: int = 0  # first steps, which have this loss alone: the language model is not run
     # optimiser
@@ -126,7 +128,7 @@ class Learner(nn.Module):
         together: several processes train.
         heard, seen: features of sound, of pictures come from the cache.
         fast: how the language model is computed, if not by its own layers (`brain.fast_blocks`).
-        ctc: weight of the CTC loss while it trains; special: ids that are not text.
+        ctc: weight of the CTC loss of `marker`'s positions while it trains; special: ids that are not text.
 
     Attributes:
         ctc_alone: the language model is not run; the training loop sets it.
@@ -141,9 +143,10 @@ class Learner(nn.Module):
         fast: FastLanguage | None = None,
         ctc: float = 0.0,
         special: tuple[int, ...] = (),
+        marker: int = SPEECH,
     ):
         super().__init__()
-        self.ctc, self.special, self.ctc_alone = ctc, special, False
+        self.ctc, self.special, self.marker, self.ctc_alone = ctc, special, marker, False
         self.fast = fast
         self.brain, self.together, self.heard, self.seen = brain, together, heard, seen
         self._no_split_modules = brain._no_split_modules  # what FSDP shares out as one
@@ -169,7 +172,7 @@ class Learner(nn.Module):
         if self.training and self.ctc:
             special = torch.tensor(self.special, device=embeds.device)
             table = model.embed_tokens.weight
-            aligned = alignment_loss(embeds, input_ids, batch["labels"], table, special, min(self.special))
+            aligned = alignment_loss(embeds, input_ids, batch["labels"], self.marker, table, special)
             if self.ctc_alone:
                 return aligned
         if self.fast is not None:
@@ -224,9 +227,10 @@ def build(config: Config) -> tuple[Brain, BrainProcessor, set[str]]:
     if config.ctc and config.stage != 1 or config.ctc_steps and not config.ctc:
         raise ConfigError("ctc is of stage 1, and ctc_steps need ctc above 0: set both, or neither")
     blind = not config.vision and config.base in ("nano", "smoke")
-    if config.learn_vision and (config.stage == 1 or blind):
+    eyes_alone = config.stage == 1 and config.learn_vision
+    if config.learn_vision and blind or eyes_alone and not config.ctc:
         raise ConfigError(
-            "learn_vision needs stage 2 and a vision tower: set vision=[depth,width,heads,feed-forward]",
+            "learn_vision needs a vision tower, and in stage 1 ctc: set vision=[depth,width,heads,feed-forward] ctc=1",
         )
     if config.init:
         other = read_meta(ROOT / config.init)["base"]
@@ -244,7 +248,7 @@ def build(config: Config) -> tuple[Brain, BrainProcessor, set[str]]:
     for name, parameter in brain.named_parameters():
         part = part_of(name)
         whole = config.stage == 2 and not config.lora_rank
-        learns = part == "projector" or LORA in name or (part == "language model" and whole)
+        learns = part == "projector" and not eyes_alone or LORA in name or (part == "language model" and whole)
         parameter.requires_grad_(learns or (part == "vision tower" and config.learn_vision))
     brain.config.unfreeze_mm_vision_tower = config.learn_vision  # else it stays in eval mode
     brain.config.unfreeze_mm_speech_tower = False
@@ -404,7 +408,8 @@ def prepare(config: Config, accelerator) -> tuple[Learner, dict[str, Samples], s
         raise ConfigError("ctc reads the whole table of words, which is shared out here: set ctc=0 ctc_steps=0")
     special = tuple(processor.tokenizer.all_special_ids)
     several = accelerator.num_processes > 1
-    learner = Learner(brain, several, bool(cache), seen_before, fast, config.ctc, special)
+    marker = IMAGE if config.learn_vision else SPEECH
+    learner = Learner(brain, several, bool(cache), seen_before, fast, config.ctc, special, marker)
     return learner, samples, before
 
 

@@ -1,9 +1,10 @@
-"""CTC between the positions of speech and the words that were said, in the language model's own vocabulary.
+"""CTC between positions of speech (or of a picture) and its words, in the language model's own vocabulary.
 
 A frozen language model teaches a new projector little: its loss stays that of a model that hears nothing until, by
 chance, positions begin to look like text. CTC (Graves et al. 2006) asks for it directly: a position is to be nearest to
 the embedding of the next piece of the transcript, or to that of a blank. It costs a tenth of a step through the model.
-The paper does not speak of it; `omnilib/configs/nano/brain_stage1.yaml` says what it brought.
+The paper does not speak of it; `omnilib/configs/nano/brain_stage1.yaml` says what it brought. A vision tower that begins
+from nothing learns to read words, and to name things, in the same way (`nano/brain_eyes`).
 
 Positions must be at least as many as pieces of text: at ds_rate 2 (12.5 a second) all English and 99 % of the Mandarin
 sentences of the nano corpus are, at 5 all but 9 % of the English ones and no Mandarin. Others count nothing.
@@ -14,30 +15,30 @@ from torch import Tensor
 from torch.nn.functional import ctc_loss, linear
 from torch.nn.utils.rnn import pad_sequence
 
-from omnilib.brain.layout import IGNORE, SPEECH
+from omnilib.brain.layout import IGNORE
 
 
 def alignment_loss(
-    embeds: Tensor, input_ids: Tensor, labels: Tensor, table: Tensor, special: Tensor, blank: int
+    embeds: Tensor, input_ids: Tensor, labels: Tensor, marker: int, table: Tensor, special: Tensor
 ) -> Tensor:
-    """Mean CTC loss a piece of text, over the rows that hold speech.
+    """Mean CTC loss a piece of text, over the rows that hold the medium.
 
     Args:
         embeds: (B, L, D), what the language model is given.
-        input_ids, labels: (B, L), with SPEECH and IGNORE.
+        input_ids, labels: (B, L).
+        marker: SPEECH or IMAGE, the id at positions of the medium.
         table: (V, D) embeddings of text.
-        special: (n,) ids that are not text: an answer ends with them.
-        blank: one of them, that of a position without text.
+        special: (n,) ids that are not text: an answer ends with them. The smallest stands for "no text here".
 
     Returns:
-        (), 0 where no row holds speech.
+        (), 0 where no row holds it.
     """
-    speech, text = input_ids == SPEECH, (labels != IGNORE) & ~torch.isin(labels, special)
-    rows = [i for i in range(len(embeds)) if speech[i].any() and text[i].any()]
+    places, text = input_ids == marker, (labels != IGNORE) & ~torch.isin(labels, special)
+    rows = [i for i in range(len(embeds)) if places[i].any() and text[i].any()]
     if not rows:
         return embeds.sum() * 0.0
-    heard = pad_sequence([embeds[i][speech[i]] for i in rows])  # (T, rows, D)
-    scores = linear(heard, table).float().log_softmax(-1)  # (T, rows, V)
+    given = pad_sequence([embeds[i][places[i]] for i in rows])  # (T, rows, D)
+    scores = linear(given, table).float().log_softmax(-1)  # (T, rows, V)
     targets = torch.cat([labels[i][text[i]] for i in rows])
-    lengths = speech[rows].sum(1), text[rows].sum(1)
-    return ctc_loss(scores, targets, *lengths, blank=blank, zero_infinity=True)
+    lengths = places[rows].sum(1), text[rows].sum(1)
+    return ctc_loss(scores, targets, *lengths, blank=int(special.min()), zero_infinity=True)

@@ -98,6 +98,16 @@ def test_stage_1_learns_the_projector_and_moves_nothing_else(manifest, stage1):
     assert all("projector" in name for name in load_file(stage1 / "model.safetensors"))
 
 
+def test_eyes_alone_learn_by_ctc_and_keep_what_the_projector_learned(manifest, stage1, tmp_path):
+    eyes = ("learn_vision=true", "ctc=1.0", "ctc_steps=6", f"init={stage1}", "vision=[2,16,2,24]")
+    run(manifest, tmp_path, 1, "tasks=[see]", *eyes)
+    before, after = trained.load_trained(stage1)[0].state_dict(), trained.load_trained(tmp_path)[0].state_dict()
+    for name, value in before.items():
+        assert torch.equal(after[name], value) != (training.part_of(name) == "vision tower"), name
+    rows = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
+    assert [row["ctc"] for row in rows if "ctc" in row]
+
+
 def test_stage_2_moves_lora_projector_and_eyes_but_no_frozen_matrix(manifest, stage1, stage2):
     before, after = trained.load_trained(stage1)[0].state_dict(), trained.load_trained(stage2)[0].state_dict()
     assert before.keys() == after.keys()
@@ -314,9 +324,9 @@ def test_settings_that_cannot_work_are_one_line(manifest, tmp_path, overrides, e
 @pytest.mark.parametrize("name", sorted(f"{p.parent.name}/{p.stem}" for p in CONFIGS.glob("*/brain*.yaml")))
 def test_every_config_is_read_and_sets_what_it_names(name):
     config = configs.load(training.Config, name)
-    assert config.stage == (1 if name.endswith("_stage1") else 2) and config.steps > 0
+    assert config.stage == (2 if name.endswith("/brain") else 1) and config.steps > 0
     if config.init:  # the stage before stands on the same base
-        before = configs.load(training.Config, f"{name}_stage1")
+        before = configs.load(training.Config, f"{name.split('/')[0]}/{Path(config.init).name}")
         assert training.base_of(before) == training.base_of(config)
 
 

@@ -27,7 +27,7 @@ def test_positions_learn_to_stand_for_the_words_in_their_order():
     optimizer = torch.optim.Adam([embeds], lr=0.1)
     for _ in range(150):
         optimizer.zero_grad()
-        loss = alignment_loss(embeds, ids, labels, table, SPECIAL, 0)
+        loss = alignment_loss(embeds, ids, labels, SPEECH, table, SPECIAL)
         loss.backward()
         optimizer.step()
     read = [(embeds[i][ids[i] == SPEECH] @ table.T).argmax(-1) for i in range(2)]
@@ -39,10 +39,10 @@ def test_rows_without_speech_or_words_and_too_long_texts_count_nothing():
     table = torch.randn(12, 16)
     ids, labels = rows([[5, 7], [5] * 6], [4, 3])
     embeds = torch.randn(*ids.shape, 16, requires_grad=True)
-    both = alignment_loss(embeds, ids, labels, table, SPECIAL, 0)
-    one = alignment_loss(embeds[:1], ids[:1], labels[:1], table, SPECIAL, 0)
+    both = alignment_loss(embeds, ids, labels, SPEECH, table, SPECIAL)
+    one = alignment_loss(embeds[:1], ids[:1], labels[:1], SPEECH, table, SPECIAL)
     assert both.item() == pytest.approx(one.item() / 2)  # a mean over rows
     silent = torch.ones_like(ids)
-    nothing = alignment_loss(embeds, silent, labels, table, SPECIAL, 0)
+    nothing = alignment_loss(embeds, silent, labels, SPEECH, table, SPECIAL)
     nothing.backward()
     assert nothing == 0 and embeds.grad.abs().sum() == 0
