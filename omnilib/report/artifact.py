@@ -11,7 +11,16 @@ from pathlib import Path
 
 from omnilib.paths import REPORTS
 from omnilib.provenance import read_stamp
-from omnilib.report.headlines import COSINE, EVERYDAY, HEADLINES, OPINION, is_timing, load_summary, number, read_metrics
+from omnilib.report.headlines import (
+    COSINE,
+    EVERYDAY,
+    HEADLINES,
+    OPINION,
+    is_timing,
+    load_summary,
+    number,
+    read_metrics,
+)
 from omnilib.report.html import markdown_table
 
 EVAL = "python -m omnilib.eval.nano"

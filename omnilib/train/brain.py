@@ -248,7 +248,9 @@ def build(config: Config) -> tuple[Brain, BrainProcessor, set[str]]:
     for name, parameter in brain.named_parameters():
         part = part_of(name)
         whole = config.stage == 2 and not config.lora_rank
-        learns = part == "projector" and not eyes_alone or LORA in name or (part == "language model" and whole)
+        learns = (
+            part == "projector" and not eyes_alone or LORA in name or (part == "language model" and whole)
+        )
         parameter.requires_grad_(learns or (part == "vision tower" and config.learn_vision))
     brain.config.unfreeze_mm_vision_tower = config.learn_vision  # else it stays in eval mode
     brain.config.unfreeze_mm_speech_tower = False
@@ -405,7 +407,9 @@ def prepare(config: Config, accelerator) -> tuple[Learner, dict[str, Samples], s
     seen_before = bool(cache) and not config.learn_vision
     fast = fast_language(brain, config, device, sharding_of(accelerator) is not None)
     if config.ctc and sharding_of(accelerator):
-        raise ConfigError("ctc reads the whole table of words, which is shared out here: set ctc=0 ctc_steps=0")
+        raise ConfigError(
+            "ctc reads the whole table of words, which is shared out here: set ctc=0 ctc_steps=0"
+        )
     special = tuple(processor.tokenizer.all_special_ids)
     several = accelerator.num_processes > 1
     marker = IMAGE if config.learn_vision else SPEECH
@@ -458,7 +462,11 @@ def train(config: Config, out: Path) -> dict[str, float]:
 
         done = step + 1
         if run.due(done, config.log_every, config.steps):
-            values = {"ctc" if model.ctc_alone else "loss": loss.item(), "norm": float(norm or 0), "padding": 1 - seen / cells}
+            values = {
+                "ctc" if model.ctc_alone else "loss": loss.item(),
+                "norm": float(norm or 0),
+                "padding": 1 - seen / cells,
+            }
             run.write(done, **values, positions_per_second=seen * world / run.here)
         if run.due(
             done, config.eval_every, config.steps

@@ -101,7 +101,10 @@ def test_stage_1_learns_the_projector_and_moves_nothing_else(manifest, stage1):
 def test_eyes_alone_learn_by_ctc_and_keep_what_the_projector_learned(manifest, stage1, tmp_path):
     eyes = ("learn_vision=true", "ctc=1.0", "ctc_steps=6", f"init={stage1}", "vision=[2,16,2,24]")
     run(manifest, tmp_path, 1, "tasks=[see]", *eyes)
-    before, after = trained.load_trained(stage1)[0].state_dict(), trained.load_trained(tmp_path)[0].state_dict()
+    before, after = (
+        trained.load_trained(stage1)[0].state_dict(),
+        trained.load_trained(tmp_path)[0].state_dict(),
+    )
     for name, value in before.items():
         assert torch.equal(after[name], value) != (training.part_of(name) == "vision tower"), name
     rows = map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines())
