@@ -2,12 +2,12 @@
 
 A frozen language model teaches a new projector little: its loss stays that of a model that hears nothing until, by
 chance, positions begin to look like text. CTC (Graves et al. 2006) asks for it directly: a position is to be nearest to
-the embedding of the next piece of the transcript, or to that of a blank. It costs a tenth of a step through the model.
-The paper does not speak of it; `omnilib/configs/nano/brain_stage1.yaml` says what it brought. A vision tower that begins
-from nothing learns to read words, and to name things, in the same way (`nano/brain_eyes`).
+the embedding of the next piece of the transcript, or to that of a blank. At nano it costs a quarter of a step through
+the model. The paper does not speak of it; chapter 09 draws its curve. A vision tower that begins from nothing learns to
+read words, and to name things, in the same way (`nano/brain_eyes`).
 
-Positions must be at least as many as pieces of text: at ds_rate 2 (12.5 a second) all English and 99 % of the Mandarin
-sentences of the nano corpus are, at 5 all but 9 % of the English ones and no Mandarin. Others count nothing.
+Positions must be at least as many as pieces of text. SmolLM2 spells most Chinese characters with two or three pieces, so
+Mandarin fits at ds_rate 2 (12.5 positions a second), and English up to 3 or 4. Rows that do not fit count nothing.
 """
 
 import torch
