@@ -67,7 +67,7 @@ from omnilib.train.common import (
     run_script,
     seed_everything,
 )
-from omnilib.train.ctc import alignment_loss
+from omnilib.train.ctc import alignment_loss, pieces_of
 from omnilib.train.prefetch import prefetch
 
 PARTS = {  # beginnings of parameter names
@@ -128,7 +128,7 @@ class Learner(nn.Module):
         together: several processes train.
         heard, seen: features of sound, of pictures come from the cache.
         fast: how the language model is computed, if not by its own layers (`brain.fast_blocks`).
-        ctc: weight of the CTC loss of `marker`'s positions while it trains; special: ids that are not text.
+        ctc: weight of the CTC loss of `marker`'s positions while it trains; pieces: of all answers.
 
     Attributes:
         ctc_alone: the language model is not run; the training loop sets it.
@@ -142,11 +142,11 @@ class Learner(nn.Module):
         seen: bool = False,
         fast: FastLanguage | None = None,
         ctc: float = 0.0,
-        special: tuple[int, ...] = (),
+        pieces: Tensor | None = None,
         marker: int = SPEECH,
     ):
         super().__init__()
-        self.ctc, self.special, self.marker, self.ctc_alone = ctc, special, marker, False
+        self.ctc, self.pieces, self.marker, self.ctc_alone = ctc, pieces, marker, False
         self.fast = fast
         self.brain, self.together, self.heard, self.seen = brain, together, heard, seen
         self._no_split_modules = brain._no_split_modules  # what FSDP shares out as one
@@ -167,14 +167,14 @@ class Learner(nn.Module):
             speech = model.fuse(main_frames, aux_frames, positions)
         elif positions is not None:
             speech = self.hear(batch["input_features"], positions)
-        embeds = model.embed(input_ids, pictures, speech) + idle  # (B, L, D)
-        aligned = 0.0
-        if self.training and self.ctc:
-            special = torch.tensor(self.special, device=embeds.device)
-            table = model.embed_tokens.weight
-            aligned = alignment_loss(embeds, input_ids, batch["labels"], self.marker, table, special)
+        aligned, features = 0.0, pictures if self.marker == IMAGE else speech
+        if self.training and self.ctc and features is not None:
+            pieces = self.pieces.to(input_ids.device)
+            places, table = input_ids == self.marker, model.embed_tokens.weight
+            aligned = alignment_loss(features, places, batch["labels"], pieces, table)
             if self.ctc_alone:
                 return aligned
+        embeds = model.embed(input_ids, pictures, speech) + idle  # (B, L, D)
         if self.fast is not None:
             own = self.brain.loss(self.fast(embeds, batch["position_ids"]), batch["labels"])
         else:
@@ -410,10 +410,11 @@ def prepare(config: Config, accelerator) -> tuple[Learner, dict[str, Samples], s
         raise ConfigError(
             "ctc reads the whole table of words, which is shared out here: set ctc=0 ctc_steps=0"
         )
-    special = tuple(processor.tokenizer.all_special_ids)
+    answers = [t["text"] for s in samples["train"].samples for t in s["turns"] if t["role"] == "assistant"]
+    pieces = pieces_of(answers, processor.tokenizer) if config.ctc else None
     several = accelerator.num_processes > 1
     marker = IMAGE if config.learn_vision else SPEECH
-    learner = Learner(brain, several, bool(cache), seen_before, fast, config.ctc, special, marker)
+    learner = Learner(brain, several, bool(cache), seen_before, fast, config.ctc, pieces, marker)
     return learner, samples, before
 
 
