@@ -2,12 +2,12 @@
 
 A frozen language model teaches a new projector little: its loss stays that of a model that hears nothing until, by
 chance, positions begin to look like text. CTC (Graves et al. 2006) asks for it directly: a position is to be nearest to
-the embedding of the next piece of the transcript, or to that of a blank. At nano it costs a quarter of a step through
-the model. The paper does not speak of it; chapter 09 draws its curve. A vision tower that begins from nothing learns to
-read words, and to name things, in the same way (`nano/brain_eyes`).
+the embedding of the next piece of the transcript, or to that of a blank. Whether this pays at
+equal cost has not been measured. The paper does not speak of it; chapter 09 draws its curve. A vision tower that begins
+from nothing is trained in the same way, on words to read and things to name (`nano/brain_eyes`).
 
 Positions must be at least as many as pieces of text. SmolLM2 spells most Chinese characters with two or three pieces, so
-Mandarin fits at ds_rate 2 (12.5 positions a second), and English up to 3 or 4. Rows that do not fit count nothing.
+it needs a smaller ds_rate than English does. Rows that do not fit count nothing.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 def pieces_of(texts: Iterable[str], tokenizer) -> Tensor:
     """Ids of all pieces of some answers behind that of "no text here", the smallest special one: (V,), sorted.
 
-    Only these are told apart: a few thousand of the 49,152 of SmolLM2, at a fraction of the time.
+    Only these are told apart, not the whole vocabulary: less to compute.
     """
     found = {i for text in texts for i in tokenizer(text, add_special_tokens=False)["input_ids"]}
     blank = min(tokenizer.all_special_ids)
@@ -41,14 +41,13 @@ def alignment_loss(features: Tensor, places: Tensor, labels: Tensor, pieces: Ten
     Returns:
         (), 0 where no row holds it.
     """
-    text = torch.isin(labels, pieces[1:])
-    counts = places.sum(1)
+    order, counts = pieces[1:].contiguous(), places.sum(1)
+    text = torch.isin(labels, order)  # (B, L)
     rows = ((counts > 0) & text.any(1)).nonzero()[:, 0].tolist()
     if not rows:
         return features.sum() * 0.0
     given = features.split(counts.tolist())
     scores = linear(pad_sequence([given[i] for i in rows]), table[pieces])  # (T, rows, V)
-    order = pieces[1:].contiguous()
     targets = 1 + torch.searchsorted(order, torch.cat([labels[i][text[i]] for i in rows]))
     return ctc_loss(
         scores.float().log_softmax(-1), targets, counts[rows], text[rows].sum(1), zero_infinity=True
