@@ -1,8 +1,8 @@
 """Samples for the brain whose answer is known: questions, pictures and videos, asked by voice.
 
     python -m data_prep.brain --out data/brain --count 500 --speak flite --voice rms
-    python -m data_prep.brain --out data/brain --count 2000 --speak kokoro --hours 1.5 --workers 2 \\
-        --corpus data/nano/manifest.jsonl --transcribe 10000 --long 240
+    python -m data_prep.brain --out data/brain --count 2000 --speak kokoro --hours 0.75 --workers 2 \\
+        --corpus data/ears/manifest.jsonl --transcribe 4000 --long 60
 
 | task | asks | truth |
 |---|---|---|
@@ -449,12 +449,12 @@ def corpus_rows(manifest: Path, root: Path, count: int) -> list[dict]:
 
 
 def in_order(made: list[Item]) -> list[Item]:
-    """Held-out items first, then one of each task in turn: any budget of speech serves all tasks."""
+    """One of each task in turn: any budget of speech serves all tasks."""
     place: dict[str, int] = {}
     ranked = []
     for item in made:
         place[item.task] = place.get(item.task, 0) + 1
-        ranked.append((item.split == "train", place[item.task], item.task, item.name, item))
+        ranked.append((place[item.task], item.task, item.name, item))
     return [entry[-1] for entry in sorted(ranked, key=lambda e: e[:-1])]
 
 
@@ -469,12 +469,13 @@ def build(
     long: int = 0,
     transcribe: int | None = None,
     workers: int = 1,
+    held_out: float = 0.05,
 ) -> tuple[list[dict], list[str]]:
     """Write everything; the rows, and lines about what was spoken and what was missing.
 
     Args:
         count: items of each task.
-        hours: of questions that are spoken, expected.
+        hours, held_out: of questions that are spoken, expected: to train on; development and test.
         long: training samples of long speech with a secret (need an engine and a corpus).
         transcribe: recordings of the corpus, of each language and split; None: `count`.
     """
@@ -495,8 +496,13 @@ def build(
                 secrets[item["answer"]] = voices.clip(said, "en", "train", item["answer"], out.name)
         for item in in_order(made):
             clips[item.name] = voices.clip(item.question, item.language, item.split, item.name, out.name)
-        wanted = [clip for clip in [*secrets.values(), *clips.values()] if clip]
-        chosen, expected = admit(wanted, hours)
+        train = {item.name for item in made if item.split == "train"}
+        learnt = [*secrets.values(), *(clip for name, clip in clips.items() if name in train)]
+        kept = [clip for name, clip in clips.items() if name not in train]
+        (chosen, some), (more, rest) = (
+            admit(filter(None, some), budget) for some, budget in ((learnt, hours), (kept, held_out))
+        )
+        chosen, expected = chosen + more, some + rest
         spoken = speak_all(chosen, engine, out.parent, workers)
         told = f"{len(spoken)} recordings, {sum(spoken.values()) / 3600:.2f} hours ({expected:.2f} expected)"
         notes.append(f"spoken by {engine}: {told}")
@@ -529,7 +535,8 @@ def main(argv: list[str] | None = None) -> None:
         help="who asks: kokoro, flite, piper or gcin; '' for typed questions",
     )
     parser.add_argument("--voice", default="rms", help="of an engine with one voice")
-    parser.add_argument("--hours", type=float, default=1.5, help="of questions that are spoken")
+    parser.add_argument("--hours", type=float, default=1.5, help="of spoken questions to train on")
+    parser.add_argument("--held-out", type=float, default=0.05, help="hours of spoken questions to test with")
     parser.add_argument(
         "--corpus",
         type=Path,
@@ -543,8 +550,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--workers", type=options.count, default=1, help="processes that speak")
     args = parser.parse_args(argv)
-    if not args.hours >= 0:
-        parser.error("--hours must be 0 or more")
+    if not min(args.hours, args.held_out) >= 0:
+        parser.error("--hours and --held-out must be 0 or more")
     try:
         rows, notes = build(
             args.out,
@@ -557,6 +564,7 @@ def main(argv: list[str] | None = None) -> None:
             args.long,
             args.transcribe,
             args.workers,
+            args.held_out,
         )
     except UserError as error:
         parser.error(str(error))

@@ -2,6 +2,7 @@
 
     python -m data_prep.nano --out data/nano                 # everything, about three hours on 2 cores
     python -m data_prep.nano --out data/nano --hours 1       # a pilot with the same test sets
+    python -m data_prep.nano --out data/ears --hours raw=2.5,en=0.8,zh=0.8 --train-only --shards 169   # to learn from
     python -m data_prep.nano --out data/nano --dry-run       # what it costs
     python -m data_prep.nano --out data/nano --describe      # what it is made of: hours by engine and voice, words
 
@@ -10,6 +11,7 @@ part of the corpus, and all of it where Kokoro's packages are missing (one line 
 """
 
 import hashlib
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 from omnilib import options
@@ -22,13 +24,30 @@ def key_of(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
+def hours_of(text: str) -> float | dict[str, float]:
+    """One number of hours, or those of each part: "raw=4,en=1,zh=1"."""
+    if "=" not in text:
+        return options.positive(text)
+    names = ("raw", "en", "zh")
+    given = dict(entry.partition("=")[::2] for entry in text.split(","))
+    if set(given) != set(names):
+        raise ArgumentTypeError(f"'{text}' must name each of {', '.join(names)}: raw=4,en=1,zh=1")
+    return {name: options.positive(given[name]) for name in names}
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = options.Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=DATA / "nano")
     parser.add_argument(
         "--hours",
-        type=options.positive,
-        help="about so many hours of training speech (default: all, about 95)",
+        type=hours_of,
+        help="about so many hours of training speech (default: all, about 95), or of each part: raw=4,en=1,zh=1",
+    )
+    parser.add_argument("--train-only", action="store_true", help="no test and development sentences")
+    parser.add_argument(
+        "--shards",
+        type=options.count,
+        help="only the first so many parts of the plan, a mixture of all of it",
     )
     parser.add_argument("--workers", type=options.count)
     parser.add_argument(
@@ -46,7 +65,9 @@ def main(argv: list[str] | None = None) -> None:
             return describe.main(args.out)
         from data_prep import open_corpus  # which imports the voices from here
 
-        digest = open_corpus.build(args.out, args.hours, args.workers, args.collect, args.dry_run)
+        digest = open_corpus.build(
+            args.out, args.hours, args.workers, args.collect, args.dry_run, args.train_only, args.shards
+        )
         print(f"manifest sha256 {digest}" if digest else "nothing was spoken")
     except UserError as error:
         raise SystemExit(f"error: {error}") from None

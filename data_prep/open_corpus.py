@@ -135,7 +135,7 @@ def follow_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def planned(out: Path, hours: float | None) -> list[dict]:
+def planned(out: Path, hours: float | dict[str, float] | None, train_only: bool = False) -> list[dict]:
     """The plan of the folder, made when there is none.
 
     Raises:
@@ -150,20 +150,24 @@ def planned(out: Path, hours: float | None) -> list[dict]:
             f"Kokoro is not here ({fetch.missing()[0]} is missing), so flite, piper and gcin speak everything: no natural voices, "
             f"19 speakers instead of 300. `{fetch.COMMAND}` brings it"
         )
-    wanted = {"hours": hours, "natural": natural}
+    wanted = {"hours": hours, "natural": natural} | ({"train_only": True} if train_only else {})
     if about_file.exists():
         about = json.loads(about_file.read_text(encoding="utf-8"))
-        if {key: about[key] for key in wanted} != wanted:
+        if {key: about[key] for key in ("hours", "natural", "train_only") if key in about} != wanted:
             raise DataError(
-                f"{out} holds a corpus of another --hours or of other engines: choose another --out or delete it"
+                f"{out} holds a corpus of another --hours or --train-only or of other engines: choose another --out or delete it"
             )
         if not plan_file.exists() or sha256(plan_file) != about["sha256"]:
             raise DataError(f"{plan_file} is missing or damaged: delete {out} and build it again")
     else:
-        share = 1.0 if hours is None else hours / sum(open_plan.HOURS.values())
-        parts = {part: h * share for part, h in open_plan.HOURS.items()}
+        if isinstance(hours, dict):
+            parts = hours
+        else:
+            share = 1.0 if hours is None else hours / sum(open_plan.HOURS.values())
+            parts = {part: h * share for part, h in open_plan.HOURS.items()}
         print("planning: reading and normalising 270,000 sentences takes two minutes")
         records = open_plan.plan(parts, list(kokoro.voices()) if natural else None)
+        records = [r for r in records if r["split"] == "train" or not train_only]
         digest = write_manifest(plan_file, records)
         text = json.dumps(wanted | {"sha256": digest, "lines": len(records)}, indent=1)
         temporary = about_file.with_suffix(".tmp")
@@ -210,12 +214,19 @@ def records_of(out: Path, name: str) -> list[dict] | None:
 
 def build(
     out: Path,
-    hours: float | None = None,
+    hours: float | dict[str, float] | None = None,
     workers: int | None = None,
     only_collect: bool = False,
     dry_run: bool = False,
+    train_only: bool = False,
+    first: int | None = None,
 ) -> str:
     """Build or continue the corpus in `out`; returns the manifest's sha256.
+
+    Args:
+        hours: of training speech, all parts together or each ("raw", "en", "zh").
+        train_only: without test and development sentences.
+        first: shards in building order; the rest of the plan is left.
 
     Raises:
         MissingTool: an engine or text package is missing.
@@ -224,7 +235,7 @@ def build(
     out, workers = Path(out), workers or os.cpu_count() or 1
     for folder in ("audio", "records", "skipped"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    shards = open_plan.shards_of(planned(out, hours))
+    shards = open_plan.shards_of(planned(out, hours, train_only))[:first]
     todo = [(name, items) for name, items in shards if records_of(out, name) is None]
     speech, need, core = cost(todo)
     print(

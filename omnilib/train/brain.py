@@ -8,7 +8,7 @@
 | | towers of sound | language model | projector | vision tower |
 |---|---|---|---|---|
 | stage 1, transcription | frozen | frozen | learns | frozen |
-| stage 1 with `learn_vision` | frozen | frozen | frozen | learns, by `ctc` |
+| stage 1 with `learn_vision` | frozen | frozen | frozen | learns, by `ctc.naming_loss` |
 | stage 2, all tasks | frozen | LoRA (`lora_rank`) or whole (0) | learns | learns if `learn_vision` |
 
 Stage 1 may begin with the projector alone, without the language model, see `ctc`. Samples come from a manifest
@@ -19,6 +19,7 @@ be kept on disk (`cache`). A run folder holds a state to go on from and, at the 
 Shapes: B batch, L positions, W windows of sound, N frames.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -67,7 +68,7 @@ from omnilib.train.common import (
     run_script,
     seed_everything,
 )
-from omnilib.train.ctc import alignment_loss, pieces_of
+from omnilib.train.ctc import alignment_loss, naming_loss, pieces_of
 from omnilib.train.prefetch import prefetch
 
 PARTS = {  # beginnings of parameter names
@@ -86,6 +87,7 @@ class Config(Base):
     init: str = ""  # the result of an earlier stage on the same base
     manifest: str = "brain.jsonl"  # below the data folder, or a path
     tasks: list[str] = field(default_factory=list)  # of the samples; empty: all
+    weights: dict[str, float] = field(default_factory=dict)  # task -> how often an epoch holds its samples; 1
     cache: str = ""  # below the data folder, for features of frozen towers; empty: encoded at every step
     # what learns in stage 2
     lora_rank: int = 16  # 0: the whole language model
@@ -171,7 +173,8 @@ class Learner(nn.Module):
         if self.training and self.ctc and features is not None:
             pieces = self.pieces.to(input_ids.device)
             places, table = input_ids == self.marker, model.embed_tokens.weight
-            aligned = alignment_loss(features, places, batch["labels"], pieces, table)
+            measure = naming_loss if self.marker == IMAGE else alignment_loss
+            aligned = measure(features, places, batch["labels"], pieces, table)
             if self.ctc_alone:
                 return aligned
         embeds = model.embed(input_ids, pictures, speech) + idle  # (B, L, D)
@@ -315,6 +318,8 @@ def samples_of(
     result = {}
     for split in ("train", "dev"):
         chosen = [s for s in records if s["split"] == split]
+        if split == "train":
+            chosen = weighted(chosen, config.weights)
         if chosen:
             pictures = not config.learn_vision
             result[split] = Samples(
@@ -326,6 +331,26 @@ def samples_of(
                 cache,
                 pictures,
             )
+    return result
+
+
+def weighted(samples: list[dict], weights: dict[str, float]) -> list[dict]:
+    """Each sample as often as the weight of its task says; of a fraction, a hash of the id decides.
+
+    Raises:
+        ConfigError: a weight below 0, or of a task that no sample has.
+    """
+    unknown = set(weights) - {s["task"] for s in samples}
+    if unknown or any(weight < 0 for weight in weights.values()):
+        raise ConfigError(
+            f"weights {weights} must be 0 or more, and of tasks that have samples{': ' if unknown else ''}"
+            f"{', '.join(sorted(unknown))}"
+        )
+    result = []
+    for sample in samples:
+        weight = weights.get(sample["task"], 1.0)
+        share = int.from_bytes(hashlib.sha256(sample["id"].encode()).digest()[:4], "big") / 2**32
+        result += [sample] * (int(weight) + (share < weight % 1))
     return result
 
 

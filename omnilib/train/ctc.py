@@ -3,8 +3,10 @@
 A frozen language model teaches a new projector little: its loss stays that of a model that hears nothing until, by
 chance, positions begin to look like text. CTC (Graves et al. 2006) asks for it directly: a position is to be nearest to
 the embedding of the next piece of the transcript, or to that of a blank. Whether this pays at
-equal cost has not been measured. The paper does not speak of it; chapter 09 draws its curve. A vision tower that begins
-from nothing is trained in the same way, on words to read and things to name (`nano/brain_eyes`).
+equal cost has not been measured. The paper does not speak of it; chapter 09 draws its curve.
+
+A vision tower that begins from nothing learns likewise, on words to read and things to name (`nano/brain_eyes`), but what
+a picture shows has no order in time: each piece of the answer is to stand out somewhere (`naming_loss`).
 
 Positions must be at least as many as pieces of text. SmolLM2 spells most Chinese characters with two or three pieces, so
 it needs a smaller ds_rate than English does. Rows that do not fit count nothing.
@@ -52,3 +54,21 @@ def alignment_loss(features: Tensor, places: Tensor, labels: Tensor, pieces: Ten
     return ctc_loss(
         scores.float().log_softmax(-1), targets, counts[rows], text[rows].sum(1), zero_infinity=True
     )
+
+
+def naming_loss(features: Tensor, places: Tensor, labels: Tensor, pieces: Tensor, table: Tensor) -> Tensor:
+    """Mean surprise at the pieces of an answer, where a picture's best places speak for it; order does not matter.
+
+    A piece's score is the logarithm of its summed exponentials over all places, softmax goes over pieces. Arguments and
+    return value as of `alignment_loss`; an answer of several equally likely pieces cannot reach 0.
+    """
+    order, counts = pieces[1:].contiguous(), places.sum(1)
+    named = torch.isin(labels, order)
+    rows = ((counts > 0) & named.any(1)).nonzero()[:, 0].tolist()
+    if not rows:
+        return features.sum() * 0.0
+    given, losses = features.split(counts.tolist()), []
+    for i in rows:
+        scores = linear(given[i], table[order]).float().logsumexp(0).log_softmax(0)  # (V,)
+        losses.append(-scores[torch.searchsorted(order, labels[i][named[i]])].mean())
+    return torch.stack(losses).mean()

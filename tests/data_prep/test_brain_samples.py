@@ -205,13 +205,16 @@ def test_one_recording_serves_all_questions_of_the_same_words_and_voice(tmp_path
     assert len(charts) >= 6 and len(set(charts)) <= 3
 
 
-def test_beyond_the_budget_questions_stay_typed_and_held_out_ones_come_first(tmp_path):
-    rows, notes = build(tmp_path, count=12, hours=0.02)
-    assert any("0.02 expected" in note for note in notes)
-    spoken = [r for r in rows if "audio" in r and r["task"] != "transcribe"]
-    typed = [r for r in rows if "audio" not in r and r["language"] == "en"]
-    assert spoken and typed
-    assert "test" not in {r["split"] for r in typed if not r["id"].endswith("-typed")}
+def test_beyond_the_budget_questions_stay_typed_and_held_out_ones_have_their_own(tmp_path):
+    def spoken(folder, **budgets):
+        rows, notes = build(tmp_path / folder, count=12, **budgets)
+        assert any("0.02 expected" in note for note in notes)
+        assert [r for r in rows if "audio" not in r and r["language"] == "en"]
+        own = ("order", "arithmetic", "spelling")  # no two have the same words
+        return {r["split"] for r in rows if "audio" in r and r["task"] in own}
+
+    assert spoken("a", hours=0.02, held_out=0) == {"train"}
+    assert "train" not in spoken("b", hours=0, held_out=0.02)
     assert sum(c.seconds for c in brain_voices.admit([], 1)[0]) == 0
 
 

@@ -1,10 +1,12 @@
 """CTC between positions of speech and words."""
 
+import math
+
 import pytest
 import torch
 
 from omnilib.brain.layout import IGNORE
-from omnilib.train.ctc import alignment_loss
+from omnilib.train.ctc import alignment_loss, naming_loss
 
 PIECES = torch.tensor([0, 4, 5, 7, 9, 11])
 
@@ -45,3 +47,26 @@ def test_rows_without_speech_or_words_and_too_long_texts_count_nothing():
     nothing = alignment_loss(features, torch.zeros_like(places), labels, PIECES, table)
     nothing.backward()
     assert nothing == 0 and features.grad.abs().sum() == 0
+
+
+def test_a_picture_is_named_by_its_best_places_in_any_order():
+    torch.manual_seed(0)
+    table = torch.randn(12, 16)
+    places, labels = rows([[5, 7], [9]], [4, 4])
+    features = torch.zeros(8, 16, requires_grad=True)
+    optimizer = torch.optim.Adam([features], lr=0.1)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = naming_loss(features, places, labels, PIECES, table)
+        loss.backward()
+        optimizer.step()
+    features = features.detach()
+    shown = [(row @ table[PIECES[1:]].T).logsumexp(0).topk(2).indices for row in features.split(4)]
+    assert {int(PIECES[1:][i]) for i in shown[0]} == {5, 7} and int(PIECES[1:][shown[1][0]]) == 9
+    assert loss.item() == pytest.approx(math.log(2) / 2, abs=0.02)  # two pieces, each half of the first picture
+    other = labels.clone()
+    other[0, 4:6] = labels[0, [5, 4]]
+    swapped = naming_loss(features, places, other, PIECES, table)
+    assert swapped.item() == pytest.approx(naming_loss(features, places, labels, PIECES, table).item())
+    nothing = naming_loss(features, torch.zeros_like(places), labels, PIECES, table)
+    assert nothing == 0
