@@ -2,7 +2,7 @@
 
     python -m data_prep.brain --out data/brain --count 500 --speak flite --voice rms
     python -m data_prep.brain --out data/brain --count 2000 --speak kokoro --hours 0.75 --workers 2 \\
-        --corpus data/ears/manifest.jsonl --transcribe 4000 --long 60
+        --corpus data/ears/manifest.jsonl --transcribe 14000 --long 60
 
 | task | asks | truth |
 |---|---|---|

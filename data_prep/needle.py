@@ -1,12 +1,13 @@
 """Does the brain find a sentence in an hour of speech? Needle in a haystack, by length and depth.
 
-    python -m data_prep.needle --corpus data/nano/manifest.jsonl --minutes 1,5          # minutes on two cores
-    python -m data_prep.needle --corpus data/nano/manifest.jsonl --minutes 1,5,15,30,60,75
-    python -m data_prep.needle --corpus data/nano/manifest.jsonl --minutes 240 --depths 3 --recordings 1
+    python -m data_prep.needle --minutes 1,5                  # minutes on two cores
+    python -m data_prep.needle --minutes 1,5,15,30,60,75
+    python -m data_prep.needle --minutes 240 --depths 3 --recordings 1
 
 The paper gives neither text nor rule, so this is our own:
 
-    haystack    test sentences of the corpus, one behind the other; five recordings a length, of other orders
+    haystack    English test sentences, one behind the other, of `--corpus`: the committed recordings, a quarter of an
+                hour that is repeated, or data/nano/manifest.jsonl; five recordings a length, of other orders
     needle      "The secret code is red river 41.", a held-out code, spoken by a held-out voice, at the pause
                 nearest to 0, 10, ... 100 % of the length
     question    "What is the secret code?", in words, behind the sound
@@ -32,6 +33,7 @@ from omnilib import options
 from omnilib.brain.ask import Brain, folder_of
 from omnilib.data import read_manifest, sha256
 from omnilib.errors import DataError, UserError
+from omnilib.eval.frozen import FOLDER as FROZEN
 from omnilib.eval.needle import TRAINED_MINUTES, figures, found, read_kept
 from omnilib.eval.results import add_to_summary, write_jsonl
 from omnilib.paths import DATA, REPORTS
@@ -112,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = options.Parser(description=__doc__)
     parser.add_argument("--scale", type=options.scale, default="nano")
     parser.add_argument("--brain", type=Path, help="its folder (default: checkpoints/<scale>/brain)")
-    parser.add_argument("--corpus", type=Path, default=DATA / "nano" / "manifest.jsonl")
+    parser.add_argument("--corpus", type=Path, default=FROZEN / "manifest.jsonl")
     parser.add_argument("--minutes", default="1,5", help="lengths, for example 1,5,15,30,60,75")
     parser.add_argument("--depths", type=options.count, default=11)
     parser.add_argument("--recordings", type=options.count, default=5)
@@ -155,6 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings |= {
         "trained_minutes": TRAINED_MINUTES,
         "engine": args.engine,
+        "corpus_sha256": sha256(args.corpus),
         "peak_memory_gb": peak_memory_gb(),
     }
     found_all = {"name": "needle", "scale": args.scale, "settings": settings} | figures(kept)

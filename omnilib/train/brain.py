@@ -87,7 +87,9 @@ class Config(Base):
     init: str = ""  # the result of an earlier stage on the same base
     manifest: str = "brain.jsonl"  # below the data folder, or a path
     tasks: list[str] = field(default_factory=list)  # of the samples; empty: all
-    weights: dict[str, float] = field(default_factory=dict)  # task -> how often an epoch holds its samples; 1
+    weights: dict[str, float] = field(
+        default_factory=dict
+    )  # task, or task/language, -> how often in an epoch; 1
     cache: str = ""  # below the data folder, for features of frozen towers; empty: encoded at every step
     # what learns in stage 2
     lora_rank: int = 16  # 0: the whole language model
@@ -335,20 +337,22 @@ def samples_of(
 
 
 def weighted(samples: list[dict], weights: dict[str, float]) -> list[dict]:
-    """Each sample as often as the weight of its task says; of a fraction, a hash of the id decides.
+    """Each sample as often as the weight of its task says (that of "task/language" before that of "task"); of a
+    fraction, a hash of the id decides.
 
     Raises:
         ConfigError: a weight below 0, or of a task that no sample has.
     """
-    unknown = set(weights) - {s["task"] for s in samples}
+    kinds = [f"{s['task']}/{s.get('language', '')}" for s in samples]
+    unknown = set(weights) - set(kinds) - {s["task"] for s in samples}
     if unknown or any(weight < 0 for weight in weights.values()):
         raise ConfigError(
             f"weights {weights} must be 0 or more, and of tasks that have samples{': ' if unknown else ''}"
             f"{', '.join(sorted(unknown))}"
         )
     result = []
-    for sample in samples:
-        weight = weights.get(sample["task"], 1.0)
+    for sample, kind in zip(samples, kinds, strict=True):
+        weight = weights.get(kind, weights.get(sample["task"], 1.0))
         share = int.from_bytes(hashlib.sha256(sample["id"].encode()).digest()[:4], "big") / 2**32
         result += [sample] * (int(weight) + (share < weight % 1))
     return result

@@ -404,3 +404,21 @@ def test_the_quick_layers_train_as_the_models_own(manifest, tmp_path):
 def test_the_quick_layers_stay_away_where_they_do_not_apply(manifest, overrides, device, sharded):
     config = config_of(manifest, 1, *overrides)
     assert training.fast_language(None, config, torch.device(device), sharded) is None
+
+
+def test_samples_are_repeated_by_task_and_language():
+    samples = [
+        {"id": f"{task}{language}{i}", "task": task, "language": language}
+        for task, language in (("transcribe", "en"), ("transcribe", "zh"), ("emoji", "en"))
+        for i in range(40)
+    ]
+    found = training.weighted(samples, {"transcribe": 2, "transcribe/zh": 3, "emoji": 0.5})
+    counts = {
+        kind: sum(s["id"].startswith(kind) for s in found)
+        for kind in ("transcribeen", "transcribezh", "emoji")
+    }
+    assert counts["transcribeen"] == 80 and counts["transcribezh"] == 120 and 10 < counts["emoji"] < 30
+    assert training.weighted(samples, {}) == samples
+    for wrong in ({"emoji": -1}, {"chart": 1}):
+        with pytest.raises(ConfigError, match="weights"):
+            training.weighted(samples, wrong)

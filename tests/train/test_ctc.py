@@ -63,7 +63,9 @@ def test_a_picture_is_named_by_its_best_places_in_any_order():
     features = features.detach()
     shown = [(row @ table[PIECES[1:]].T).logsumexp(0).topk(2).indices for row in features.split(4)]
     assert {int(PIECES[1:][i]) for i in shown[0]} == {5, 7} and int(PIECES[1:][shown[1][0]]) == 9
-    assert loss.item() == pytest.approx(math.log(2) / 2, abs=0.02)  # two pieces, each half of the first picture
+    assert loss.item() == pytest.approx(
+        math.log(2) / 2, abs=0.02
+    )  # two pieces, each half of the first picture
     other = labels.clone()
     other[0, 4:6] = labels[0, [5, 4]]
     swapped = naming_loss(features, places, other, PIECES, table)
