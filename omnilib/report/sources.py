@@ -200,13 +200,17 @@ def behind(name: str, scale: str = "nano") -> dict:
     folder = ROOT / "checkpoints" / scale
     for part in parts:
         place = folder / part
-        files += (
-            [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.name in CHECKPOINT_FILES)
-        )
+        files += [place] if place.is_file() else sorted(p for p in place.rglob("*") if committed(p))
     hashes = {p.relative_to(ROOT).as_posix(): file_hash(p) for p in sorted(set(files)) if p.exists()}
     if notebook.is_file():
         hashes[f"notebooks/{name}.ipynb"] = code_hash(notebook_code(notebook))
     return {"files": hashes, "packages": pins(foreign)}
+
+
+def committed(path: Path) -> bool:
+    """Whether a file of a checkpoint is one that a clone has: no state to go on from, no weights of a stage on the way."""
+    on_the_way = path.name == "model.safetensors" and path.parent.name in ("brain_stage1", "brain_eyes")
+    return path.name in CHECKPOINT_FILES and path.parent.name != "state" and not on_the_way
 
 
 def record(folder: Path, name: str, scale: str = "nano") -> None:
