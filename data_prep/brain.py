@@ -1,7 +1,7 @@
 """Samples for the brain whose answer is known: questions, pictures and videos, asked by voice.
 
     python -m data_prep.brain --out data/brain --count 500 --speak flite --voice rms
-    python -m data_prep.brain --out data/brain --count 2000 --speak kokoro --hours 0.75 --workers 2 \\
+    python -m data_prep.brain --out data/brain --count 2000 --speak kokoro --hours 0.4 --workers 2 \\
         --corpus data/ears/manifest.jsonl --transcribe 14000 --long 60
 
 | task | asks | truth |
