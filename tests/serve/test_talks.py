@@ -442,8 +442,9 @@ def test_two_requests_for_one_conversation_are_not_mixed(client, brain, server):
 
 
 def raw(port, body):
-    peer = socket.create_connection(("127.0.0.1", port))
-    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    peer = socket.socket()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # before connecting: it bounds the window
+    peer.connect(("127.0.0.1", port))
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
     peer.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     return peer
@@ -466,7 +467,7 @@ def test_a_client_that_does_not_read_is_let_go(server, brain):
     port, talks = server
     brain.script = STORY * 400  # more than the socket holds
     peer = raw(port, json.dumps(chat(stream=True)).encode())
-    assert free(talks, 20)
+    assert free(talks, 120)  # a slow machine takes long to fill the socket
     peer.close()
 
 
