@@ -6,7 +6,7 @@ picture?" is spoken by TAKES voices, not a thousand times). Clips are admitted i
 length reaches the budget; the rest is asked typed. Recordings that are there already are kept, so a build
 that was stopped goes on.
 
-Engines: those of `data_prep.engines` with one voice, or `kokoro`: all its plain voices in both languages,
+Engines: those of `data_prep.engines`, or `kokoro`: all its plain voices in both languages,
 the held-out ones (`kokoro.HELD_OUT`) in the test split alone.
 """
 
@@ -23,6 +23,7 @@ import soxr
 
 from data_prep import fetch, kokoro
 from data_prep.engines import ENGINES, Unspoken
+from data_prep.speakers import SPEAKERS
 from omnilib.errors import DataError, MissingTool, UserError
 from omnilib.spoken import clean_text
 
@@ -53,7 +54,7 @@ def pick(key: str, count: int) -> int:
 
 
 class Voices:
-    """The voices of an engine by language and split.
+    """The voices of an engine by language and split; of a quick one that named, or all of `speakers.SPEAKERS`.
 
     Raises:
         MissingTool: not installed. DataError: no engine, or no voice, of that name.
@@ -71,14 +72,16 @@ class Voices:
             return
         if engine not in ENGINES:
             raise DataError(f"no engine '{engine}': use one of {', '.join(sorted([*ENGINES, 'kokoro']))}")
-        made = ENGINES[engine](voice)
-        try:
-            made.say("one" if made.language == "en" else "一")
-        except (OSError, AttributeError, StopIteration, Unspoken):
-            raise DataError(
-                f"{engine} has no voice '{voice}': see data_prep/engines.py for its voices"
-            ) from None
-        self.known = {(made.language, held): [voice] for held in (False, True)}
+        names = [voice] if voice else sorted({s.voice for s in SPEAKERS if s.engine == engine})
+        for name in names:
+            made = ENGINES[engine](name)
+            try:
+                made.say("one" if made.language == "en" else "一")
+            except (OSError, AttributeError, StopIteration, Unspoken):
+                raise DataError(
+                    f"{engine} has no voice '{name}': see data_prep/engines.py for its voices"
+                ) from None
+            self.known = {(made.language, held): names for held in (False, True)}
 
     def speaks(self, language: str) -> bool:
         """Whether anybody does."""

@@ -2,7 +2,8 @@
 
     python -m data_prep.nano --out data/nano                 # everything, about three hours on 2 cores
     python -m data_prep.nano --out data/nano --hours 1       # a pilot with the same test sets
-    python -m data_prep.nano --out data/ears --hours raw=12,en=0.8,zh=0.8 --train-only --shards 253   # to learn from
+    python -m data_prep.nano --out data/ears --hours raw=12,en=0.8,zh=0.8 --train-only   # for the brain
+    python -m data_prep.nano --out data/ears_zh --hours raw=0,en=0,zh=4 --train-only --plain   # and recorded syllables
     python -m data_prep.nano --out data/nano --dry-run       # what it costs
     python -m data_prep.nano --out data/nano --describe      # what it is made of: hours by engine and voice, words
 
@@ -32,7 +33,10 @@ def hours_of(text: str) -> float | dict[str, float]:
     given = dict(entry.partition("=")[::2] for entry in text.split(","))
     if set(given) != set(names):
         raise ArgumentTypeError(f"'{text}' must name each of {', '.join(names)}: raw=4,en=1,zh=1")
-    return {name: options.positive(given[name]) for name in names}
+    hours = {name: options.positive(given[name]) if float(given[name]) else 0.0 for name in names}
+    if not any(hours.values()):
+        raise ArgumentTypeError(f"'{text}' is nothing to speak: give one of them more than 0")
+    return hours
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -44,6 +48,11 @@ def main(argv: list[str] | None = None) -> None:
         help="about so many hours of training speech (default: all, about 95), or of each part: raw=4,en=1,zh=1",
     )
     parser.add_argument("--train-only", action="store_true", help="no test and development sentences")
+    parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="as if Kokoro's packages were missing: flite, piper and gcin speak",
+    )
     parser.add_argument(
         "--shards",
         type=options.count,
@@ -66,7 +75,14 @@ def main(argv: list[str] | None = None) -> None:
         from data_prep import open_corpus  # which imports the voices from here
 
         digest = open_corpus.build(
-            args.out, args.hours, args.workers, args.collect, args.dry_run, args.train_only, args.shards
+            args.out,
+            args.hours,
+            args.workers,
+            args.collect,
+            args.dry_run,
+            args.train_only,
+            args.shards,
+            args.plain,
         )
         print(f"manifest sha256 {digest}" if digest else "nothing was spoken")
     except UserError as error:

@@ -135,17 +135,19 @@ def follow_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def planned(out: Path, hours: float | dict[str, float] | None, train_only: bool = False) -> list[dict]:
+def planned(
+    out: Path, hours: float | dict[str, float] | None, train_only: bool = False, plain: bool = False
+) -> list[dict]:
     """The plan of the folder, made when there is none.
 
     Raises:
         DataError: the folder holds the plan of another --hours, or a damaged one.
     """
     about_file, plan_file = out / "plan.json", out / "plan.jsonl"
-    natural = not fetch.missing()
+    natural = not plain and not fetch.missing()
     if natural:
         fetch.fetch()  # checks what is there
-    else:
+    elif not plain:
         print(
             f"Kokoro is not here ({fetch.missing()[0]} is missing), so flite, piper and gcin speak everything: no natural voices, "
             f"19 speakers instead of 300. `{fetch.COMMAND}` brings it"
@@ -220,6 +222,7 @@ def build(
     dry_run: bool = False,
     train_only: bool = False,
     first: int | None = None,
+    plain: bool = False,
 ) -> str:
     """Build or continue the corpus in `out`; returns the manifest's sha256.
 
@@ -227,6 +230,7 @@ def build(
         hours: of training speech, all parts together or each ("raw", "en", "zh").
         train_only: without test and development sentences.
         first: shards in building order; the rest of the plan is left.
+        plain: the quick engines speak all, though Kokoro is there.
 
     Raises:
         MissingTool: an engine or text package is missing.
@@ -235,7 +239,7 @@ def build(
     out, workers = Path(out), workers or os.cpu_count() or 1
     for folder in ("audio", "records", "skipped"):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    shards = open_plan.shards_of(planned(out, hours, train_only))[:first]
+    shards = open_plan.shards_of(planned(out, hours, train_only, plain))[:first]
     todo = [(name, items) for name, items in shards if records_of(out, name) is None]
     speech, need, core = cost(todo)
     print(

@@ -1,14 +1,17 @@
 """Samples for the brain: the same bytes at every run, true answers, splits that do not leak."""
 
+import ast
 import hashlib
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from data_prep import brain, brain_facts, brain_long, brain_voices, fetch, kokoro
+from data_prep import brain, brain_facts, brain_long, brain_tasks, brain_voices, fetch, kokoro
 from data_prep.engines import Spoken
 from omnilib.errors import DataError, MissingTool
 from omnilib.train.brain_samples import read_samples
@@ -64,7 +67,7 @@ def test_spoken_rows_name_the_question_and_some_are_also_typed(tmp_path):
 
 
 def test_no_question_or_picture_stands_in_two_splits():
-    found, _ = brain.items(150, 0)
+    found, _ = brain_tasks.items(150, 0)
     splits: dict[tuple, set] = {}
     for item in found:
         if item.task != "shapes":  # its pictures are split by easy-vqa
@@ -76,9 +79,9 @@ def test_no_question_or_picture_stands_in_two_splits():
 NO_FONT = "emoji are drawn with a font of the system: apt-get install fonts-noto-color-emoji"
 
 
-@pytest.mark.skipif(not brain.EMOJI_FONT.is_file(), reason=NO_FONT)
+@pytest.mark.skipif(not brain_tasks.EMOJI_FONT.is_file(), reason=NO_FONT)
 def test_held_out_emoji_have_names_that_training_knows_and_drawings_that_it_does_not():
-    found = [i for i in brain.items(80, 0)[0] if i.task == "emoji"]
+    found = [i for i in brain_tasks.items(80, 0)[0] if i.task == "emoji"]
     names = {split: {i.answer for i in found if i.split == split} for split in ("train", "test")}
     assert names["test"] and names["test"] <= names["train"]
     drawings = {i.key: i.draw()[0].tobytes() for i in found[:40]}
@@ -86,7 +89,7 @@ def test_held_out_emoji_have_names_that_training_knows_and_drawings_that_it_does
 
 
 def test_arithmetic_order_and_charts_are_true():
-    for item in brain.items(60, 0)[0]:
+    for item in brain_tasks.items(60, 0)[0]:
         if item.task == "arithmetic":
             a, sign, b = item.key.split()
             a, b = int(a), int(b)
@@ -101,18 +104,18 @@ def test_arithmetic_order_and_charts_are_true():
 def test_the_tallest_bar_of_a_chart_is_the_tallest_that_is_drawn():
     import numpy as np
 
-    for item in brain.items(30, 0)[0]:
+    for item in brain_tasks.items(30, 0)[0]:
         if item.task == "chart" and "tallest" in item.question:
             pixels = np.asarray(item.draw()[0])
             tall = {c: (pixels == rgb).all(-1).any(1).sum() for c, rgb in brain_facts.COLOURS.items()}
             assert max(tall, key=tall.get) == item.answer
 
 
-@pytest.mark.skipif(not brain.EMOJI_FONT.is_file(), reason=NO_FONT)
+@pytest.mark.skipif(not brain_tasks.EMOJI_FONT.is_file(), reason=NO_FONT)
 def test_a_moving_emoji_moves_the_way_that_is_told_and_counts_grow():
     import numpy as np
 
-    for item in brain.items(8, 0)[0]:
+    for item in brain_tasks.items(8, 0)[0]:
         if item.task.startswith("video"):
             frames = [np.asarray(f, dtype=int) for f in item.draw()]
             marks = [np.abs(f - f[-1, -1]).sum(-1) > 0 for f in frames]
@@ -128,7 +131,7 @@ def test_facts_are_pairs_without_contradictions():
     assert len(set(brain_facts.WORDS)) == len(brain_facts.WORDS)
     assert all(len(pair) == 2 for pair in brain_facts.OPPOSITES)
     answers: dict[str, set] = {}
-    for item in brain.opposites():
+    for item in brain_tasks.opposites():
         answers.setdefault(item.question, set()).add(item.answer)
     assert all(len(a) == 1 for a in answers.values())
 
@@ -138,10 +141,10 @@ def test_a_missing_engine_font_or_package_is_one_line_and_the_rest_is_written(tm
         raise MissingTool("hum is missing: apt-get install hum")
 
     monkeypatch.setitem(brain_voices.ENGINES, "hum", missing)
-    monkeypatch.setattr(brain, "EMOJI_FONT", tmp_path / "no.ttf")
-    brain.emoji_names.cache_clear()
+    monkeypatch.setattr(brain_tasks, "EMOJI_FONT", tmp_path / "no.ttf")
+    brain_tasks.emoji_names.cache_clear()
     rows, notes = build(tmp_path)
-    brain.emoji_names.cache_clear()
+    brain_tasks.emoji_names.cache_clear()
     assert rows and all("audio" not in r for r in rows)
     assert sum("hum is missing" in note for note in notes) == 1 and all("\n" not in note for note in notes)
     assert any("emoji left out" in note for note in notes) and not any(r["task"] == "emoji" for r in rows)
@@ -159,11 +162,11 @@ def test_wrong_arguments_end_with_code_2_and_one_line(tmp_path, capsys, flags, w
 
 def test_a_speech_corpus_is_transcribed_from_pieces_of_its_files(tmp_path):
     manifest = tones.build(tmp_path / "corpus", {"low": 0.8}, {"train": 3, "dev": 1, "test": 1})
-    rows = brain.corpus_rows(manifest, tmp_path, 2)
+    rows = brain.corpus_rows([manifest], tmp_path, 2)
     brain.write_manifest(tmp_path / "brain.jsonl", rows)
     assert [r["split"] for r in read_samples(tmp_path / "brain.jsonl")].count("train") == 2
     with pytest.raises(DataError, match="does not lie below"):
-        brain.corpus_rows(manifest, tmp_path / "elsewhere", 2)
+        brain.corpus_rows([manifest], tmp_path / "elsewhere", 2)
 
 
 def test_needles_cover_lengths_and_depths_and_say_where_the_secret_stands():
@@ -191,7 +194,7 @@ def test_the_needle_stands_at_the_pause_nearest_to_its_place():
 
 def test_long_samples_hide_a_secret_and_some_do_not(tmp_path):
     manifest = tones.build(tmp_path / "corpus", {"low": 0.8}, {"train": 4, "dev": 1, "test": 1})
-    rows, _ = build(tmp_path, count=1, corpus=manifest, long=10)
+    rows, _ = build(tmp_path, count=1, corpora=[manifest], long=10)
     long = [r for r in rows if r["task"] == "needle"]
     assert len(long) == 10 and sum(not r["answer"] for r in long) == 2
     assert all(r["turns"][1]["text"] == brain_long.NONE for r in long if not r["answer"])
@@ -236,11 +239,54 @@ def test_held_out_voices_ask_in_the_test_split_alone():
 
 
 def test_random_streams_of_tasks_do_not_depend_on_each_other():
-    alone = [i.key for i, _ in zip(brain.charts(random.Random("0 charts")), range(5))]
-    together = [i.key for i in brain.items(5, 0)[0] if i.task == "chart"]
+    alone = [i.key for i, _ in zip(brain_tasks.charts(random.Random("0 charts")), range(5))]
+    together = [i.key for i in brain_tasks.items(5, 0)[0] if i.task == "chart"]
     assert together == alone
 
 
 def test_needle_file_is_written_beside_the_manifest(tmp_path):
     build(tmp_path, count=1, engine="")
     assert json.loads((tmp_path / "brain_needles.jsonl").read_text().splitlines()[0])["id"] == "needle-1-0-0"
+
+
+@pytest.mark.skipif(not brain_tasks.EMOJI_FONT.is_file(), reason=NO_FONT)
+def test_descriptions_name_all_that_is_drawn_in_order():
+    found = [i for i in brain_tasks.items(10, 0)[0] if i.task == "describe"]
+    assert len(found) == 10 * brain_tasks.SEVERAL["describe"]
+    names = {name: character for character, name, _ in brain_tasks.emoji_names()}
+    for item in found:
+        if item.question.endswith("left to right."):
+            shown = ast.literal_eval(item.key)
+            assert [names[n] for n in item.answer.split(", ")] == [
+                s[0] for s in sorted(shown, key=lambda s: s[1])
+            ]
+        elif item.question.startswith("Name the bars"):
+            heights = [ast.literal_eval(item.key)[c] for c in item.answer.split(", ")]
+            assert heights == sorted(heights, reverse=True)
+        elif item.copy:
+            colour, shape = item.answer.split()
+            with Image.open(item.copy) as picture:
+                assert len(picture.convert("RGB").getcolors(10_000)) > 1
+            assert shape in ("circle", "rectangle", "triangle") and colour not in ("yes", "no")
+
+
+def test_what_the_budget_leaves_is_asked_by_a_quick_engine_in_all_its_voices(tmp_path, monkeypatch):
+    monkeypatch.setitem(brain_voices.ENGINES, "buzz", Hum)
+    speakers = [SimpleNamespace(engine="buzz", voice=v) for v in ("low", "high")]
+    monkeypatch.setattr(brain_voices, "SPEAKERS", speakers)
+    rows, notes = build(tmp_path, count=30, hours=0.01, held_out=0.0, then=["buzz"])
+    asked = [r for r in rows if r["language"] == "en" and r["task"] != "transcribe"]
+    left = {r["question"] for r in asked if r["split"] == "train"} - {
+        r["question"] for r in asked if "audio" in r
+    }
+    assert not left and any(note.startswith("spoken by buzz") for note in notes)
+    clips = {brain_voices.Voices("buzz").clip(str(i), "en", "train", str(i), "f").voice for i in range(40)}
+    assert clips == {"low", "high"}
+
+
+def test_two_corpora_are_transcribed_together(tmp_path):
+    manifests = [
+        tones.build(tmp_path / n, {n: 0.8}, {"train": 2, "dev": 1, "test": 1}) for n in ("low", "high")
+    ]
+    rows = brain.corpus_rows(manifests, tmp_path, 10)
+    assert {r["audio"][0]["path"].split("/")[0] for r in rows} == {"low", "high"} and len(rows) == 8
