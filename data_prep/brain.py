@@ -1,7 +1,7 @@
 """Samples for the brain whose answer is known: questions, pictures and videos, asked by voice.
 
     python -m data_prep.brain --out data/brain --count 500 --speak flite --voice rms
-    python -m data_prep.brain --out data/brain --count 2000 --speak kokoro --hours 0.8 --then flite gcin --workers 2 \\
+    python -m data_prep.brain --out data/brain --count 2000 --speak kokoro --hours 0.4 --then flite gcin --workers 2 \\
         --corpus data/ears/manifest.jsonl data/ears_zh/manifest.jsonl --transcribe 14000 --long 60
 
 | task | asks | truth |
@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.brain_long import long_plan, places, secret, write_long
-from data_prep.brain_tasks import Item, items
+from data_prep.brain_tasks import SEVERAL, Item, items
 from data_prep.brain_voices import Clip, Voices, admit, pick, speak_all
 from omnilib import options
 from omnilib.data import read_manifest, write_manifest
@@ -189,7 +189,7 @@ def build(
             if item["answer"]:
                 said = secret(item["answer"])
                 secrets[item["answer"]] = voices.clip(said, "en", "train", item["answer"], out.name)
-        for item in in_order(made):
+        for item in in_order([i for i in made if i.split == "train" or i.task not in SEVERAL]):
             if clip := voices.clip(item.question, item.language, item.split, item.name, out.name):
                 clips[item.name] = clip
         train = {item.name for item in made if item.split == "train"}

@@ -2,7 +2,7 @@
 
     python -m data_prep.nano --out data/nano                 # everything, about three hours on 2 cores
     python -m data_prep.nano --out data/nano --hours 1       # a pilot with the same test sets
-    python -m data_prep.nano --out data/ears --hours raw=12,en=0.8,zh=0.8 --train-only   # for the brain
+    python -m data_prep.nano --out data/ears --hours raw=12,en=0.8,zh=0.8 --train-only --shards 327   # for the brain
     python -m data_prep.nano --out data/ears_zh --hours raw=0,en=0,zh=4 --train-only --plain   # and recorded syllables
     python -m data_prep.nano --out data/nano --dry-run       # what it costs
     python -m data_prep.nano --out data/nano --describe      # what it is made of: hours by engine and voice, words

@@ -1,6 +1,7 @@
 """The natural corpus: splits without leakage, shards that are complete or absent, lines that fail skipped
 and counted."""
 
+import argparse
 import errno
 import json
 import os
@@ -546,3 +547,18 @@ def test_an_unfinished_corpus_or_a_folder_of_other_files_is_not_frozen(built, fe
     with pytest.raises(DataError, match="holds other files"):
         frozen.freeze(built, tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_a_plain_corpus_of_one_part_is_spoken_by_the_quick_engines_though_kokoro_is_here(tiny, tmp_path):
+    hours = nano.hours_of("raw=0,en=0,zh=0.01")
+    open_corpus.build(tmp_path, hours, workers=1, train_only=True, plain=True)
+    plan = [json.loads(line) for line in (tmp_path / "plan.jsonl").read_text().splitlines()]
+    assert plan and {(r["language"], r["engine"], r["split"]) for r in plan} == {("zh", "gcin", "train")}
+    with pytest.raises(DataError, match="of other engines"):
+        open_corpus.build(tmp_path, hours, workers=1, train_only=True)
+
+
+@pytest.mark.parametrize("given", ["raw=1", "raw=0,en=0,zh=0", "raw=1,en=-1,zh=1", "raw=1,en=nan,zh=1"])
+def test_hours_name_every_part_and_something_to_speak(given):
+    with pytest.raises(argparse.ArgumentTypeError):
+        nano.hours_of(given)
