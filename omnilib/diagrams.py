@@ -298,23 +298,23 @@ def brain() -> Drawing:
 
 def brain_stages() -> Drawing:
     """Chapter 09: what learns in each stage."""
-    d = Drawing("Encoders frozen throughout; stage 1 trains the projector; stage 2 also LoRA and eyes", 330)
-    for x, words in ((140, "stage 1"), (281, "stage 2")):
-        d.text(x + 66, 24, words)
+    d = Drawing("Stage 1 trains the projector, then the eyes learn alone, then projector and LoRA together", 330)
+    columns = (("stage 1", "transcription"), ("eyes", "naming"), ("stage 2", "all tasks"))
+    for number, (stage, tasks) in enumerate(columns):
+        d.text(178 + 92 * number, 24, stage)
+        d.text(178 + 92 * number, 242, tasks, "soft")
     rows = [
-        ("audio encoders", "frozen", "frozen"),
-        ("projector", "learns", "learns"),
-        ("language model", "frozen", "learns"),
-        ("vision tower", "frozen", "learns"),
+        ("audio encoders", "frozen", "frozen", "frozen"),
+        ("projector", "learns", "frozen", "learns"),
+        ("language model", "frozen", "frozen", "learns"),
+        ("vision tower", "frozen", "learns", "frozen"),
     ]
-    inside = {("language model", "learns"): "LoRA learns"}
+    inside = {("language model", "learns"): "LoRA"}
     for number, (name, *kinds) in enumerate(rows):
         y = 42 + 46 * number
-        d.text(14, y + 18, name, "", "start")
-        for x, kind in zip((144, 285), kinds, strict=True):
-            d.box(x, y, 124, inside.get((name, kind), kind), kind, 36)
-    d.text(206, 242, "transcription", "soft")
-    d.text(347, 242, "all tasks together", "soft")
+        d.text(8, y + 18, name, "", "start")
+        for column, kind in enumerate(kinds):
+            d.box(135 + 92 * column, y, 86, inside.get((name, kind), kind), kind, 36)
     legend(d, 272)
     return d
 
