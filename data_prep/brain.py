@@ -10,7 +10,7 @@
 | emoji, emoji_zh | a Noto emoji | its name in English or Chinese, from the package emoji |
 | read, chart | a drawn word or number, bars | what was drawn |
 | shapes | a picture of easy-vqa | its answer |
-| describe | emoji in a row, bars, a shape | all that is there; not measured, the eyes learn from it |
+| describe | emoji in a row, bars, a shape | all that is there; not measured |
 | video_count, video_last, video_move | emoji that appear or move | how they were placed |
 | transcribe | a spoken question | its words |
 | needle | a spoken secret in long speech (`brain_long`) | the secret |

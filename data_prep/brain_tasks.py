@@ -21,7 +21,7 @@ EMOJI_FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 EMOJI_SIZE = 109  # the only size in the font
 SIDE = 168  # pixels of a picture: 36 positions
 DRAWINGS = 10  # of an emoji, at least
-SEVERAL = {"describe": 4}  # times as many items as of other tasks: what the eyes learn from
+SEVERAL = {"describe": 4}  # times as many items as of other tasks
 
 
 @dataclass
@@ -283,7 +283,7 @@ def shape_words() -> list[tuple[int, str, str]]:
 
 
 def describe(rng: random.Random) -> Iterator[Item]:
-    """All that is in a picture: what a vision tower learns from captions. Not measured.
+    """All that is in a picture, as captions tell it. Not measured.
 
     Raises:
         MissingTool: font or package is not installed.

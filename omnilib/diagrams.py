@@ -298,7 +298,7 @@ def brain() -> Drawing:
 
 def brain_stages() -> Drawing:
     """Chapter 09: what learns in each stage."""
-    d = Drawing("Stage 1 trains the projector, then the eyes learn alone, then projector and LoRA together", 330)
+    d = Drawing("Stage 1 trains the projector, then the eyes learn alone, then all but the encoders", 330)
     columns = (("stage 1", "transcription"), ("eyes", "naming"), ("stage 2", "all tasks"))
     for number, (stage, tasks) in enumerate(columns):
         d.text(178 + 92 * number, 24, stage)
@@ -307,7 +307,7 @@ def brain_stages() -> Drawing:
         ("audio encoders", "frozen", "frozen", "frozen"),
         ("projector", "learns", "frozen", "learns"),
         ("language model", "frozen", "frozen", "learns"),
-        ("vision tower", "frozen", "learns", "frozen"),
+        ("vision tower", "frozen", "learns", "learns"),
     ]
     inside = {("language model", "learns"): "LoRA"}
     for number, (name, *kinds) in enumerate(rows):

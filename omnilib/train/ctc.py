@@ -63,12 +63,14 @@ def naming_loss(features: Tensor, places: Tensor, labels: Tensor, pieces: Tensor
     return value as of `alignment_loss`; an answer of several equally likely pieces cannot reach 0.
     """
     order, counts = pieces[1:].contiguous(), places.sum(1)
-    named = torch.isin(labels, order)
-    rows = ((counts > 0) & named.any(1)).nonzero()[:, 0].tolist()
-    if not rows:
+    named = torch.isin(labels, order)  # (B, L)
+    rows = (counts > 0) & named.any(1)
+    if not rows.any():
         return features.sum() * 0.0
-    given, losses = features.split(counts.tolist()), []
-    for i in rows:
-        scores = linear(given[i], table[order]).float().logsumexp(0).log_softmax(0)  # (V,)
-        losses.append(-scores[torch.searchsorted(order, labels[i][named[i]])].mean())
-    return torch.stack(losses).mean()
+    scores = linear(features, table[order]).float().split(counts.tolist())
+    shown = [own for own, kept in zip(scores, rows.tolist(), strict=True) if kept]
+    surprise = -pad_sequence(shown, padding_value=float("-inf")).logsumexp(0).log_softmax(-1)  # (rows, V)
+    named, labels = named[rows], labels[rows]
+    row = named.nonzero()[:, 0]
+    each = surprise[row, torch.searchsorted(order, labels[named])]
+    return (each / named.sum(1)[row]).sum() / len(surprise)
