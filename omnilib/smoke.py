@@ -183,7 +183,7 @@ def grid(folder: Path) -> None:
 def brain_samples(folder: Path) -> None:
     """A few samples of every task of the brain, questions spoken by flite where it is installed."""
     program("data_prep.brain").build(
-        folder / "brain_samples", 4, engine="flite", corpus=folder / "corpus" / "manifest.jsonl"
+        folder / "brain_samples", 4, engine="flite", corpora=[folder / "corpus" / "manifest.jsonl"]
     )
 
 
@@ -229,8 +229,14 @@ RECIPES: dict[str, tuple[tuple[str, ...], Callable[[Path], None]]] = {
         ("brain_samples",),
         run("brain", "smoke/brain_stage1", "brain_stage1", *EYES, *LONGER, "steps=60", "ctc_steps=20"),
     ),
-    "brain": (
+    "brain_eyes": (
         ("brain_stage1",),
-        run("brain", "smoke/brain", "brain", *EYES, *LONGER, "init={}/brain_stage1"),
+        run(
+            "brain", "smoke/brain_eyes", "brain_eyes", *EYES, *LONGER, "init={}/brain_stage1", "ctc_steps=40"
+        ),
+    ),
+    "brain": (
+        ("brain_eyes",),
+        run("brain", "smoke/brain", "brain", *EYES, *LONGER, "init={}/brain_eyes"),
     ),
 }

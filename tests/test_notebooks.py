@@ -213,7 +213,7 @@ def test_what_a_notebook_needs_can_be_trained(path):
     needs = read(path).metadata.get("needs", [])
     assert set(needs) <= set(smoke.RECIPES)
     code = "\n".join(c.source for c in read(path).cells if c.cell_type == "code")
-    wanted = re.findall(r'"(encoders|brain_stage1|brain)"', code)
+    wanted = re.findall(r'"(encoders|brain_stage1|brain_eyes|brain)"', code)
     loads = "load_trained(folder" in code or "Brain.load(folder" in code or "training_log" in code
     assert not (loads and wanted) or {"brain"} <= set(needs), "declare them: metadata.needs"
 
