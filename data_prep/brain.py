@@ -20,7 +20,8 @@ Writes `<out>.jsonl`, the manifest of `omnilib.train.brain_samples`, with media 
 without its media. What is missing (an engine, a font, a package) is said in one line, and the rest is
 written.
 
-The split is decided by a hash of what is asked, so no question stands in two. Names of emoji are all in
+The split is decided by a hash of what is asked, so no question stands in two, and no drawing of one task's test in
+another's training. Names of emoji are all in
 training: held out are drawings, with another size, place and ground. Everything is a function of the
 arguments: two runs give equal bytes.
 """

@@ -388,7 +388,10 @@ def mixed(make: Callable[[], Iterator[Item]], rng: random.Random) -> Iterator[It
 
 
 def items(count: int, seed: int) -> tuple[list[Item], list[str]]:
-    """About `count` items of each task (SEVERAL times as many of some), no question twice, and what could not be made."""
+    """About `count` items of each task (SEVERAL times as many of some), no question twice, and what could not be made.
+
+    A picture that one task holds out is in no other task's training.
+    """
     result, missing = [], []
     for name, source in families(count, seed):
         most = count * SEVERAL.get(name, 1)
@@ -404,4 +407,5 @@ def items(count: int, seed: int) -> tuple[list[Item], list[str]]:
         except MissingTool as error:
             missing.append(f"{name} left out: {error}")
         result += found.values()
-    return result, missing
+    held = {item.key for item in result if item.draw and item.split != "train"}
+    return [i for i in result if not (i.draw and i.split == "train" and i.key in held)], missing

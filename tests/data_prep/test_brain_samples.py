@@ -7,9 +7,9 @@ import random
 from pathlib import Path
 from types import SimpleNamespace
 
+import easy_vqa
 import numpy as np
 import pytest
-from PIL import Image
 
 from data_prep import brain, brain_facts, brain_long, brain_tasks, brain_voices, fetch, kokoro
 from data_prep.engines import Spoken
@@ -264,10 +264,19 @@ def test_descriptions_name_all_that_is_drawn_in_order():
             heights = [ast.literal_eval(item.key)[c] for c in item.answer.split(", ")]
             assert heights == sorted(heights, reverse=True)
         elif item.copy:
-            colour, shape = item.answer.split()
-            with Image.open(item.copy) as picture:
-                assert len(picture.convert("RGB").getcolors(10_000)) > 1
-            assert shape in ("circle", "rectangle", "triangle") and colour not in ("yes", "no")
+            asked = zip(*easy_vqa.get_train_questions(), strict=True)
+            told = {a for q, a, image in asked if f"shape {image}" == item.key and a not in ("yes", "no")}
+            assert told and told <= set(item.answer.split()) and len(item.answer.split()) == 2
+    kinds = {item.question for item in found}
+    assert len(kinds) == 4 and sum(bool(item.copy) for item in found) > 3, "every kind was looked at"
+
+
+@pytest.mark.skipif(not brain_tasks.EMOJI_FONT.is_file(), reason=NO_FONT)
+def test_no_drawing_of_a_test_is_in_the_training_of_another_task():
+    drawn = [i for i in brain_tasks.items(120, 0)[0] if i.draw]
+    held = {i.key for i in drawn if i.split != "train"}
+    assert len(held) > 50 and not held & {i.key for i in drawn if i.split == "train"}
+    assert {"emoji", "emoji_zh"} <= {i.task for i in drawn if i.split == "train"}
 
 
 def test_what_the_budget_leaves_is_asked_by_a_quick_engine_in_all_its_voices(tmp_path, monkeypatch):
