@@ -60,8 +60,9 @@ def loaded(scale: str, weights: str) -> tuple[Brain, str]:
 
 
 def plain_ids(brain: Brain, batch: dict, count: int) -> list[int]:
-    """Transformers' own `generate`."""
-    made = brain.model.generate(**batch, max_new_tokens=count, do_sample=False, min_new_tokens=count)
+    """Transformers' own `generate`, which goes on behind an end as the fast decoder does: no token has this id."""
+    never = brain.model.config.vocab_size
+    made = brain.model.generate(**batch, max_new_tokens=count, do_sample=False, eos_token_id=never)
     return made[0].tolist()
 
 

@@ -2,8 +2,7 @@
 
 A step of transformers' `generate` on a small model reads all weights in float32 (540 MB of SmolLM2-135M) and makes
 some sixty calls a layer. Here weights are read in fewer bytes and joined (q, k, v; gate, up), keys and values lie
-in tensors that were made once, attention is two products of the query heads that share a key head, and logits are
-compared as they are.
+in tensors that were made once, and logits are compared as they are.
 
 | weights | bytes a number | what changes |
 |---|---|---|
@@ -119,16 +118,17 @@ class FastDecoder:
         """Hidden states (L, D) of a piece (L, D) at `positions` (3, L), behind `start` cached ones."""
         length, end = len(x), start + len(x)
         cos, sin = self.model.model.rotary_emb(x[None].float(), positions[:, None])  # (1, L, H)
+        cos, sin = (angle[0, :, None].to(self.dtype) for angle in (cos, sin))  # (L, 1, H)
         half = self.width // 2
-        cos, sin = (angle[0, :, None, :half].to(self.dtype) for angle in (cos, sin))  # (L, 1, H / 2)
+        sin[..., :half] *= -1  # of the half that is turned backwards
         behind = None
         if length > 1:  # each position sees itself and what is before it
             behind = torch.arange(end) <= torch.arange(start, end)[:, None]  # (L, N)
         x = x.float()  # what the layers add to stays exact
         for layer, (keys, values) in zip(self.layers, cache, strict=True):
             made = layer.qkv(self.normed(x, layer.before)).view(length, -1, self.width)
-            first, second = made[:, : self.heads + self.groups].chunk(2, -1)
-            turned = torch.cat((first * cos - second * sin, second * cos + first * sin), -1)  # (L, A + K, H)
+            flat = made[:, : self.heads + self.groups]
+            turned = torch.addcmul(flat * cos, flat.roll(half, -1), sin)  # (L, A + K, H)
             keys[:, start:end] = turned[:, self.heads :].transpose(0, 1)
             values[:, start:end] = made[:, self.heads + self.groups :].transpose(0, 1)
             y = self.attend(turned[:, : self.heads], keys[:, :end], values[:, :end], behind)
@@ -152,14 +152,10 @@ class FastDecoder:
 
     def attend(self, q: Tensor, keys: Tensor, values: Tensor, behind: Tensor | None) -> Tensor:
         """q (L, A, H), keys and values (K, N, H) -> (L, D)."""
-        length = len(q)
-        if length > 1:
-            y = F.scaled_dot_product_attention(
-                q.transpose(0, 1)[None], keys[None], values[None], attn_mask=behind, enable_gqa=True
-            )[0]  # (A, L, H)
-            return y.transpose(0, 1).reshape(length, -1)
-        q = q.view(self.groups, -1, self.width) * self.width**-0.5  # (K, G, H)
-        return torch.bmm(torch.bmm(q, keys.mT).float().softmax(-1).to(q.dtype), values).view(1, -1)
+        y = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None], keys[None], values[None], attn_mask=behind, enable_gqa=True
+        )[0]  # (A, L, H)
+        return y.transpose(0, 1).reshape(len(q), -1)
 
     def towers(self) -> torch.autocast:
         """How sound and pictures are encoded: products in bfloat16 too, as in training, unless weights are float32."""

@@ -68,7 +68,7 @@ from omnilib.train.common import (
     run_script,
     seed_everything,
 )
-from omnilib.train.ctc import alignment_loss, naming_loss, pieces_of
+from omnilib.train.ctc import alignment_loss, likeness_loss, naming_loss, pieces_of, scores_of
 from omnilib.train.prefetch import prefetch
 
 PARTS = {  # beginnings of parameter names
@@ -101,6 +101,7 @@ class Config(Base):
     # stage 1: positions of speech (with learn_vision, of pictures) are pulled to the words they stand for, see `ctc`
     ctc: float = 0.0  # weight of this loss beside the language model's; 0: without
     ctc_steps: int = 0  # first steps, which have this loss alone: the language model is not run
+    likeness: float = 0.0  # within it, weight of the distance to the embeddings of these words
     # optimiser
     positions: int = 4096  # of a batch, rows x longest
     steps: int = 2000
@@ -132,7 +133,7 @@ class Learner(nn.Module):
         together: several processes train.
         heard, seen: features of sound, of pictures come from the cache.
         fast: how the language model is computed, if not by its own layers (`brain.fast_blocks`).
-        ctc: weight of the CTC loss of `marker`'s positions while it trains; pieces: of all answers.
+        ctc: weight of the CTC loss of `marker`'s positions while it trains; pieces: of all answers; likeness: within it.
 
     Attributes:
         ctc_alone: the language model is not run; the training loop sets it.
@@ -148,8 +149,10 @@ class Learner(nn.Module):
         ctc: float = 0.0,
         pieces: Tensor | None = None,
         marker: int = SPEECH,
+        likeness: float = 0.0,
     ):
         super().__init__()
+        self.likeness = likeness
         self.ctc, self.pieces, self.marker, self.ctc_alone = ctc, pieces, marker, False
         self.fast = fast
         self.brain, self.together, self.heard, self.seen = brain, together, heard, seen
@@ -174,9 +177,12 @@ class Learner(nn.Module):
         aligned, features = 0.0, pictures if self.marker == IMAGE else speech
         if self.training and self.ctc and features is not None:
             pieces = self.pieces.to(input_ids.device)
-            places, table = input_ids == self.marker, model.embed_tokens.weight
+            table = model.embed_tokens.weight[pieces]
+            scores = scores_of(features, table)
             measure = naming_loss if self.marker == IMAGE else alignment_loss
-            aligned = measure(features, places, batch["labels"], pieces, table)
+            aligned = measure(scores, input_ids == self.marker, batch["labels"], pieces)
+            if self.likeness:
+                aligned = aligned + self.likeness * likeness_loss(features, scores, table)
             if self.ctc_alone:
                 return aligned
         embeds = model.embed(input_ids, pictures, speech) + idle  # (B, L, D)
@@ -229,8 +235,8 @@ def build(config: Config) -> tuple[Brain, BrainProcessor, set[str]]:
     if config.stage not in (1, 2):
         raise ConfigError(f"stage is {config.stage}: it must be 1 or 2")
     base, before = base_of(config), set()
-    if config.ctc and config.stage != 1 or config.ctc_steps and not config.ctc:
-        raise ConfigError("ctc is of stage 1, and ctc_steps need ctc above 0: set both, or neither")
+    if config.ctc and config.stage != 1 or (config.ctc_steps or config.likeness) and not config.ctc:
+        raise ConfigError("ctc is of stage 1, and ctc_steps and likeness need ctc above 0: set ctc, or neither")
     blind = not config.vision and config.base in ("nano", "smoke")
     eyes_alone = config.stage == 1 and config.learn_vision
     if config.learn_vision and blind or eyes_alone and not config.ctc:
@@ -443,7 +449,7 @@ def prepare(config: Config, accelerator) -> tuple[Learner, dict[str, Samples], s
     pieces = pieces_of(answers, processor.tokenizer) if config.ctc else None
     several = accelerator.num_processes > 1
     marker = IMAGE if config.learn_vision else SPEECH
-    learner = Learner(brain, several, bool(cache), seen_before, fast, config.ctc, pieces, marker)
+    learner = Learner(brain, several, bool(cache), seen_before, fast, config.ctc, pieces, marker, config.likeness)
     return learner, samples, before
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from omnilib.brain.layout import IGNORE
-from omnilib.train.ctc import alignment_loss, naming_loss
+from omnilib.train.ctc import SHARP, alignment_loss, likeness_loss, naming_loss, scores_of
 
 PIECES = torch.tensor([0, 4, 5, 7, 9, 11])
 
@@ -29,7 +29,7 @@ def test_positions_learn_to_stand_for_the_words_in_their_order():
     optimizer = torch.optim.Adam([features], lr=0.1)
     for _ in range(150):
         optimizer.zero_grad()
-        loss = alignment_loss(features, places, labels, PIECES, table)
+        loss = alignment_loss(scores_of(features, table[PIECES]), places, labels, PIECES)
         loss.backward()
         optimizer.step()
     read = [PIECES[(row @ table[PIECES].T).argmax(-1)] for row in features.split([8, 4])]
@@ -41,10 +41,10 @@ def test_rows_without_speech_or_words_and_too_long_texts_count_nothing():
     table = torch.randn(12, 16)
     places, labels = rows([[5, 7], [5] * 6], [4, 3])
     features = torch.randn(7, 16, requires_grad=True)
-    both = alignment_loss(features, places, labels, PIECES, table)
-    one = alignment_loss(features[:4], places[:1], labels[:1], PIECES, table)
+    both = alignment_loss(scores_of(features, table[PIECES]), places, labels, PIECES)
+    one = alignment_loss(scores_of(features[:4], table[PIECES]), places[:1], labels[:1], PIECES)
     assert both.item() == pytest.approx(one.item() / 2)  # a mean over rows
-    nothing = alignment_loss(features, torch.zeros_like(places), labels, PIECES, table)
+    nothing = alignment_loss(scores_of(features, table[PIECES]), torch.zeros_like(places), labels, PIECES)
     nothing.backward()
     assert nothing == 0 and features.grad.abs().sum() == 0
 
@@ -57,18 +57,31 @@ def test_a_picture_is_named_by_its_best_places_in_any_order():
     optimizer = torch.optim.Adam([features], lr=0.1)
     for _ in range(150):
         optimizer.zero_grad()
-        loss = naming_loss(features, places, labels, PIECES, table)
+        loss = naming_loss(scores_of(features, table[PIECES]), places, labels, PIECES)
         loss.backward()
         optimizer.step()
     features = features.detach()
-    shown = [(row @ table[PIECES[1:]].T).logsumexp(0).topk(2).indices for row in features.split(4)]
+    shown = [(SHARP * row @ table[PIECES[1:]].T).logsumexp(0).topk(2).indices for row in features.split(4)]
     assert {int(PIECES[1:][i]) for i in shown[0]} == {5, 7} and int(PIECES[1:][shown[1][0]]) == 9
     assert loss.item() == pytest.approx(
         math.log(2) / 2, abs=0.02
     )  # two pieces, each half of the first picture
     other = labels.clone()
     other[0, 4:6] = labels[0, [5, 4]]
-    swapped = naming_loss(features, places, other, PIECES, table)
-    assert swapped.item() == pytest.approx(naming_loss(features, places, labels, PIECES, table).item())
-    nothing = naming_loss(features, torch.zeros_like(places), labels, PIECES, table)
+    swapped = naming_loss(scores_of(features, table[PIECES]), places, other, PIECES)
+    assert swapped.item() == pytest.approx(naming_loss(scores_of(features, table[PIECES]), places, labels, PIECES).item())
+    nothing = naming_loss(scores_of(features, table[PIECES]), torch.zeros_like(places), labels, PIECES)
     assert nothing == 0
+
+
+def test_positions_become_the_embeddings_that_they_are_taken_for():
+    torch.manual_seed(0)
+    table = torch.randn(6, 16)
+    features = (5 * table[[2, 4]] + torch.randn(2, 16)).requires_grad_()
+    assert likeness_loss(table, scores_of(table, table), table) < 1e-3
+    optimizer = torch.optim.Adam([features], lr=0.1)
+    for _ in range(350):
+        optimizer.zero_grad()
+        likeness_loss(features, scores_of(features, table), table).backward()
+        optimizer.step()
+    assert torch.allclose(features, table[[2, 4]], atol=0.05)
