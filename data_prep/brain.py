@@ -54,7 +54,7 @@ def media_of(item: Item, out: Path) -> dict:
         return {}
     first, *others = item.draw()
     if not others:
-        first.save(out / f"{item.name}.png")
+        first.save(out / f"{item.name}.png", optimize=True)
         return {"images": [f"{folder}/{item.name}.png"]}
     moving = dict(save_all=True, append_images=others, duration=FRAME_MS, loop=0)
     first.save(out / f"{item.name}.gif", **moving)

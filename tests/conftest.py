@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 COMMITTED = Path(__file__).parent / "golden"
 GOLDEN = Path(os.environ.get("OMNILIB_GOLDEN", COMMITTED))
+SAME_WEIGHTS = {"flow_training": "flow_inference"}  # committed once
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -60,7 +61,11 @@ def load_golden(name: str) -> tuple[dict, Tensors]:
         pytest.skip(f"this instance of the fixtures has no {path.name}")
     config = json.loads(path.read_text(encoding="utf-8"))
     path = path.with_suffix(".safetensors")
-    return config, Tensors(name, load_file(str(path)) if path.exists() else {})
+    tensors = load_file(str(path)) if path.exists() else {}
+    if name in SAME_WEIGHTS and not any(key.startswith("w.") for key in tensors):
+        others = load_file(str(path.with_stem(SAME_WEIGHTS[name])))
+        tensors |= {key: value for key, value in others.items() if key.startswith("w.")}
+    return config, Tensors(name, tensors)
 
 
 @pytest.fixture

@@ -102,6 +102,7 @@ class Config(Base):
     ctc: float = 0.0  # weight of this loss beside the language model's; 0: without
     ctc_steps: int = 0  # first steps, which have this loss alone: the language model is not run
     likeness: float = 0.0  # within it, weight of the distance to the embeddings of these words
+    likeness_from: int = 0  # the step with which this begins
     # optimiser
     positions: int = 4096  # of a batch, rows x longest
     steps: int = 2000
@@ -133,10 +134,10 @@ class Learner(nn.Module):
         together: several processes train.
         heard, seen: features of sound, of pictures come from the cache.
         fast: how the language model is computed, if not by its own layers (`brain.fast_blocks`).
-        ctc: weight of the CTC loss of `marker`'s positions while it trains; pieces: of all answers; likeness: within it.
+        ctc: weight of the CTC loss of `marker`'s positions while it trains; pieces: of all answers.
 
     Attributes:
-        ctc_alone: the language model is not run; the training loop sets it.
+        ctc_alone: the language model is not run; likeness: weight within `ctc`. The training loop sets both.
     """
 
     def __init__(
@@ -149,11 +150,9 @@ class Learner(nn.Module):
         ctc: float = 0.0,
         pieces: Tensor | None = None,
         marker: int = SPEECH,
-        likeness: float = 0.0,
     ):
         super().__init__()
-        self.likeness = likeness
-        self.ctc, self.pieces, self.marker, self.ctc_alone = ctc, pieces, marker, False
+        self.ctc, self.pieces, self.marker, self.ctc_alone, self.likeness = ctc, pieces, marker, False, 0.0
         self.fast = fast
         self.brain, self.together, self.heard, self.seen = brain, together, heard, seen
         self._no_split_modules = brain._no_split_modules  # what FSDP shares out as one
@@ -449,7 +448,7 @@ def prepare(config: Config, accelerator) -> tuple[Learner, dict[str, Samples], s
     pieces = pieces_of(answers, processor.tokenizer) if config.ctc else None
     several = accelerator.num_processes > 1
     marker = IMAGE if config.learn_vision else SPEECH
-    learner = Learner(brain, several, bool(cache), seen_before, fast, config.ctc, pieces, marker, config.likeness)
+    learner = Learner(brain, several, bool(cache), seen_before, fast, config.ctc, pieces, marker)
     return learner, samples, before
 
 
@@ -486,6 +485,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
         for group in prepared.param_groups:
             group["lr"] = lr_at(step, config.steps, config.lr, config.warmup) * group["scale"]
         model.ctc_alone = step < config.ctc_steps
+        model.likeness = config.likeness if step >= config.likeness_from else 0.0
         with autocast(device, config.bf16):
             loss = wrapped(**to(batch, device))
         check_finite(loss, step)
