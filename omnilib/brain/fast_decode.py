@@ -53,8 +53,9 @@ class Linear:
         if self.scale is None:
             return F.linear(x, self.weight, self.bias)
         if len(x) > FEW:
-            return F.linear(x, self.weight.to(self.dtype) * self.scale[:, None], self.bias)
-        y = torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
+            y = F.linear(x, self.weight.to(self.dtype)) * self.scale
+        else:
+            y = torch.ops.aten._weight_int8pack_mm(x, self.weight, self.scale)
         return y if self.bias is None else y + self.bias
 
 
