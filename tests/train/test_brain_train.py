@@ -111,6 +111,16 @@ def test_eyes_alone_learn_by_ctc_and_keep_what_the_projector_learned(manifest, s
     assert [row["ctc"] for row in rows if "ctc" in row]
 
 
+def test_likeness_joins_at_its_step(manifest, tmp_path):
+    logs = []
+    for weight in (0.0, 1.0):
+        out = tmp_path / str(weight)
+        run(manifest, out, 1, "ctc_steps=6", "steps=6", f"likeness={weight}", "likeness_from=4")
+        rows = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+        logs.append([row["ctc"] for row in rows if "ctc" in row])
+    assert logs[0][:4] == logs[1][:4] and logs[0][4] < logs[1][4]
+
+
 def test_stage_2_moves_lora_projector_and_eyes_but_no_frozen_matrix(manifest, stage1, stage2):
     before, after = trained.load_trained(stage1)[0].state_dict(), trained.load_trained(stage2)[0].state_dict()
     assert before.keys() == after.keys()
@@ -314,6 +324,7 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path):
         (["lora_targets=[nothing]"], ConfigError, "q_proj"),
         (["vision=[]"], ConfigError, "learn_vision needs"),
         (["ctc=0.3"], ConfigError, "ctc is of stage 1"),
+        (["likeness=0.3"], ConfigError, "likeness need ctc"),
         (["init=runs/no_such_brain"], CheckpointError, "no trained brain"),
         (["aux=runs/no_such_encoder"], CheckpointError, "cannot read"),
     ],
