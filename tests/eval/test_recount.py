@@ -9,7 +9,7 @@ from omnilib.errors import DataError
 from omnilib.eval.recount import recount
 from omnilib.paths import CHECKPOINTS, REPORTS
 
-KEPT = ("eval", "eval_all", "long10", "long60", "curation", "stage2_grid", "curation_gain", "brain")
+KEPT = ("eval", "eval_all", "long10", "long60", "curation", "stage2_grid", "curation_gain", "brain", "talk")
 
 
 @pytest.fixture
