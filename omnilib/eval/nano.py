@@ -14,9 +14,8 @@ eval/provenance.json, eval/timings.json, summary.json and timings.json (see `res
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,154 +23,24 @@ import torch
 from tqdm import tqdm
 
 from omnilib import options, report
-from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, save_wave
+from omnilib.audio import VOICE_RATE
 from omnilib.errors import AudioError, UserError, in_one_line
-from omnilib.eval import cloning, naturalness, rtf, similarity
 from omnilib.eval import results as files
-from omnilib.eval.frozen import FOLDER, Frozen, Heard, Line
+from omnilib.eval import rtf, similarity
+from omnilib.eval.evaluation import Evaluation, normaliser_of
+from omnilib.eval.frozen import FOLDER, Frozen
 from omnilib.eval.judges import SpeakerJudge, Whisper
 from omnilib.eval.long_tts_eval import errors_along, voice_drift
 from omnilib.eval.naturalness import Naturalness
+from omnilib.eval.short_lines import measure_short
 from omnilib.eval.wer import Rates, bootstrap, corpus, line_rates
 from omnilib.mouth import decode
-from omnilib.mouth.decode import DecodeSettings, Request, Result
 from omnilib.paths import REPORTS, RUNS
 from omnilib.report.folders import check_writable
 from omnilib.speak import TextToSpeech
-from omnilib.spoken import clean_text
 
 PARTS = ("speed", "voices", "short", "long")
-SHORT = {  # role of the lines -> systems that are measured on them
-    "eval": ("gt", "codec", "tts"),
-    "open": ("gt", "tts"),
-    "seen": ("gt", "tts"),
-    "human": ("gt", "codec", "tts"),
-    "human_voice": ("tts",),
-}
-MEASURES = {
-    "en": {"wer": "wer_en"},
-    "zh": {"pinyin": "zh", "cer": "zh_cer"},
-}  # measure of a line -> name of its corpus figure
-EVERYDAY = {
-    "wer_en": "wer_everyday_en",
-    "zh": "zh_everyday",
-    "zh_cer": "zh_everyday_cer",
-}  # on everyday sentences
-BATCH = 16
-HUMAN_VOICE_LINES = 100  # everyday sentences spoken in the voice of a person
-RETRIES = 5  # of the comparison with retries; the headline figures use none
 SPEED_LINES = 10
-
-
-class Evaluation:
-    """What every part of the evaluation works with.
-
-    Args:
-        limit: lines a language and role, for a quick look; None takes all.
-        waves: folder that keeps every wave made, or None.
-    """
-
-    def __init__(
-        self,
-        speaker: TextToSpeech,
-        frozen: Frozen,
-        limit: int | None = None,
-        seed: int = 0,
-        waves: Path | None = None,
-    ):
-        self.speaker, self.frozen, self.limit, self.seed, self.waves = speaker, frozen, limit, seed, waves
-        self.settings: DecodeSettings = replace(speaker.settings, seed=seed)
-        self.metrics: dict[str, dict] = {}
-        self.records: list[dict] = []
-        self.long_records: list[dict] = []
-        self.demos: list[tuple[str, str, torch.Tensor, int]] = []  # name, caption, wave, rate
-        self.judge: Whisper | None = None
-        self.voices: SpeakerJudge | None = None
-        self.ears: Naturalness | None = None
-
-    def listen(self, judge: Whisper, voices: SpeakerJudge, ears: Naturalness | None = None) -> None:
-        """Bring in the judges (after the speed measurements)."""
-        self.judge, self.voices, self.ears = judge, voices, ears
-        self.gallery = cloning.Gallery(self.frozen, voices)
-        self.heard = Heard(self.frozen.folder / "heard.json", judge)
-        self.vectors: dict[str, np.ndarray] = {}
-
-    def lines(self, role: str, language: str) -> list[Line]:
-        """Lines of a role, spread over the speakers when limited."""
-        found = self.frozen.of(role, language=language)
-        return found if self.limit is None else found[:: max(1, len(found) // self.limit)][: self.limit]
-
-    def reference(self, line: Line):
-        """The voice of a line's speaker, from another recording."""
-        other = self.frozen.references[line.speaker]
-        return self.speaker.reference(other.path, other.text, other.language)
-
-    def request(self, line: Line) -> Request:
-        """The line's text in the voice of its speaker, through the door that a user's text takes."""
-        reference, read = self.reference(line), self.speaker.reader.read
-        said, spoken = clean_text(reference.text), clean_text(line.text, line.language)
-        return Request(read(spoken).text, read(said).text, reference.voice.tokens)
-
-    def vector(self, line: Line) -> np.ndarray:
-        """Speaker vector of a recording, computed once."""
-        if line.id not in self.vectors:
-            self.vectors[line.id] = self.voices.embed(line.wave(TOKENIZER_RATE), TOKENIZER_RATE)
-        return self.vectors[line.id]
-
-    def sound(self, wave: torch.Tensor, line: Line) -> dict:
-        """What can be said of a made wave without its words: whose voice it is, how natural it sounds."""
-        reference = self.vector(self.frozen.references[line.speaker])
-        facts = self.gallery.compare(wave, VOICE_RATE, line.speaker, reference, line.language)
-        return facts | self.opinion(wave, line)
-
-    def opinion(self, wave: torch.Tensor, line: Line) -> dict:
-        """Naturalness of a test sentence."""
-        if self.ears is None or line.role != "eval":
-            return {}
-        return {"dnsmos": round(self.ears.score(wave, VOICE_RATE), 4)}
-
-    def keep(self, name: str, wave: torch.Tensor) -> None:
-        """Store a wave when asked to."""
-        if self.waves is not None:
-            self.waves.mkdir(parents=True, exist_ok=True)
-            save_wave(self.waves / f"{name}.wav", wave, VOICE_RATE)
-
-    def note(
-        self,
-        name: str,
-        entry: dict,
-        unit: str = "",
-        judged: bool = False,
-        decoded: bool = False,
-        normaliser: str | None = None,
-    ) -> None:
-        """Record a figure with everything that could have moved it."""
-        s = self.settings
-        entry = {
-            "unit": unit,
-            "seed": self.seed,
-            "temperature": None,
-            "retries": None,
-            "judge": None,
-            "normaliser": normaliser,
-        } | entry
-        if decoded:
-            entry |= {
-                "temperature": s.temperature,
-                "top_k": s.top_k,
-                "top_p": s.top_p,
-                "retries": entry["retries"] or s.retries,
-            }
-        if judged:
-            entry["judge"] = self.judge.id if normaliser else self.voices.id
-        self.metrics[name] = entry
-
-
-def normaliser_of(language: str) -> str:
-    """What was done to both texts before they were compared."""
-    if language == "zh":
-        return f"Long-TTS-Eval rules, simplified (zhconv {version('zhconv')}), toneless pinyin (pypinyin {version('pypinyin')}) or characters"
-    return f"Long-TTS-Eval rules (num2words {version('num2words')})"
 
 
 # ---- speed -----------------------------------------------------------------------------------------------------------
@@ -217,221 +86,6 @@ def measure_voices(bench: Evaluation) -> None:
     bench.note(
         "sim_gt_pair", similarity.summary(scores, bench.metrics["sim_threshold"]["value"]), judged=True
     )
-
-
-# ---- short lines -----------------------------------------------------------------------------------------------------
-
-
-def speak_lines(bench: Evaluation, lines: Sequence[Line], settings: DecodeSettings) -> list[Result]:
-    """Tokens of every line, decoded in batches."""
-    return decode.generate(
-        bench.speaker.model, bench.speaker.tokenizer, [bench.request(x) for x in lines], settings, batch=BATCH
-    )
-
-
-def record_of(line: Line, system: str, transcript: str, **more) -> dict:
-    """One line of utterances.jsonl."""
-    measures = {name: asdict(r) for name, r in line_rates(line.text, transcript, line.language).items()}
-    fields = {
-        "id": line.id,
-        "role": line.role,
-        "system": system,
-        "language": line.language,
-        "speaker": line.speaker,
-        "seen": line.seen,
-        "set": line.set,
-    }
-    return {**fields, "text": line.text, "transcript": transcript, **measures, **more}
-
-
-def judge_wave(
-    bench: Evaluation, line: Line, system: str, wave: torch.Tensor | None, **more
-) -> Callable[[], dict]:
-    """Start judging a made wave; call the result for its record. A wave without samples is judged as silence."""
-    if wave is None:
-        return lambda: record_of(line, system, "", similarity=0.0, seconds=0.0, **more)
-    bench.keep(f"{line.id}-{system}", wave)
-    heard = bench.judge.submit(wave, VOICE_RATE, line.language)
-    sound, seconds = bench.sound(wave, line), len(wave) / VOICE_RATE
-    return lambda: record_of(line, system, heard(), seconds=round(seconds, 3), **sound, **more)
-
-
-def say(bench: Evaluation, line: Line, result: Result, system: str) -> Callable[[], dict]:
-    """Wave of decoded tokens, on its way to the judges."""
-    wave = (
-        bench.speaker.codec.decode(result.tokens, bench.reference(line).voice) if len(result.tokens) else None
-    )
-    if wave is not None and system == "tts":
-        offer_demo(bench, line, "tts", wave)
-    return judge_wave(
-        bench,
-        line,
-        system,
-        wave,
-        flags=[e for e in result.errors if e],
-        trials=result.trials,
-        tokens=len(result.tokens),
-    )
-
-
-def offer_demo(bench: Evaluation, line: Line, system: str, wave: torch.Tensor) -> None:
-    """Keep the first line of one seen and one unseen speaker of each language to listen to."""
-    kind = f"{line.language}-{'seen' if line.seen else 'unseen'}"
-    known = {name: caption for name, caption, _, _ in bench.demos}
-    if f"{kind}-{system}" not in known:
-        words = {"gt": "recording", "codec": "codec re-synthesis", "tts": "text to speech"}[system]
-        bench.demos.append(
-            (
-                f"{kind}-{system}",
-                f"{words}, {line.speaker} ({'seen' if line.seen else 'unseen'}): {line.text}",
-                wave,
-                VOICE_RATE,
-            )
-        )
-
-
-def measure_short(bench: Evaluation) -> None:
-    """The systems on the test sentences of every role of SHORT."""
-    for language in ("en", "zh"):
-        for role, systems in SHORT.items():
-            lines = human_lines(bench, role, language) if "human" in role else bench.lines(role, language)
-            if lines:
-                bench.records += judge_lines(bench, lines, systems, f"{language} {role}")
-    bench.heard.save()
-    for language in ("en", "zh"):
-        figures_of_language(bench, language)
-    figures_of_voice(bench)
-
-
-def human_lines(bench: Evaluation, role: str, language: str) -> list[Line]:
-    """The prompts that a person reads, less the longest, which is the reference (`human`); the first everyday sentences
-    to be spoken in that person's voice (`human_voice`)."""
-    lines = bench.lines("human", language)
-    if not lines:
-        return []
-    speaker = lines[0].speaker
-    reference = bench.frozen.references.setdefault(speaker, longest(lines))
-    if role == "human":
-        return [line for line in lines if line != reference]
-    everyday = bench.lines("eval", language)[:HUMAN_VOICE_LINES]
-    return [replace(x, id=f"{speaker}-{x.id}", role=role, speaker=speaker, seen=False) for x in everyday]
-
-
-def longest(lines: Sequence[Line]) -> Line:
-    """The longest recording: the best reference."""
-    return max(lines, key=lambda line: len(line.wave(TOKENIZER_RATE)))
-
-
-def judge_lines(bench: Evaluation, lines: Sequence[Line], systems: Sequence[str], title: str) -> list[dict]:
-    """Records of all systems on the same lines."""
-    waiting: list[Callable[[], dict]] = []
-    made = [s for s in systems if s != "gt"]
-    with tqdm(total=len(lines) * len(made), desc=title, unit="wave", disable=None) as bar:
-        for first in range(0, len(lines), 2 * BATCH):
-            group = lines[first : first + 2 * BATCH]
-            if "tts" in systems:
-                results = speak_lines(bench, group, bench.settings)
-                for line, result in zip(group, results, strict=True):
-                    waiting.append(say(bench, line, result, "tts"))
-                    bar.update()
-                failed = [x for x, r in zip(group, results, strict=True) if r.failed]
-                again = speak_lines(bench, failed, replace(bench.settings, retries=RETRIES)) if failed else []
-                waiting += [
-                    say(bench, line, result, "tts_retry") for line, result in zip(failed, again, strict=True)
-                ]
-            if "codec" in systems:
-                for line in group:
-                    tokens = bench.speaker.codec.tokenize(line.wave(TOKENIZER_RATE))
-                    wave = bench.speaker.codec.decode(tokens, bench.reference(line).voice)
-                    offer_demo(bench, line, "codec", wave)
-                    waiting.append(judge_wave(bench, line, "codec", wave))
-                    bar.update()
-    records = []
-    recorded = list(lines) if "gt" in systems else []
-    for line, text in zip(recorded, bench.heard.texts(recorded), strict=True):
-        wave = line.wave(VOICE_RATE)
-        offer_demo(bench, line, "gt", wave)
-        records.append(record_of(line, "gt", text, similarity=None, **bench.opinion(wave, line)))
-    return records + [record() for record in waiting]
-
-
-def pick(
-    records: Iterable[dict], system: str, language: str, role: str = "eval", seen: bool | None = None
-) -> list[dict]:
-    """Records of one system; `tts_retry` takes the retried record where there is one."""
-    own = {
-        r["id"]: r
-        for r in records
-        if r["language"] == language and r["role"] == role and seen in (None, r["seen"])
-    }.keys()
-    wanted = ("tts", "tts_retry") if system == "tts_retry" else (system,)
-    return list(
-        {r["id"]: r for name in wanted for r in records if r["id"] in own and r["system"] == name}.values()
-    )
-
-
-def corpus_figure(records: Sequence[dict], measure: str) -> dict:
-    """Corpus figure of a measure over records."""
-    return corpus([Rates(**r[measure]) for r in records])
-
-
-def figures_of_language(bench: Evaluation, language: str) -> None:
-    """Error rates of every system, role and group of speakers."""
-    for measure, name in MEASURES[language].items():
-        for role in SHORT:
-            suffix = "" if role == "eval" else f"_{role}"
-            for system in ("gt", "codec", "tts", "tts_retry"):
-                for seen, group in ((None, ""), (True, "_seen"), (False, "_unseen")):
-                    found = pick(bench.records, system, language, role, seen)
-                    if not found or (group and (role, system) != ("eval", "tts")):
-                        continue
-                    entry = corpus_figure(found, measure) | {"speakers": len({r["speaker"] for r in found})}
-                    if system == "tts_retry":
-                        entry["retries"] = RETRIES
-                    decoded = system.startswith("tts")
-                    names = [f"{name}{suffix}_{system}{group}"]
-                    if role == "eval" and all(r.get("set") == "everyday" for r in found):
-                        names.append(f"{EVERYDAY[name]}_{system}{group}")
-                    for each in names:
-                        bench.note(each, entry, "rate", True, decoded, normaliser_of(language))
-    short = pick(bench.records, "tts", language)
-    if short:
-        value, interval = bootstrap([float(bool(r["flags"])) for r in short])
-        bench.note(
-            f"flagged_{language}_tts",
-            {"value": value, "n": len(short), "ci95": interval},
-            "rate",
-            decoded=True,
-        )
-
-
-def figures_of_voice(bench: Evaluation) -> None:
-    """Similarity of output to the reference, by system and by whether the speaker was heard in training."""
-    threshold = bench.metrics.get("sim_threshold", {}).get("value")
-    for system, suffix in (("tts", ""), ("codec", "_codec")):
-        for seen, name in ((True, "sim_seen"), (False, "sim_unseen")):
-            scores = [
-                r["similarity"]
-                for r in bench.records
-                if r["role"] in ("eval", "seen") and r["system"] == system and r["seen"] is seen
-            ]
-            if scores:
-                bench.note(
-                    name + suffix, similarity.summary(scores, threshold), judged=True, decoded=system == "tts"
-                )
-    for name, entry in cloning.figures(bench.records, threshold).items():
-        bench.note(name, entry, "rate" if name.endswith("nearest") else "", judged=True, decoded=True)
-    for name, entry in naturalness.figures(bench.records).items():
-        bench.note(
-            name,
-            entry | {"judge": bench.ears.id if bench.ears else None},
-            "1 to 5",
-            decoded=name.endswith("tts"),
-        )
-    human = [r["similarity"] for r in bench.records if r["role"] == "human" and r["system"] == "codec"]
-    if human:
-        bench.note("sim_human_codec", similarity.summary(human, threshold), judged=True)
-
 
 # ---- long texts ------------------------------------------------------------------------------------------------------
 

@@ -11,10 +11,11 @@ The last two have tolerances. Another CPU's eight-bit arithmetic lets the judge 
 from collections.abc import Callable
 from pathlib import Path
 
+from omnilib.eval.evaluation import Evaluation
 from omnilib.eval.frozen import Frozen
 from omnilib.eval.judges import SpeakerJudge, Whisper
-from omnilib.eval.nano import MEASURES, Evaluation, corpus_figure, judge_wave, speak_lines
 from omnilib.eval.recount import Check, read_json, read_jsonl, recount
+from omnilib.eval.short_lines import MEASURES, corpus_figure, judge_wave, speak_lines
 from omnilib.eval.wer import line_rates
 from omnilib.paths import REPORTS
 from omnilib.speak import TextToSpeech

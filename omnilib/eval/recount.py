@@ -21,7 +21,8 @@ from pathlib import Path
 
 from omnilib.errors import DataError
 from omnilib.eval import all_lines, brain, curation_gain, longform, results, stage2_grid, talk
-from omnilib.eval.nano import figures_of_language, figures_of_long, figures_of_voice
+from omnilib.eval.nano import figures_of_long
+from omnilib.eval.short_lines import figures_of_language, figures_of_voice
 from omnilib.eval.wer import line_rates
 from omnilib.report.headlines import load_summary
 

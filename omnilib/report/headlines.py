@@ -111,8 +111,22 @@ HEADLINES = {  # name -> (what it is, unit, what it is counted in)
     "brain_tokens_per_s": ("writing speed of the brain", "tokens/s", "tokens a second"),
     "brain_speedup": ("writing speed of the brain against transformers' generate", "x", "times"),
     "omni_first_sound_s": ("spoken question to the first sound of the answer", "s", "seconds"),
+    **{
+        f"omni_first_{part}_s": (f"  of which {what}", "s", "seconds")
+        for part, what in (
+            ("read", "reading the recording"),
+            ("encoder", "the encoders"),
+            ("prefill", "the prompt, to its first id"),
+            ("wait", "ids until the mouth may begin"),
+            ("text", "ids written later"),
+            ("rows", "rows of the mouth"),
+            ("hop", "flow and vocoder"),
+            ("other", "the rest"),
+        )
+    },
     "omni_underruns": ("gaps in answers played while they are made", "", "gaps in all answers"),
     "omni_stop_s": ("interrupted: until it is silent", "s", "seconds"),
+    "omni_stop_ended_s": ("interrupted: until both tracks have ended", "s", "seconds"),
     "omni_speech_wer": ("word error of spoken answers against their text", "%", WORDS),
     "omni_mouth_wer": ("word error of the mouth alone on these texts", "%", WORDS),
     "omni_sqa_spoken": ("spoken questions whose spoken answer is right", "%", QUESTIONS),
@@ -122,16 +136,16 @@ HEADLINES = {  # name -> (what it is, unit, what it is counted in)
     "rtf_flow": ("  of which flow matching", "", SPEED),
     "rtf_hift": ("  of which the vocoder", "", SPEED),
     "ttfs_stream_s": ("time to first sound, streaming", "s", "seconds"),
-    "serve_audio_s_per_s_1": ("server: speech made in a second, 1 client", "s/s", "s of speech a second"),
-    "serve_audio_s_per_s_4": ("server: speech made in a second, 4 clients", "s/s", "s of speech a second"),
-    "serve_audio_s_per_s_16": ("server: speech made in a second, 16 clients", "s/s", "s of speech a second"),
-    "serve_first_sound_p50_s_1": ("server: time to first sound, 1 client, median", "s", "seconds"),
-    "serve_first_sound_p50_s_16": ("server: time to first sound, 16 clients, median", "s", "seconds"),
-    "serve_first_sound_p95_s_16": (
-        "server: time to first sound, 16 clients, 19 of 20 requests",
-        "s",
-        "seconds",
-    ),
+    **{
+        f"{kind}_{key}_{clients}": (f"{what}, {clients} client{'s' * (clients > 1)}", unit, words)
+        for kind, what_of in (("serve", "server"), ("chat", "server, spoken chats"))
+        for clients in (1, 4, 16)
+        for key, what, unit, words in (
+            ("audio_s_per_s", f"{what_of}: speech made in a second", "s/s", "s of speech a second"),
+            ("first_sound_p50_s", f"{what_of}: time to first sound, median", "s", "seconds"),
+            ("first_sound_p95_s", f"{what_of}: time to first sound, 19 of 20 requests", "s", "seconds"),
+        )
+    },
     "speed_mouth_nano": ("mouth, nano: faster than the plain loop, one text", "x", TIMES),
     "speed_mouth_06b": (
         "mouth, 0.6B, precision auto: faster than the plain float32 loop, one text",

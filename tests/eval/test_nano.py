@@ -9,7 +9,7 @@ import soundfile
 import torch
 
 from omnilib.errors import CheckpointError, DataError, UserError
-from omnilib.eval import nano, recheck, results
+from omnilib.eval import nano, recheck, results, short_lines
 from omnilib.eval.frozen import Frozen, Heard
 from omnilib.mouth.decode import DecodeSettings
 from omnilib.paths import ROOT
@@ -281,8 +281,8 @@ def test_retried_record_takes_the_place_of_the_failed_one():
         {"id": n, "language": "en", "role": "eval", "seen": True, "system": "tts", "trial": 1} for n in "ab"
     ]
     again = {**first[1], "system": "tts_retry", "trial": 2}
-    assert [r["trial"] for r in nano.pick([*first, again], "tts_retry", "en")] == [1, 2]
-    assert [r["trial"] for r in nano.pick([*first, again], "tts", "en")] == [1, 1]
+    assert [r["trial"] for r in short_lines.pick([*first, again], "tts_retry", "en")] == [1, 2]
+    assert [r["trial"] for r in short_lines.pick([*first, again], "tts", "en")] == [1, 1]
 
 
 def test_missing_or_incomplete_frozen_set_is_one_line(tmp_path, frozen_folder):
