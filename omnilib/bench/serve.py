@@ -178,6 +178,9 @@ def headlines(found: dict) -> dict[str, dict]:
         if what in ("serve", "chat") and clients.isdigit():
             for key in ("audio_s_per_s", "first_sound_p50_s", "first_sound_p95_s"):
                 entries[f"{what}_{key}_{clients}"] = {"value": row[key], "n": row["requests"], "ci95": None}
+    if (growth := found.get("serve_memory_growth_mb")) is not None:
+        requests = 10 * len(found["memory_mb_every_10_requests"])
+        entries["serve_memory_growth_mb"] = {"value": growth, "n": requests, "ci95": None, "unit": "MB"}
     return entries
 
 

@@ -1,12 +1,13 @@
 """The Ray engine on two nodes: a killed worker and a killed node change nothing in the result."""
 
 import os
+import random
 import signal
 import socket
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def start_light(monkeypatch) -> dict:
     A raylet waits 15 s, no longer, for its Python agents to say which ports they took (ray-project/ray issue 65983), too little
     on a busy machine. Told ports, it does not wait.
     """
-    from ray._private import node, services
+    from ray._private import node, services, utils
 
     plain = services.start_ray_process
 
@@ -39,33 +40,46 @@ def start_light(monkeypatch) -> dict:
 
     monkeypatch.setattr(services, "start_ray_process", start)
     monkeypatch.setattr(node.Node, "start_api_server", lambda self, **kwargs: None)
+    monkeypatch.setattr(utils, "set_sigterm_handler", lambda handler: None)  # nodes are added from a thread too
     return {"num_cpus": 1, "object_store_memory": 80 << 20, "include_log_monitor": False, "no_monitor": True}
 
 
 def free_ports(count: int) -> list[int]:
+    """Free ports below those the system hands out (32768 and up), which Ray's other processes could take first."""
+    found = []
     with ExitStack() as stack:
-        return [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(count)
-        ]
+        while len(found) < count:
+            port = random.randrange(15_000, 32_000)
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+    return found
+
+
+def agent_port() -> dict[str, int]:
+    return {"runtime_env_agent_port": free_ports(1)[0]}
+
+
+def alive(node) -> bool:
+    return any(each["NodeID"] == node.node_id and each["Alive"] for each in ray.nodes())
 
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """Two raylets of one logical core each on this machine, joined by this process."""
+    """A cluster of one raylet on this machine, joined by this process, and a call that adds another; both of one logical core."""
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.setenv("RAY_worker_register_timeout_seconds", "300")
+    monkeypatch.setenv("RAY_health_check_timeout_ms", "120000")  # a busy machine is slow, not dead
     monkeypatch.setenv("CURATION_LOG", str(tmp_path / "log"))  # raylets and their workers inherit both
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (Path(__file__).parent, Path.cwd()))))
     settings = start_light(monkeypatch)
-    one, other = free_ports(2)
-    nodes = Cluster(initialize_head=True, head_node_args=settings | {"runtime_env_agent_port": one})
-    second = nodes.add_node(**settings, runtime_env_agent_port=other)
+    nodes = Cluster(initialize_head=True, head_node_args=settings | agent_port())
     ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
     signal.signal(signal.SIGALRM, lambda *_: pytest.fail("the run hangs"))
     signal.alarm(LIMIT)
-    yield nodes, second
+    yield nodes, lambda: nodes.add_node(**settings, **agent_port())
     signal.alarm(0)
     ray.shutdown()
     nodes.shutdown()
@@ -73,16 +87,20 @@ def cluster(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_killed_worker_and_a_killed_node_lose_and_double_nothing(tmp_path, cluster, monkeypatch):
-    nodes, second = cluster
+    nodes, add = cluster
+    second = add()
     manifest = corpus(tmp_path / "in", 24)
     steps = ("{name: test_halve, pause: 0.4, meet: 2}", *STEPS[1:])
     killed = []
 
     def kill():
-        while len(workers()) < 2:
+        nonlocal second
+        head = nodes.head_node.node_id
+        while not {head, second.node_id} <= workers().keys():
+            if not alive(second):  # Ray lost it in starting: not the death this test is about
+                second = add()
             time.sleep(0.1)
-        first = next(pid for node, pid in workers().items() if node != second.node_id)
-        os.kill(first, signal.SIGKILL)
+        os.kill(workers()[head], signal.SIGKILL)
         killed.append("worker")
         time.sleep(1)
         nodes.remove_node(second, allow_graceful=False)
