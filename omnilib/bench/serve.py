@@ -220,7 +220,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", default="nano")
     parser.add_argument("--clients", type=count, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--requests", type=count, default=2, help="of each client")
+    parser.add_argument("--requests", type=count, default=6, help="of each client")
     parser.add_argument(
         "--memory", type=count_or_none, default=0, metavar="N", help="requests for the memory curve"
     )
