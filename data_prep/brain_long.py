@@ -49,9 +49,10 @@ def places(
     for length in minutes:
         for depth in range(depths):
             for turn in range(each):
-                answer = code(random.Random(f"{seed} {length} {depth} {turn}"), odd=True)
                 share = depth / (depths - 1) if depths > 1 else 0.5
-                row = {"id": f"needle-{length:g}-{depth}-{turn}", "minutes": length, "depth": share}
+                place = f"{length:g}-{100 * share:.0f}-{turn}"  # the same in a coarser grid
+                answer = code(random.Random(f"{seed} {place}"), odd=True)
+                row = {"id": f"needle-{place}", "minutes": length, "depth": share}
                 row |= {"recording": turn, "seconds": round(share * length * 60, 1)}
                 rows.append(row | {"secret": secret(answer), "question": QUESTION, "answer": answer})
     return rows

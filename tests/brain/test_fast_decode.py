@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from omnilib.brain.decode import AnswerSettings, stream
-from omnilib.brain.fast_decode import FastDecoder, Linear, quantised
+from omnilib.brain.fast_decode import FastDecoder, Linear, attend_behind, quantised
 from omnilib.errors import ConfigError
 
 
@@ -32,6 +32,19 @@ def test_ids_are_those_of_plain_decoding(prompt, prefill):
     model, batch = prompt()
     settings = AnswerSettings(max_new_tokens=24, eos=(), prefill=prefill)
     assert ids(FastDecoder(model, "float32").stream(batch, settings)) == ids(stream(model, batch, settings))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.01)])
+def test_a_later_piece_sees_what_a_mask_would_show_it(dtype, tolerance):
+    torch.manual_seed(0)
+    q = torch.randn(30, 6, 16, dtype=dtype)
+    keys, values = torch.randn(2, 2, 100, 16, dtype=dtype)
+    behind = torch.ones(100, 100, dtype=torch.bool).tril()[-30:]
+    wanted = torch.nn.functional.scaled_dot_product_attention(
+        q.transpose(0, 1), *(x.repeat_interleave(3, 0) for x in (keys, values)), attn_mask=behind
+    )
+    made = attend_behind(q, keys, values)
+    torch.testing.assert_close(made, wanted.transpose(0, 1).reshape(30, -1), atol=tolerance, rtol=0)
 
 
 def test_ids_are_the_same_beyond_the_trained_length_and_when_drawn(prompt):

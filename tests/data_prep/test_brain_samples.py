@@ -175,6 +175,11 @@ def test_needles_cover_lengths_and_depths_and_say_where_the_secret_stands():
     assert all(r["answer"] in r["secret"] and 0 <= r["seconds"] <= r["minutes"] * 60 for r in rows)
 
 
+def test_a_coarser_grid_is_part_of_a_finer_one():
+    fine = brain_long.places(0, minutes=(75,))
+    assert all(row in fine for row in brain_long.places(0, minutes=(75,), depths=3, each=1))
+
+
 def test_no_code_of_the_grid_occurs_in_training():
     grid = {r["answer"] for r in brain_long.places(0)}
     trained = {p["answer"] for p in brain_long.long_plan(400, 0) if p["answer"]}
