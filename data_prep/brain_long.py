@@ -10,12 +10,14 @@ an even number, these in an odd one.
 
 import random
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from data_prep.brain_facts import COLOURS, WORDS
+from omnilib.audio import load_wave
 from omnilib.brain.media import to_16k
 from omnilib.data import load_segment
 
@@ -82,12 +84,20 @@ def haystack(
     return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
 
 
+@lru_cache(maxsize=512)
+def frozen_sentence(path: Path) -> np.ndarray:
+    """A frozen recording at 16 kHz; the same few hundred stand in every haystack."""
+    return load_wave(path, RATE).numpy()
+
+
 def sentences(records: Sequence[dict], root: Path, seed: str) -> Callable[[int], np.ndarray]:
-    """Endless sentences of a corpus, mono at 16 kHz, in an order of their own."""
+    """Endless sentences of a corpus or of the frozen recordings, mono at 16 kHz, in an order of their own."""
     order = random.Random(seed).sample(range(len(records)), len(records))
 
     def speech(index: int) -> np.ndarray:
         record = records[order[index % len(order)]]
+        if record["path"].endswith(".ogg"):  # frozen: a file of its own
+            return frozen_sentence(root / record["path"])
         return to_16k(load_segment(record, root), record["rate"]).numpy()
 
     return speech

@@ -1,8 +1,7 @@
 """Does the brain find a sentence in an hour of speech? Needle in a haystack, by length and depth.
 
-    python -m data_prep.needle --minutes 1,5                  # minutes on two cores
-    python -m data_prep.needle --minutes 1,5,15,30,60,75
-    python -m data_prep.needle --minutes 240 --depths 3 --recordings 1
+    python -m data_prep.needle --minutes 0.5,1,2,5                        # 25 minutes on two cores
+    python -m data_prep.needle --minutes 0.5,1,2,5 --coarse 15,30,75      # 35 minutes more, for three depths of one recording
 
 The paper gives neither text nor rule, so this is our own:
 
@@ -116,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--brain", type=Path, help="its folder (default: checkpoints/<scale>/brain)")
     parser.add_argument("--corpus", type=Path, default=FROZEN / "manifest.jsonl")
     parser.add_argument("--minutes", default="1,5", help="lengths, for example 1,5,15,30,60,75")
+    parser.add_argument("--coarse", default="", help="lengths with three depths of one recording alone")
     parser.add_argument("--depths", type=options.count, default=11)
     parser.add_argument("--recordings", type=options.count, default=5)
     parser.add_argument("--engine", default="kokoro", help="who speaks the secrets")
@@ -124,17 +124,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     started = time.time()
     try:
-        minutes = [float(m) for m in args.minutes.split(",")]
-        if not all(0 < m < 1000 for m in minutes):
+        minutes, coarse = ([float(m) for m in x.split(",")] if x else [] for x in (args.minutes, args.coarse))
+        if not all(0 < m < 1000 for m in minutes + coarse):
             raise ValueError(args.minutes)
     except ValueError:
-        parser.error(f"--minutes {args.minutes}: give lengths above 0, for example 1,5,15")
+        parser.error(
+            f"--minutes {args.minutes} --coarse {args.coarse}: give lengths above 0, for example 1,5,15"
+        )
     try:
         folder = args.brain or folder_of(args.scale)
         records = [r for r in read_manifest(args.corpus) if r["split"] == "test" and r["language"] == "en"]
         if not records:
             raise DataError(f"{args.corpus} has no English test sentences: build the corpus first")
-        rows = places(0, minutes, args.depths, args.recordings)
+        rows = places(0, minutes, args.depths, args.recordings) + places(0, coarse, 3, 1)
         place = args.reports / args.scale / "brain"
         codes = spoken_codes(
             Voices(args.engine, args.voice), DATA / "needles", {r["answer"]: r["secret"] for r in rows}

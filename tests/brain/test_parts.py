@@ -200,6 +200,31 @@ def test_a_vocabulary_without_these_tokens_is_refused():
 
 @needs_smollm2
 @pytest.mark.slow
+def test_what_is_kept_of_smollm2_is_what_the_package_holds(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "DATA", tmp_path)
+    state = torch.get_rng_state()
+    llama, tokenizer = parts.smollm2()
+    assert torch.equal(state, torch.get_rng_state())
+    again, known = parts.smollm2()
+    weights = llama.state_dict()
+    assert weights.keys() == again.state_dict().keys()
+    assert all(torch.equal(weights[name], value) for name, value in again.state_dict().items())
+    assert known.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    assert (known.chat_template, known.eos_token) == (tokenizer.chat_template, tokenizer.eos_token)
+    (file,) = tmp_path.glob("parts/*/model.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="damaged: delete it"):
+        parts.smollm2()
+
+
+def test_parts_that_cannot_be_kept_are_no_error(tmp_path):
+    (tmp_path / "parts").write_text("a file where a folder should be")
+    parts.keep(tmp_path / "parts" / "model", LlamaForCausalLM(LlamaConfig(vocab_size=8, num_hidden_layers=0)))
+    assert [p.name for p in tmp_path.iterdir()] == ["parts"]
+
+
+@needs_smollm2
+@pytest.mark.slow
 def test_the_markers_survive_saving_with_the_real_vocabulary(tmp_path):
     tokenizer = parts.smollm2()[1]
     assert len(tokenizer) == 49152 and tokenizer.convert_tokens_to_ids(sorted(parts.MARKER_IDS)) == [14, 11]

@@ -13,7 +13,9 @@ import pytest
 
 from data_prep import brain, brain_facts, brain_long, brain_tasks, brain_voices, fetch, kokoro
 from data_prep.engines import Spoken
+from omnilib.data import read_manifest
 from omnilib.errors import DataError, MissingTool
+from omnilib.eval.frozen import FOLDER as FROZEN
 from omnilib.train.brain_samples import read_samples
 from tests import tones
 
@@ -178,6 +180,15 @@ def test_needles_cover_lengths_and_depths_and_say_where_the_secret_stands():
 def test_a_coarser_grid_is_part_of_a_finer_one():
     fine = brain_long.places(0, minutes=(75,))
     assert all(row in fine for row in brain_long.places(0, minutes=(75,), depths=3, each=1))
+
+
+def test_the_frozen_recordings_are_a_haystack():
+    records = [
+        r for r in read_manifest(FROZEN / "manifest.jsonl") if (r["split"], r["language"]) == ("test", "en")
+    ]
+    speech = brain_long.sentences(records, FROZEN, "0")
+    wave = brain_long.haystack(speech, 20.0, None, 0.5)
+    assert len(wave) == 320_000 and 0.01 < np.abs(wave).max() <= 1
 
 
 def test_no_code_of_the_grid_occurs_in_training():

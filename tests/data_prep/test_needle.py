@@ -68,12 +68,14 @@ def test_needles_are_found_and_controls_are_not(tmp_path):
         (0.2, 1.0, 2),
     ]
     assert set(made["by_minutes"]) == {"0.2", "0.5"}
+    assert made["tokens_by_minutes"]["0.2"] == {"needle": 1.0, "control": 0.0}
 
 
 def test_a_brain_that_guesses_is_shown_by_the_control(tmp_path):
     code = ROWS[0]["answer"]
     made = needle.figures(run(Parrot(code), tmp_path / "n.jsonl"))
     assert made["metrics"]["needle_false"]["value"] > 0
+    assert 0 < made["tokens_by_minutes"]["0.2"]["control"] < 1
 
 
 def test_a_stopped_run_asks_only_the_rest_and_other_weights_start_anew(tmp_path):
