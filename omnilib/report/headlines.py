@@ -146,6 +146,7 @@ HEADLINES = {  # name -> (what it is, unit, what it is counted in)
             ("first_sound_p95_s", f"{what_of}: time to first sound, 19 of 20 requests", "s", "seconds"),
         )
     },
+    "serve_memory_growth_mb": ("server: memory grown while 200 requests came and went", "MB", "MB"),
     "speed_mouth_nano": ("mouth, nano: faster than the plain loop, one text", "x", TIMES),
     "speed_mouth_06b": (
         "mouth, 0.6B, precision auto: faster than the plain float32 loop, one text",
