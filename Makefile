@@ -48,7 +48,7 @@ finish-env:  ## what a requirements file cannot say (conda users: make finish-en
 test: env  ## every test (at most 30 minutes on 2 cores); TESTS="tests/test_cli.py -k help" for a part
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
-reproduce: env  ## re-evaluate the committed checkpoints, run every notebook, rebuild reports/ (at most 25 minutes)
+reproduce: env  ## re-evaluate the committed checkpoints, run every notebook, rebuild reports/ (about half an hour)
 	$(PY) -m omnilib.cli reproduce --scale $(SCALE)
 
 retrain: env check-engines  ## rebuild the corpus, train every checkpoint, reproduce (hours; after a stop: DVC_FLAGS=)
