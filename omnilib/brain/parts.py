@@ -104,7 +104,7 @@ def keep(folder: Path, *parts: LlamaForCausalLM | PreTrainedTokenizerBase) -> No
         for part in parts:
             part.save_pretrained(temporary)
         temporary.replace(folder)
-    except OSError:  # cannot be written, full, or another process was first
+    except (OSError, SafetensorError):  # cannot be written, full, or another process was first
         shutil.rmtree(temporary, ignore_errors=True)
 
 

@@ -37,7 +37,7 @@ CURATION = (
 SPEED = "python -m omnilib.bench.speed --out reports/nano/speed.json"
 OTHERS = {  # beginning of a headline's name -> what measures it, where that is not the evaluation
     "speed_": SPEED,
-    "serve_": "python -m omnilib.bench.serve",
+    **dict.fromkeys(("serve_", "chat_"), "python -m omnilib.bench.serve"),
     "long10_": "python -m omnilib.eval.longform --minutes 10",
     "long60_": "python -m omnilib.eval.longform --minutes 60",
     **dict.fromkeys(("brain_seconds", "brain_memory"), "python -m omnilib.bench.brain --cost"),

@@ -198,7 +198,7 @@ OPTIONAL = re.compile(
 EVERYDAY = {f"{a}_{system}": f"{b}_{system}" for a, b in (("wer_en", "wer_everyday_en"), ("zh", "zh_everyday"))
             for system in ("gt", "codec", "tts")}  # fmt: skip
 TIMING = re.compile(
-    r"(^|_)(rtf|ttfs|first_sound|speedup|underruns|tokens_per_s|audio_hour)(_|$)|^omni_(first|stop)|^(serve|speed)_"
+    r"(^|_)(rtf|ttfs|first_sound|speedup|underruns|tokens_per_s|audio_hour)(_|$)|^omni_(first|stop)|^(serve|chat|speed)_"
 )
 SHARE = re.compile(r"(^|_)(error|wer|cer|recall|share|waste|accuracy|baseline|agreement|dropped|kept)(_|$)")
 NO_SHARE = re.compile(r"_(over|change|spread|loss|s|ratio)(_|$)")

@@ -5,6 +5,7 @@ import struct
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoTokenizer,
@@ -217,7 +218,17 @@ def test_what_is_kept_of_smollm2_is_what_the_package_holds(tmp_path, monkeypatch
         parts.smollm2()
 
 
+class FullDisk:
+    """Fails in the middle of saving, as safetensors does on a full disk."""
+
+    def save_pretrained(self, folder):
+        folder.mkdir()
+        raise SafetensorError("I/O error: No space left on device")
+
+
 def test_parts_that_cannot_be_kept_are_no_error(tmp_path):
+    parts.keep(tmp_path / "model", FullDisk())
+    assert not list(tmp_path.iterdir())
     (tmp_path / "parts").write_text("a file where a folder should be")
     parts.keep(tmp_path / "parts" / "model", LlamaForCausalLM(LlamaConfig(vocab_size=8, num_hidden_layers=0)))
     assert [p.name for p in tmp_path.iterdir()] == ["parts"]
