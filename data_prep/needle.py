@@ -1,17 +1,20 @@
 """Does the brain find a sentence in an hour of speech? Needle in a haystack, by length and depth.
 
-    python -m data_prep.needle --minutes 0.5,1,2,5                        # 25 minutes on two cores
-    python -m data_prep.needle --minutes 0.5,1,2,5 --coarse 15,30,75      # 35 minutes more, for three depths of one recording
+    python -m data_prep.needle --minutes 0.5,1,2,5                                  # 25 minutes on two cores
+    python -m data_prep.needle --minutes 0.5,1,2,5 --coarse 15,30,60,75             # 40 minutes more
+    python -m data_prep.needle --minutes 0.5,1,2,5 --coarse 15,30,60,75 --once 240  # an hour and 13 GiB more
 
 The paper gives neither text nor rule, so this is our own:
 
     haystack    English test sentences, one behind the other, of `--corpus`: the committed recordings, a quarter of an
-                hour that is repeated, or data/nano/manifest.jsonl; five recordings a length, of other orders
+                hour that is repeated, or data/nano/manifest.jsonl; five recordings a length, of other orders, one of
+                the lengths of `--coarse` and `--once`
     needle      "The secret code is red river 41.", a held-out code, spoken by a held-out voice, at the pause
-                nearest to 0, 10, ... 100 % of the length
+                nearest to 0, 10, ... 100 % of the length (`--coarse`: 0, 50, 100; `--once`: 50)
     question    "What is the secret code?", in words, behind the sound
     found       every key token of the code (colour, thing, number) is a word of the answer
-    control     the same recordings without the needle, asked for each code: how often it is "found" all the same
+    control     the same recordings without the needle, asked for each code: how often it is "found" all the
+                same; none at the lengths of `--once`
 
 Intervals are exact (Clopper and Pearson). Each answer is kept as it comes (`needle.jsonl`), so a stopped run goes on
 and `needle.json` may be made again from it. A recording is encoded once a depth: what stands before and behind the
@@ -54,6 +57,14 @@ def spoken_codes(voices: Voices, folder: Path, texts: dict[str, str]) -> dict[st
             raise DataError(f"'{text}' cannot be spoken by {voices.engine}: take another engine")
         waves[code] = soundfile.read(folder.parent / path, dtype="float32")[0]
     return waves
+
+
+def planned(
+    minutes: Sequence[float], coarse: Sequence[float], once: Sequence[float], depths: int, recordings: int
+) -> list[dict]:
+    """Rows of `places`, each once: the full grid of `minutes`, three depths of one recording, one in the middle."""
+    rows = places(0, minutes, depths, recordings) + places(0, coarse, 3, 1) + places(0, once, 1, 1)
+    return list({row["id"]: row for row in rows}.values())
 
 
 def asked(rows: Sequence[dict], known: set[str]) -> Iterator[dict]:
@@ -116,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--corpus", type=Path, default=FROZEN / "manifest.jsonl")
     parser.add_argument("--minutes", default="1,5", help="lengths, for example 1,5,15,30,60,75")
     parser.add_argument("--coarse", default="", help="lengths with three depths of one recording alone")
+    parser.add_argument("--once", default="", help="lengths with one secret in the middle, without a control")
     parser.add_argument("--depths", type=options.count, default=11)
     parser.add_argument("--recordings", type=options.count, default=5)
     parser.add_argument("--engine", default="kokoro", help="who speaks the secrets")
@@ -124,19 +136,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     started = time.time()
     try:
-        minutes, coarse = ([float(m) for m in x.split(",")] if x else [] for x in (args.minutes, args.coarse))
-        if not all(0 < m < 1000 for m in minutes + coarse):
-            raise ValueError(args.minutes)
+        given = [args.minutes, args.coarse, args.once]
+        lengths = [[float(m) for m in x.split(",")] if x else [] for x in given]
+        if not all(0 < m < 1000 for m in sum(lengths, [])):
+            raise ValueError(given)
     except ValueError:
         parser.error(
-            f"--minutes {args.minutes} --coarse {args.coarse}: give lengths above 0, for example 1,5,15"
+            f"--minutes {args.minutes} --coarse {args.coarse} --once {args.once}: "
+            "give lengths in minutes, above 0 and below 1000, for example 1,5,15"
         )
     try:
         folder = args.brain or folder_of(args.scale)
         records = [r for r in read_manifest(args.corpus) if r["split"] == "test" and r["language"] == "en"]
         if not records:
             raise DataError(f"{args.corpus} has no English test sentences: build the corpus first")
-        rows = places(0, minutes, args.depths, args.recordings) + places(0, coarse, 3, 1)
+        rows = planned(*lengths, args.depths, args.recordings)
         place = args.reports / args.scale / "brain"
         codes = spoken_codes(
             Voices(args.engine, args.voice), DATA / "needles", {r["answer"]: r["secret"] for r in rows}

@@ -95,8 +95,20 @@ def test_a_stopped_run_asks_only_the_rest_and_other_weights_start_anew(tmp_path)
     assert other.asked == len(whole)
 
 
+def test_longer_speech_gets_a_coarser_grid_and_a_place_is_asked_once():
+    rows = needle.planned([1], [15, 60], [240], depths=11, recordings=5)
+    assert [(r["minutes"], r["depth"]) for r in rows[55:]] == [
+        *((m, d) for m in (15, 60) for d in (0.0, 0.5, 1.0)),
+        (240, 0.5),
+    ]
+    assert [r["mode"] for r in needle.asked(rows[-1:], set())] == ["needle"]  # four hours: no control
+    assert len(needle.planned([1], [1], [1], depths=11, recordings=5)) == 55
+
+
 def test_wrong_lengths_are_one_line(capsys):
     for minutes in ("x", "-1", "1,,2"):
         with pytest.raises(SystemExit):
             needle.main(["--minutes", minutes])
+        with pytest.raises(SystemExit):
+            needle.main(["--once", minutes])
     assert "for example 1,5,15" in capsys.readouterr().err
