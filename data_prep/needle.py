@@ -1,7 +1,7 @@
 """Does the brain find a sentence in an hour of speech? Needle in a haystack, by length and depth.
 
-    python -m data_prep.needle --minutes 0.5,1,2,5                                  # 25 minutes on two cores
-    python -m data_prep.needle --minutes 0.5,1,2,5 --coarse 15,30,60,75             # 40 minutes more
+    python -m data_prep.needle --minutes 0.5,1,2,5                                  # half an hour on two cores
+    python -m data_prep.needle --minutes 0.5,1,2,5 --coarse 15,30,60,75             # an hour more
     python -m data_prep.needle --minutes 0.5,1,2,5 --coarse 15,30,60,75 --once 240  # 52 minutes more, 9 GB of memory
 
 The paper gives neither text nor rule, so this is our own:
