@@ -29,6 +29,7 @@ import numpy as np
 
 from data_prep import fetch
 from data_prep.engines import Spoken, Unspoken, from_symbols, split_syllable
+from data_prep.integer_conv import as_products
 from omnilib.errors import DataError, MissingTool
 
 RATE = 24_000
@@ -58,27 +59,39 @@ VOWELS = frozenset("AIOQWYaiuæɑɒɔəɛɜɪʊʌᵻ")
 TAPPED = frozenset("AIOWYiuæɑəɛɪɹʊʌ")  # a t after one of these, before a vowel, is tapped in American English
 
 
-@lru_cache(maxsize=1)
-def session(folder: Path = fetch.FOLDER):
-    """The ONNX graph, phoneme durations exposed; one thread, because the corpus builder runs one process a
-    core.
+def published(folder: Path = fetch.FOLDER):
+    """The ONNX graph (onnx.ModelProto) as it is shipped, phoneme durations exposed.
 
     Raises:
-        MissingTool, DataError: see `fetch.joined_model`; or onnxruntime is missing.
+        MissingTool, DataError: see `fetch.joined_model`; or onnx is missing.
     """
     try:
         import onnx
+    except ImportError:
+        raise MissingTool("onnx is missing: pip install onnx onnxruntime") from None
+    graph = onnx.load(io.BytesIO(fetch.joined_model(folder)))
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(DURATIONS, onnx.TensorProto.FLOAT, None))
+    return graph
+
+
+def started(graph):
+    """A session of a graph; one thread, because the corpus builder runs one process a core."""
+    try:
         import onnxruntime
     except ImportError:
         raise MissingTool("onnxruntime is missing: pip install onnx onnxruntime") from None
-    graph = onnx.load(io.BytesIO(fetch.joined_model(folder)))
-    graph.graph.output.append(onnx.helper.make_tensor_value_info(DURATIONS, onnx.TensorProto.FLOAT, None))
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(
         graph.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+
+
+@lru_cache(maxsize=1)
+def session(folder: Path = fetch.FOLDER):
+    """The session that speaks: convolutions as matrix products, which changes no bit (`integer_conv.py`)."""
+    return started(as_products(published(folder)))
 
 
 @lru_cache(maxsize=1)
