@@ -79,7 +79,8 @@ def conv(layer: nn.Conv1d, x: Tensor, left: int = 0, right: int = 0) -> Tensor:
 def encode(flow: Flow, tokens: Tensor, speaker: Tensor, streaming: bool, final: bool) -> Tensor:
     """Tokens (1, N) -> mu (1, F, M)."""
     encoder, c = flow.encoder, flow.config.encoder
-    x = encoder.embed(flow.embed(tokens, speaker))
+    level = flow.level(None, speaker)
+    x = encoder.embed(flow.embed(tokens, speaker, level))
     ahead = encoder.pre_lookahead_layer
     keep = x.shape[1] - (0 if final else c.look_ahead)
     h = F.leaky_relu(conv(ahead.conv1, x.transpose(1, 2), right=c.look_ahead)[..., :keep])
@@ -88,7 +89,7 @@ def encode(flow: Flow, tokens: Tensor, speaker: Tensor, streaming: bool, final: 
     doubled = F.interpolate(x.transpose(1, 2), scale_factor=float(RATIO), mode="nearest")
     x = encoder.up_embed(conv(encoder.up_layer["conv"], doubled, left=2 * RATIO).transpose(1, 2))
     x = encoder_stack(encoder.up_encoders, x, c.chunk * RATIO if streaming else None)
-    return flow.encoder_proj(encoder.after_norm(x))
+    return flow.first_mel(encoder.after_norm(x), level)
 
 
 # -------------------------------------------------------------------------------------------------------- U-Net

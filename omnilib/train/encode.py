@@ -34,6 +34,7 @@ from omnilib.errors import CheckpointError, DataError, UserError, in_one_line
 from omnilib.train.common import autocast
 from omnilib.voice.codec import CodecSettings
 from omnilib.voice.flow import RATIO, Flow, FlowConfig
+from omnilib.voice.pitch import level_of, measure_pitch
 from omnilib.voice.speaker import SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer
 
@@ -145,13 +146,13 @@ class FlowMels:
         for batch in similar(
             [(r, 0.0, r["duration"]) for r in records], lambda p: p[2] + settings.prompt_seconds, device
         ):
-            rows, shows, mels = [], [], []
+            rows, shows, mels, levels = [], [], [], []
             for record, *_ in batch:
                 prompt = prompts[record["id"]]
                 wave = load_segment(prompt, root, 0.0, min(settings.prompt_seconds, prompt["duration"]))
-                mel = mel_80(
-                    resample(wave, prompt["rate"], VOICE_RATE)[None], window=self.flow.config.mel_window
-                )[0].T  # (F, 80)
+                wave = resample(wave, prompt["rate"], VOICE_RATE)[None]
+                mel = mel_80(wave, window=self.flow.config.mel_window)[0].T  # (F, 80)
+                levels.append(level_of(measure_pitch(wave)))
                 count = min(shown, len(codes[prompt["id"]]), len(mel) // RATIO)
                 rows.append(codes[record["id"]].long())
                 shows.append(codes[prompt["id"]][:count].long())
@@ -165,6 +166,7 @@ class FlowMels:
                 made = self.flow.inference(
                     *(x.to(device) for x in (stack(rows), stack(shows), stack(mels), voices)),
                     n_timesteps=settings.steps, token_lengths=counts, prompt_lengths=shown_counts,
+                    level=torch.cat(levels).to(device),
                 ).cpu()  # fmt: skip
             result |= {
                 r["id"]: mel[:, : len(row) * RATIO].half().contiguous()

@@ -32,6 +32,7 @@ from omnilib.paths import DATA, ROOT
 from omnilib.train import common
 from omnilib.train.prefetch import prefetch, threads_for
 from omnilib.voice.flow import RATIO, Flow, FlowConfig
+from omnilib.voice.pitch import level_of, measure_pitch
 
 SAMPLES = 960  # of 24 kHz audio in a token
 
@@ -78,12 +79,31 @@ class Config:
 
 
 @dataclass
+class Item:
+    """One recording."""
+
+    tokens: Tensor  # (N,)
+    mel: Tensor  # (F, 80)
+    pitch: Tensor  # (F,) Hz, 0 where unvoiced
+
+    def part(self, first: int, count: int) -> "Item":
+        """`count` tokens from the first one on."""
+        frames = slice(first * RATIO, (first + count) * RATIO)
+        return Item(self.tokens[first : first + count], self.mel[frames], self.pitch[frames])
+
+    def __add__(self, other: "Item") -> "Item":
+        pairs = zip(vars(self).values(), vars(other).values(), strict=True)
+        return Item(*(torch.cat(pair) for pair in pairs))
+
+
+@dataclass
 class Batch:
     tokens: Tensor  # (B, N)
     lengths: Tensor  # (B,) tokens
     mel: Tensor  # (B, 80, F)
     speakers: Tensor  # (B, 192)
     prompt_frames: Tensor | None  # (B,), or None: drawn inside the loss
+    pitch: Tensor  # (B, F) Hz, 0 where unvoiced
 
     def to(self, device: torch.device) -> "Batch":
         return Batch(**{k: v if v is None else v.to(device) for k, v in vars(self).items()})
@@ -138,29 +158,29 @@ class Utterances:
         for record in self.segments.records:
             self.voices.setdefault(record["speaker"], []).append(record)
 
-    def load(self, records: list[dict]) -> list[tuple[Tensor, Tensor]]:
-        """(tokens (N,), mel (2N, 80)) of each record, cut to the shorter of the two."""
+    def load(self, records: list[dict]) -> list[Item]:
+        """Each record, cut to the shorter of its tokens and its sound."""
         waves = [load_segment(r, self.root) for r in records]
-        mels = mel_80(
-            pad_sequence(waves, True), torch.tensor([len(w) for w in waves]), self.cfg.model.mel_window
-        )  # (B, 80, F)
-        pairs = []
-        for record, wave, mel in zip(records, waves, mels, strict=True):
+        padded, sizes = pad_sequence(waves, True), torch.tensor([len(w) for w in waves])
+        mels = mel_80(padded, sizes, self.cfg.model.mel_window)  # (B, 80, F)
+        pitches = measure_pitch(padded)  # (B, F)
+        items = []
+        for record, wave, mel, pitch in zip(records, waves, mels, pitches, strict=True):
             tokens = self.tokens[record["id"]].long()
             count = min(len(tokens), len(wave) // SAMPLES)
-            pairs.append((tokens[:count], mel.T[: count * RATIO]))
-        return pairs
+            items.append(Item(tokens, mel.T, pitch).part(0, count))
+        return items
 
     def collate(
-        self, pairs: list[tuple[Tensor, Tensor]], owners: list[dict], prompt_frames: Tensor | None
+        self, items: list[Item], owners: list[dict], prompt_frames: Tensor | None
     ) -> Batch:
-        tokens, mels = zip(*pairs, strict=True)
         return Batch(
-            tokens=pad_sequence(tokens, True),
-            lengths=torch.tensor([len(t) for t in tokens]),
-            mel=pad_sequence(mels, True).transpose(1, 2),
+            tokens=pad_sequence([i.tokens for i in items], True),
+            lengths=torch.tensor([len(i.tokens) for i in items]),
+            mel=pad_sequence([i.mel for i in items], True).transpose(1, 2),
             speakers=torch.stack([self.speakers[r["id"]].float() for r in owners]),
             prompt_frames=prompt_frames,
+            pitch=pad_sequence([i.pitch for i in items], True),
         )
 
     def batch(self, step: int) -> Batch:
@@ -170,19 +190,13 @@ class Utterances:
             return self.collate(self.load(records), records, None)
         size = round(rng.uniform(*self.cfg.prompt_seconds) * 25)  # tokens, one size a batch: no extra padding
         others = [self.voices[r["speaker"]][rng.integers(len(self.voices[r["speaker"]]))] for r in records]
-        pairs, prompt_frames = [], []
+        items, prompt_frames = [], []
         loaded = self.load(others + records)
-        for (prompt, prompt_mel), (tokens, mel) in zip(
-            loaded[: len(others)], loaded[len(others) :], strict=True
-        ):
-            first = int(rng.integers(max(0, len(prompt) - size) + 1))
-            prompt, prompt_mel = (
-                prompt[first : first + size],
-                prompt_mel[first * RATIO : (first + size) * RATIO],
-            )
-            pairs.append((torch.cat([prompt, tokens]), torch.cat([prompt_mel, mel])))
-            prompt_frames.append(len(prompt_mel))
-        return self.collate(pairs, others, torch.tensor(prompt_frames))
+        for other, item in zip(loaded[: len(others)], loaded[len(others) :], strict=True):
+            prompt = other.part(int(rng.integers(max(0, len(other.tokens) - size) + 1)), size)
+            items.append(prompt + item)
+            prompt_frames.append(len(prompt.mel))
+        return self.collate(items, others, torch.tensor(prompt_frames))
 
 
 # ---------------------------------------------------------------- evaluation
@@ -197,18 +211,23 @@ def evaluate(model: Flow, dev: Utterances, cfg: Config, device: torch.device, ou
     Source: flow matching, arXiv 2210.02747, eq. 23.
     """
     records = dev.segments.records[:: max(1, len(dev.segments.records) // cfg.eval_items)][: cfg.eval_items]
-    losses, distances, priors, example = [], [], [], {}
+    losses, distances, priors, pitches, example = [], [], [], [], {}
     for number, record in enumerate(records):
         batch = dev.collate(dev.load([record]), [record], None).to(device)
         with common.autocast(device, cfg.bf16):
             fixed = torch.Generator().manual_seed(number)
             losses.append(
-                model(batch.tokens, batch.lengths, batch.mel, batch.speakers, generator=fixed).item()
+                model(
+                    batch.tokens, batch.lengths, batch.mel, batch.speakers, generator=fixed, pitch=batch.pitch
+                ).item()
             )
             cut = max(1, int(batch.lengths[0]) // 3)
             prompt = (batch.tokens[:, :cut], batch.mel[:, :, : cut * RATIO].transpose(1, 2))
-            mel = model.inference(batch.tokens[:, cut:], *prompt, batch.speakers)  # (1, 80, F)
-            mu = model.encode(batch.tokens, batch.speakers)
+            level = level_of(batch.pitch[:, : cut * RATIO])
+            mel = model.inference(batch.tokens[:, cut:], *prompt, batch.speakers, level=level)  # (1, 80, F)
+            mu = model.encode(batch.tokens, batch.speakers, level=level)
+            if model.pitch is not None:
+                pitches.append(pitch_error(model, batch, level))
             priors.append((mu - model.normalize(batch.mel.transpose(1, 2))).square().mean().item())
         target = batch.mel[:, :, cut * RATIO :]
         distances.append((mel - target).abs().mean().item())
@@ -219,7 +238,15 @@ def evaluate(model: Flow, dev: Utterances, cfg: Config, device: torch.device, ou
         "dev_loss": sum(losses) / len(losses),
         "dev_prior_loss": sum(priors) / len(priors),
         "dev_mel_l1": sum(distances) / len(distances),
-    }
+    } | ({"dev_pitch_octaves": sum(pitches) / len(pitches)} if pitches else {})
+
+
+def pitch_error(model: Flow, batch: Batch, level: Tensor) -> float:
+    """Mean absolute error in octaves of the pitch that is read, where both it and the recording are voiced."""
+    level = model.level(level, batch.speakers)
+    read = model.pitch.pitch(model.hidden(batch.tokens, batch.speakers, level=level), level)  # (1, F)
+    both = (read > 0) & (batch.pitch > 0)
+    return (read[both] / batch.pitch[both]).log2().abs().mean().item() if both.any() else 0.0
 
 
 # ---------------------------------------------------------------- loop
@@ -281,7 +308,7 @@ def train(config: Config, out: Path) -> dict[str, float]:
         batch = batch.to(device)
         inputs = (batch.tokens, batch.lengths, batch.mel, batch.speakers, batch.prompt_frames)
         with common.autocast(device, config.bf16):
-            loss = wrapped(*inputs, prior_only=phase.config.encoder_only)
+            loss = wrapped(*inputs, prior_only=phase.config.encoder_only, pitch=batch.pitch)
         common.check_finite(loss, step)
         optimizer.zero_grad()
         accelerator.backward(loss)

@@ -41,6 +41,7 @@ from omnilib.voice.discriminators import (
     spectral_loss,
 )
 from omnilib.voice.hift import HiFT, HiFTConfig
+from omnilib.voice.pitch import measure_pitch
 
 FRAMES = 50  # mel frames a second
 
@@ -87,48 +88,6 @@ class Config:
     seed: int = 0
     model: HiFTConfig = field(default_factory=HiFTConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
-
-
-# -------------------------------------------------------------------------------------------------------- pitch
-
-
-@torch.no_grad()
-def measure_pitch(
-    wave: Tensor, rate: int = 24_000, hop: int = 480, low: float = 60.0, high: float = 420.0
-) -> Tensor:
-    """Fundamental frequency of each mel frame in Hz, 0 where unvoiced: (B, T) -> (B, T // hop).
-
-    Boersma's autocorrelation at a third of the rate: the windowed frame's autocorrelation over the window's own, the best
-    lag with a small preference for short ones (against octave drops), refined by a parabola, then a median over 5 frames.
-    """
-    frames = wave.shape[-1] // hop
-    third = F.avg_pool1d(wave[:, None], 3)[:, 0]  # (B, T/3): speech pitch needs no more
-    rate, hop, size = (
-        rate // 3,
-        hop // 3,
-        320,
-    )  # 320 samples: 40 ms, more than two periods at the lowest pitch
-    third = F.pad(third, (size // 2 - hop // 2, size))
-    x = third.unfold(-1, size, hop)[:, :frames]  # (B, F, size)
-    energy = x.square().mean(-1).sqrt()
-    x = x - x.mean(-1, keepdim=True)
-    window = torch.hann_window(size, device=wave.device)
-
-    def autocorrelate(y: Tensor) -> Tensor:
-        return torch.fft.irfft(torch.fft.rfft(y, 2 * size).abs().square())[..., :size]
-
-    r, rw = autocorrelate(x * window), autocorrelate(window)
-    r = r / (r[..., :1] + 1e-9) / (rw / rw[0]).clamp(min=0.05)
-    first, last = int(rate / high), int(rate / low)
-    lags = torch.arange(first, last + 1, device=wave.device)
-    scored = r[..., first : last + 1] - 0.02 * torch.log2(lags / first)
-    best = scored.argmax(-1, keepdim=True) + first  # (B, F, 1)
-    left, middle, right = (r.gather(-1, best + d)[..., 0] for d in (-1, 0, 1))
-    shift = 0.5 * (left - right) / (left - 2 * middle + right).clamp(max=-1e-6)
-    f0 = rate / (best[..., 0] + shift.clamp(-0.5, 0.5))
-    loud = energy > 0.03 * energy.amax(-1, keepdim=True).clamp(min=0.01)
-    f0 = torch.where((middle > 0.5) & loud, f0, torch.zeros_like(f0))
-    return F.pad(f0, (2, 2), mode="replicate").unfold(-1, 5, 1).median(-1).values
 
 
 # --------------------------------------------------------------------------------------------------------- loop

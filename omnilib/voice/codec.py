@@ -21,7 +21,7 @@ Shapes: N tokens, P prompt tokens, F = 2N mel frames, M = 80 mel bins, T samples
 import copy
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ from omnilib.voice.company import Company
 from omnilib.voice.flow import RATIO, Flow
 from omnilib.voice.flow_batch import chunks
 from omnilib.voice.hift import HiFT, sounds
+from omnilib.voice.pitch import level_of, measure_pitch
 from omnilib.voice.speaker import SpeakerEncoder
 from omnilib.voice.tokenizer import SpeechTokenizer
 
@@ -72,10 +73,16 @@ class Voice:
     tokens: Tensor  # (P,) long
     mel: Tensor  # (2 P, M)
     speaker: Tensor  # (192,)
+    level: float = 0.0  # median pitch in Hz; 0: unknown
 
     def trimmed(self, count: int) -> "Voice":
         """The same voice with at most `count` prompt tokens."""
-        return Voice(self.tokens[:count], self.mel[: count * RATIO], self.speaker)
+        return replace(self, tokens=self.tokens[:count], mel=self.mel[: count * RATIO])
+
+    @property
+    def levels(self) -> Tensor:
+        """`level` as the flow takes it: (1,)."""
+        return torch.tensor([self.level], device=self.mel.device)
 
 
 def check_reference(wave: Tensor, rate: int, longest: float) -> Tensor:
@@ -210,10 +217,12 @@ class Codec:
             wave, rate, TOKENIZER_RATE
         )  # (T,): the mel comes from it as well, so both end together
         tokens = self.tokenize(wave)  # (N,)
-        mel = self.mel(resample(wave, TOKENIZER_RATE, VOICE_RATE)).T  # (F, M)
+        spoken = resample(wave, TOKENIZER_RATE, VOICE_RATE)
+        mel = self.mel(spoken).T  # (F, M)
         speaker = self.speaker(fbank_80(wave)[None])[0]  # (192,)
         count = min(len(mel) // RATIO, len(tokens))
-        return Voice(tokens[:count], mel[: count * RATIO], speaker)
+        level = level_of(measure_pitch(spoken[None])).item()
+        return Voice(tokens[:count], mel[: count * RATIO], speaker, level)
 
     def voice_of(self, path: str | Path) -> Voice:
         """`voice` of an audio file.
@@ -253,8 +262,9 @@ class Codec:
             block = tokens[start : end + ahead]
             finalize = len(block) < end - start + ahead  # not enough tokens left to look ahead
             mel = self.flow.inference(
-                block[None], prompt[None], prompt_mel[None], voice.speaker[None], False, finalize, s.steps
-            )
+                block[None], prompt[None], prompt_mel[None], voice.speaker[None], False, finalize, s.steps,
+                level=voice.levels,
+            )  # fmt: skip
             mel = mel[..., : (end - start) * RATIO]
             yield mel, last
             prompt = torch.cat([voice.tokens, tokens[max(start, end - s.context) : end]])
@@ -330,8 +340,8 @@ class MelStream:
         """Start a block that continues `tokens` and their `mel`."""
         prompt, prompt_mel = torch.cat([self.voice.tokens, tokens]), torch.cat([self.voice.mel, mel])
         self.flow = self.codec.flow.stream(
-            prompt[None], prompt_mel[None], self.voice.speaker[None], self.codec.settings.steps
-        )
+            prompt[None], prompt_mel[None], self.voice.speaker[None], self.codec.settings.steps, self.voice.levels
+        )  # fmt: skip
         self.given, self.tail = tokens[:0], mel[:0]  # tokens of this block so far; its newest mel
 
     def fork(self) -> "MelStream":

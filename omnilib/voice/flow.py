@@ -10,6 +10,8 @@ Notable choices
 - Published, v is the U-Net. A narrow U-Net cannot carry x_t and mu side by side to its output, so at small t it forgets mu. With
   `prior_variance` s2 it only learns what the Gaussian guess x1 ~ N(mu, s2) leaves open: v = `gaussian_velocity` + U-Net.
   `speaker_prior` lets the encoder know the voice, so that mu is a mel of this speaker instead of the mean over all.
+- Published, pitch is up to the codes. Codes of a small tokenizer hardly hold it; with `pitch` the encoder says how high the voice
+  is at each frame, from the median pitch of the reference (`level`), and its harmonics are drawn into mu (`pitch.py`).
 - The encoder is in `flow_encoder.py`, the U-Net in `flow_estimator.py`; parameter names are those of the published `flow.pt`.
 - With `streaming`, attention sees whole chunks to the left only. Together with causal convolutions this makes a chunk
   independent of later ones, so `FlowStream` computes each chunk once, with caches, instead of the whole prefix again.
@@ -44,6 +46,7 @@ from omnilib.voice.causal import Cache, length_mask
 from omnilib.voice.company import Company
 from omnilib.voice.flow_encoder import RATIO, EncoderConfig, RelativeAttention, UpsampleEncoder
 from omnilib.voice.flow_estimator import Estimator, EstimatorConfig
+from omnilib.voice.pitch import PitchPrior
 
 
 @dataclass
@@ -63,6 +66,8 @@ class FlowConfig:
     prior_weight: float = 0.0  # weight of a plain regression loss on mu (not in the published recipe)
     prior_variance: float = 0.0  # of x1 around mu; 0: the U-Net predicts the whole velocity, as published
     speaker_prior: bool = False  # the encoder sees the speaker vector too; published: tokens alone
+    pitch: bool = False  # harmonics are drawn into mu, see `pitch.py`; published: no
+    pitch_weight: float = 0.3  # weight of the loss of the pitch that is read
     mel_window: int = MEL_WINDOW  # samples; the vocoder's must be the same
     mel_mean: float = 0.0  # the flow works on (mel - mean) / std; the published weights expect it as it is
     mel_std: float = 1.0
@@ -286,6 +291,11 @@ class Flow(nn.Module):
         self.speaker_in = (
             nn.Linear(config.speaker_dim, config.encoder.width) if config.speaker_prior else None
         )
+        self.pitch = (
+            PitchPrior(config.encoder.width, config.mels, config.speaker_dim, config.mel_window)
+            if config.pitch
+            else None
+        )
         self.decoder = FlowMatching(config)
         self.company: Company | None = None  # see `Codec.meet`
         self.init_weights()
@@ -340,12 +350,25 @@ class Flow(nn.Module):
         """Direction of the speaker vector (B, 192) -> (B, M)."""
         return self.spk_embed_affine_layer(F.normalize(speaker, dim=1))
 
-    def embed(self, tokens: Tensor, speaker: Tensor) -> Tensor:
-        """Tokens (B, N) and speaker vectors (B, 192) -> (B, N, D)."""
-        x = self.input_embedding(tokens.clamp(min=0))
-        return x if self.speaker_in is None else x + self.speaker_in(F.normalize(speaker, dim=1))[:, None]
+    def level(self, level: Tensor | None, speaker: Tensor) -> Tensor | None:
+        """Median pitch of each voice in Hz (B,); with `pitch` guessed from the speaker vector where it is unknown (None, 0)."""
+        return level if self.pitch is None else self.pitch.level(level, speaker)
 
-    def encode(
+    def embed(self, tokens: Tensor, speaker: Tensor, level: Tensor | None = None) -> Tensor:
+        """Tokens (B, N), speaker vectors (B, 192) and, with `pitch`, levels (B,) in Hz -> (B, N, D)."""
+        x = self.input_embedding(tokens.clamp(min=0))
+        if self.speaker_in is not None:
+            x = x + self.speaker_in(F.normalize(speaker, dim=1))[:, None]
+        return x if self.pitch is None else x + self.pitch.embed(level)[:, None]
+
+    def first_mel(self, hidden: Tensor, level: Tensor | None = None, pitch: Tensor | None = None) -> Tensor:
+        """The encoder's output (B, F, D) -> mu (B, F, M); with `pitch` at the pitch given (B, F) Hz, or the one that is read."""
+        mu = self.encoder_proj(hidden)
+        if self.pitch is None:
+            return mu
+        return mu + self.pitch(hidden, self.pitch.pitch(hidden, level) if pitch is None else pitch)
+
+    def hidden(
         self,
         tokens: Tensor,
         speaker: Tensor,
@@ -353,13 +376,21 @@ class Flow(nn.Module):
         streaming: bool = False,
         finalize: bool = True,
         zero_padding: bool = True,
+        level: Tensor | None = None,
     ) -> Tensor:
-        """First mel mu (B, F, M) of tokens (B, N); without `finalize` the last 3 tokens are look-ahead only."""
-        x = self.embed(tokens, speaker)
+        """The encoder's output (B, F, D) of tokens (B, N); without `finalize` the last 3 tokens are look-ahead only."""
+        x = self.embed(tokens, speaker, level)
         if lengths is not None:
             x = x * length_mask(lengths, tokens.shape[1])[..., None]
         drop_tail = 0 if finalize else self.config.encoder.look_ahead
-        return self.encoder_proj(self.encoder(x, lengths, streaming, drop_tail, zero_padding=zero_padding))
+        return self.encoder(x, lengths, streaming, drop_tail, zero_padding=zero_padding)
+
+    def encode(
+        self, tokens: Tensor, speaker: Tensor, *rest, level: Tensor | None = None, **settings
+    ) -> Tensor:
+        """First mel mu (B, F, M) of tokens (B, N); arguments as those of `hidden`."""
+        level = self.level(level, speaker)
+        return self.first_mel(self.hidden(tokens, speaker, *rest, level=level, **settings), level)
 
     def loss(
         self,
@@ -372,6 +403,7 @@ class Flow(nn.Module):
         draws: Draws | None = None,
         generator: torch.Generator | None = None,
         prior_only: bool = False,
+        pitch: Tensor | None = None,
     ) -> Tensor:
         """Flow-matching loss of a padded batch.
 
@@ -382,7 +414,8 @@ class Flow(nn.Module):
             prompt_frames: (B,) frames shown as voice prompt; drawn when None.
             streaming: chunk masks or full context; drawn when None.
             draws, generator: recorded or seeded randomness.
-            prior_only: the regression loss on mu alone; the U-Net is not run.
+            prior_only: the regression loss on mu alone, and that of the pitch; the U-Net is not run.
+            pitch: (B, 2 N) Hz as measured, 0 where unvoiced; needed with `pitch` in the config.
         """
         c = self.config
         x1 = self.normalize(mel.transpose(1, 2))  # (B, F, M)
@@ -390,19 +423,26 @@ class Flow(nn.Module):
         if streaming is None:
             streaming = bool(torch.rand((), generator=generator) < c.streaming_probability)
         valid = length_mask(frames, x1.shape[1])
+        level, heard = None, 0.0
+        if self.pitch is not None:
+            level = self.pitch.learnt_level(pitch, prompt_frames, speaker, generator)
+        hidden = self.hidden(tokens, speaker, token_lengths, streaming, level=level)
+        if self.pitch is not None:
+            heard = c.pitch_weight * self.pitch.loss(hidden, level, speaker, pitch, valid)
+        mu = self.first_mel(hidden, level, pitch)
+        prior = (mu.float() - x1)[valid].square().mean()
         if prior_only:
-            return (
-                (self.encode(tokens, speaker, token_lengths, streaming).float() - x1)[valid].square().mean()
-            )
+            return prior + heard
         if prompt_frames is None:
             prompt_frames = draw_prompts(frames, c.prompt_share, c.prompt_probability, generator)
         draws = draws or draw(x1, c.guidance_drop, generator)
-        prompt = x1 * length_mask(prompt_frames, x1.shape[1])[..., None]
-        mu = self.encode(tokens, speaker, token_lengths, streaming)
+        shown = length_mask(prompt_frames, x1.shape[1])
+        if self.pitch is not None:  # when speaking, the pitch of the prompt is read from its codes too
+            read = self.pitch.pitch(hidden, level).detach()
+            mu = self.first_mel(hidden, level, torch.where(shown, read, pitch))
+        prompt = x1 * shown[..., None]
         loss, _ = self.decoder.loss(x1, valid, mu, self.project_speaker(speaker), prompt, draws, streaming)
-        if c.prior_weight:
-            loss = loss + c.prior_weight * (mu.float() - x1)[valid].square().mean()
-        return loss
+        return loss + heard + (c.prior_weight * prior if c.prior_weight else 0.0)
 
     def forward(self, *args, **kwargs) -> Tensor:
         """The training loss, so that data-parallel wrappers see it."""
@@ -431,6 +471,7 @@ class Flow(nn.Module):
         n_timesteps: int = 10,
         token_lengths: Tensor | None = None,
         prompt_lengths: Tensor | None = None,
+        level: Tensor | None = None,
     ) -> Tensor:
         """Mel of `tokens` in the voice of the prompt.
 
@@ -439,6 +480,7 @@ class Flow(nn.Module):
             streaming: chunk masks, so that what is already out does not change when tokens follow.
             finalize: False when tokens will follow: the last 3 are look-ahead only and give no mel.
             token_lengths, prompt_lengths: (B,) real tokens of each row; all when None.
+            level: (B,) median pitch of each voice in Hz, 0 or None where unknown; counts with `pitch` only.
 
         Returns:
             (B, M, 2 N), or (B, M, 2 (N - 3)) when not final; zero after the end of shorter rows.
@@ -453,7 +495,7 @@ class Flow(nn.Module):
         sizes = [len(r) for r in rows]  # on the host: asking the device for them would wait for it
         lengths = torch.tensor(sizes, device=tokens.device)
         padded = None if min(sizes) == max(sizes) else lengths
-        mu = self.encode(pad_sequence(rows, True), speaker, padded, streaming, finalize)  # (B, F, M)
+        mu = self.encode(pad_sequence(rows, True), speaker, padded, streaming, finalize, level=level)  # (B, F, M)
         drop_tail = 0 if finalize else self.config.encoder.look_ahead
         frames = (lengths - drop_tail) * RATIO
 
@@ -475,10 +517,15 @@ class Flow(nn.Module):
         return mel.transpose(1, 2)
 
     def stream(
-        self, prompt_tokens: Tensor, prompt_mel: Tensor, speaker: Tensor, n_timesteps: int = 10
+        self,
+        prompt_tokens: Tensor,
+        prompt_mel: Tensor,
+        speaker: Tensor,
+        n_timesteps: int = 10,
+        level: Tensor | None = None,
     ) -> "FlowStream":
-        """Start streaming in a voice: prompt_tokens (1, P), prompt_mel (1, 2 P, M), speaker (1, 192)."""
-        return FlowStream(self, prompt_tokens, prompt_mel, speaker, n_timesteps)
+        """Start streaming in a voice: prompt_tokens (1, P), prompt_mel (1, 2 P, M), speaker (1, 192), level (1,) Hz."""
+        return FlowStream(self, prompt_tokens, prompt_mel, speaker, n_timesteps, level)
 
 
 class FlowStream:
@@ -489,7 +536,13 @@ class FlowStream:
     """
 
     def __init__(
-        self, flow: Flow, prompt_tokens: Tensor, prompt_mel: Tensor, speaker: Tensor, n_timesteps: int = 10
+        self,
+        flow: Flow,
+        prompt_tokens: Tensor,
+        prompt_mel: Tensor,
+        speaker: Tensor,
+        n_timesteps: int = 10,
+        level: Tensor | None = None,
     ):
         self.flow, self.steps = flow, n_timesteps
         self.pending = prompt_tokens.new_zeros(1, 0)  # tokens not yet computed
@@ -499,6 +552,7 @@ class FlowStream:
         self.fixed: ChunkSteps | None = None  # in place of `caches`, where steps are recorded
         with torch.inference_mode():
             self.vector, self.speaker = speaker, flow.project_speaker(speaker)
+            self.level = flow.level(level, speaker)
         self.prompt = flow.normalize(prompt_mel)
         self.push(prompt_tokens)
 
@@ -515,9 +569,9 @@ class FlowStream:
         one = count <= c.encoder.chunk if last else count == c.encoder.chunk
         if self.flow.company is not None and self.past and one:
             return self.flow.company.piece(self)
-        x = self.flow.embed(self.pending[:, : count + ahead], self.vector)
+        x = self.flow.embed(self.pending[:, : count + ahead], self.vector, self.level)
         encoded = self.flow.encoder(x, None, True, ahead, self.encoder_cache.rewind(), self.past)
-        mu = self.flow.encoder_proj(encoded)  # (1, F, M)
+        mu = self.flow.first_mel(encoded, self.level)  # (1, F, M)
         start, frames = self.past * RATIO, count * RATIO
         x0, prompt = self.given_at(start, frames)
         return self.done(self.solve(x0, mu, prompt, start), count)

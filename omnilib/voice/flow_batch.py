@@ -71,12 +71,13 @@ def chunks(streams: list["FlowStream"]) -> list[Tensor]:
         F.pad(stream.pending[:, : count + ahead], (0, count + ahead - n))
         for stream, n in zip(streams, real, strict=True)
     ]
-    x = flow.embed(torch.cat(tokens), torch.cat([stream.vector for stream in streams]))
+    level = None if flow.pitch is None else torch.cat([stream.level for stream in streams])
+    x = flow.embed(torch.cat(tokens), torch.cat([stream.vector for stream in streams]), level)
     heard = JointCache([stream.encoder_cache for stream in streams])
     lengths = None if min(real) == count + ahead else torch.tensor(real, device=speaker.device)
     seen = None if even else length_mask(ends, oldest + count) & ~length_mask(skip, oldest + count)
     encoded = flow.encoder(x, lengths, True, ahead, heard, oldest, seen=seen)
-    mu = flow.encoder_proj(encoded)  # (B, F, M)
+    mu = flow.first_mel(encoded, level)  # (B, F, M)
 
     frames = mu.shape[1]
     pairs = [stream.given_at(stream.past * RATIO, frames) for stream in streams]

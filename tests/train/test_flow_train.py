@@ -112,7 +112,8 @@ def test_a_batch_is_a_function_of_the_step_and_aligned(corpus):
 
 def test_each_token_sounds_in_its_own_mel_frames(corpus):
     data = utterances(settings(corpus), corpus)
-    tokens, mel = data.load(data.segments.records[:1])[0]
+    item = data.load(data.segments.records[:1])[0]
+    tokens, mel = item.tokens, item.mel
     loudest = mel[1::2].argmax(1)  # second frame of each token: inside the tone on both sides
     for token in tokens.unique():
         bands = loudest[tokens == token]
@@ -278,6 +279,6 @@ def test_the_flow_learns_mels_of_its_own_window(corpus):
     cfg = settings(corpus, "model.mel_window=1024")
     data = utterances(cfg, corpus)
     record = data.segments.records[0]
-    mel = data.load([record])[0][1]  # (2N, 80)
+    mel = data.load([record])[0].mel  # (2N, 80)
     want = mel_80(load_segment(record, corpus), window=1024).T[: len(mel)]
     torch.testing.assert_close(mel, want)
