@@ -51,10 +51,14 @@ def main(argv: list[str] | None = None) -> dict:
         "same_samples": bool(np.array_equal(waves["shipped"], waves["products"])),
         "seconds_of_speech": round(length, 2),
         "rounds": args.rounds,
-        "provenance": stamp("nano", {}, {"sentences": SENTENCES, "voices": VOICES}, {}, time.time() - started),
+        "provenance": stamp(
+            "nano", {}, {"sentences": SENTENCES, "voices": VOICES}, {}, time.time() - started
+        ),
     }
     write_json(args.out, result)
-    print(f"{speed['shipped']:.2f} -> {speed['products']:.2f} times real time, same samples: {result['same_samples']}")
+    print(
+        f"{speed['shipped']:.2f} -> {speed['products']:.2f} times real time, same samples: {result['same_samples']}"
+    )
     return result
 
 

@@ -171,9 +171,7 @@ class Utterances:
             items.append(Item(tokens, mel.T, pitch).part(0, count))
         return items
 
-    def collate(
-        self, items: list[Item], owners: list[dict], prompt_frames: Tensor | None
-    ) -> Batch:
+    def collate(self, items: list[Item], owners: list[dict], prompt_frames: Tensor | None) -> Batch:
         return Batch(
             tokens=pad_sequence([i.tokens for i in items], True),
             lengths=torch.tensor([len(i.tokens) for i in items]),

@@ -31,6 +31,7 @@ from omnilib import config as configs
 from omnilib.audio import TOKENIZER_RATE, VOICE_RATE, fbank_80, load_wave, log_mel_128, mel_80, resample
 from omnilib.captured import STATIC, to_device
 from omnilib.errors import AudioError, CheckpointError, UserError
+from omnilib.voice.calibration import Correction, fit
 from omnilib.voice.company import Company
 from omnilib.voice.flow import RATIO, Flow
 from omnilib.voice.flow_batch import chunks
@@ -55,6 +56,9 @@ class CodecSettings:
     steps: int = 10  # Euler steps of the flow
     precision: str = "fp32"  # of the flow's U-Net: auto, fp32, bf16, or on a GPU tf32
     static: str = "auto"  # Euler steps of fixed shape (captured_flow.py): auto (on CUDA), on, off, compiled
+    calibrate: float = (
+        0.0  # strength of `calibration.py`, which makes up for what the flow gets wrong of a voice; 0: off
+    )
     vocoder_context: int | None = (
         None  # frames held back when streaming; None: the whole receptive field, seamless
     )
@@ -74,10 +78,15 @@ class Voice:
     mel: Tensor  # (2 P, M)
     speaker: Tensor  # (192,)
     level: float = 0.0  # median pitch in Hz; 0: unknown
+    correction: Correction | None = None  # of mels that the flow makes in this voice
 
     def trimmed(self, count: int) -> "Voice":
         """The same voice with at most `count` prompt tokens."""
         return replace(self, tokens=self.tokens[:count], mel=self.mel[: count * RATIO])
+
+    def corrected(self, mel: Tensor) -> Tensor:
+        """A mel of the flow (1, M, F) with this voice's correction."""
+        return mel if self.correction is None else self.correction(mel)
 
     @property
     def levels(self) -> Tensor:
@@ -222,7 +231,11 @@ class Codec:
         speaker = self.speaker(fbank_80(wave)[None])[0]  # (192,)
         count = min(len(mel) // RATIO, len(tokens))
         level = level_of(measure_pitch(spoken[None])).item()
-        return Voice(tokens[:count], mel[: count * RATIO], speaker, level)
+        voice = Voice(tokens[:count], mel[: count * RATIO], speaker, level)
+        if self.settings.calibrate:
+            made = torch.cat([mel for mel, _ in self.mel_blocks(voice.tokens, voice)], -1)[0].T  # (F, M)
+            voice.correction = fit(made, voice.mel, self.settings.calibrate)
+        return voice
 
     def voice_of(self, path: str | Path) -> Voice:
         """`voice` of an audio file.
@@ -265,7 +278,7 @@ class Codec:
                 block[None], prompt[None], prompt_mel[None], voice.speaker[None], False, finalize, s.steps,
                 level=voice.levels,
             )  # fmt: skip
-            mel = mel[..., : (end - start) * RATIO]
+            mel = voice.corrected(mel[..., : (end - start) * RATIO])
             yield mel, last
             prompt = torch.cat([voice.tokens, tokens[max(start, end - s.context) : end]])
             prompt_mel = torch.cat([voice.mel, mel[0].T[-s.context * RATIO :]])
@@ -358,7 +371,7 @@ class MelStream:
             take = self.queue[: limit - len(self.given)]
             self.queue = self.queue[len(take) :]
             final = last and len(self.queue) == 0
-            mel = self.flow.push(take[None], last=final)
+            mel = self.voice.corrected(self.flow.push(take[None], last=final))
             mels.append(mel)
             self.given = torch.cat([self.given, take])
             self.tail = torch.cat([self.tail, mel[0].T])[-self.context * RATIO :]

@@ -495,7 +495,9 @@ class Flow(nn.Module):
         sizes = [len(r) for r in rows]  # on the host: asking the device for them would wait for it
         lengths = torch.tensor(sizes, device=tokens.device)
         padded = None if min(sizes) == max(sizes) else lengths
-        mu = self.encode(pad_sequence(rows, True), speaker, padded, streaming, finalize, level=level)  # (B, F, M)
+        mu = self.encode(
+            pad_sequence(rows, True), speaker, padded, streaming, finalize, level=level
+        )  # (B, F, M)
         drop_tail = 0 if finalize else self.config.encoder.look_ahead
         frames = (lengths - drop_tail) * RATIO
 

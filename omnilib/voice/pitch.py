@@ -83,7 +83,9 @@ def level_of(pitch: Tensor) -> Tensor:
 def ripples(window: int, mels: int = 80) -> Tensor:
     """Log-mel of equal overtones in sines of random phase, less its mean over `SMOOTH` bands: (ROWS, M), by rising pitch."""
     f0 = torch.logspace(math.log2(LOW), math.log2(HIGH), ROWS, base=2.0, dtype=torch.float64)[:, None, None]
-    bins = torch.arange(961, dtype=torch.float64)[None, :, None] * (VOICE_RATE / 1920)  # Hz, those of `mel_80`
+    bins = torch.arange(961, dtype=torch.float64)[None, :, None] * (
+        VOICE_RATE / 1920
+    )  # Hz, those of `mel_80`
     order = (bins / f0).round() + torch.arange(-3, 4)  # the overtones nearest to a bin: (ROWS, 961, 7)
     distance = (bins - order * f0) * window / VOICE_RATE  # in bins of a transform as long as the window
     hann = torch.sinc(distance) / (1 - distance.square()).where(distance.abs() != 1, torch.inf)
@@ -118,7 +120,9 @@ class PitchPrior(nn.Module):
         self.contour = nn.Linear(width, 2)  # octaves from the level, voiced or not
         self.gain = nn.Linear(width, mels)
         nn.init.zeros_(self.gain.weight)
-        nn.init.constant_(self.gain.bias, 0.3)  # a voice has less ripple than its model, and a flow counts in deviations
+        nn.init.constant_(
+            self.gain.bias, 0.3
+        )  # a voice has less ripple than its model, and a flow counts in deviations
 
     def octaves(self, level: Tensor) -> Tensor:
         """Level in Hz (B,) -> octaves from `MIDDLE` (B,)."""

@@ -77,7 +77,11 @@ def test_an_unknown_level_is_guessed_from_the_speaker():
 
 
 def test_a_published_flow_has_no_pitch():
-    flow = Flow(FlowConfig(vocab=40, encoder=EncoderConfig(width=16, heads=2), estimator=EstimatorConfig(channels=[16])))
+    flow = Flow(
+        FlowConfig(
+            vocab=40, encoder=EncoderConfig(width=16, heads=2), estimator=EstimatorConfig(channels=[16])
+        )
+    )
     assert not any("pitch" in name for name in flow.state_dict())
 
 
@@ -133,7 +137,9 @@ def test_a_flow_learns_to_read_the_pitch(prior_only):
     losses = []
     for _ in range(80):
         draws = torch.Generator().manual_seed(0)
-        loss = flow.loss(tokens, sizes, mel, speaker, None, generator=draws, prior_only=prior_only, pitch=heard)
+        loss = flow.loss(
+            tokens, sizes, mel, speaker, None, generator=draws, prior_only=prior_only, pitch=heard
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
