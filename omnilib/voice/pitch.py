@@ -1,7 +1,7 @@
 """Pitch for the flow: measured in a recording, read from the encoder, drawn into the first mel.
 
-Codes hardly hold the pitch of a voice, so an encoder that regresses mels from them averages the harmonics away, and with them
-most of what tells one voice from another (see reports/LOG.md, "Flow"). But the harmonics of a log-mel are known as soon as the
+Codes hold little of the pitch of a voice, so an encoder that regresses mels from them averages the harmonics away, and with them
+much of what tells one voice from another (see reports/LOG.md, "Flow"). But the harmonics of a log-mel are known as soon as the
 pitch is: a voice is a source with overtones at f0, 2 f0, ... through a filter, and log |source x filter| is a sum. So
 
     mu = smooth(h) + gain(h) * ripple(f0)      f0 = level * 2 ** octaves(h)      where voiced(h), else no ripple
