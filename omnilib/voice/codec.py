@@ -19,6 +19,7 @@ Shapes: N tokens, P prompt tokens, F = 2N mel frames, M = 80 mel bins, T samples
 """
 
 import copy
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -154,6 +155,10 @@ class Codec:
         if self.settings.static not in STATIC:
             raise UserError(
                 f"the codec's static is '{self.settings.static}': choose one of {', '.join(STATIC)}"
+            )
+        if not 0 <= self.settings.calibrate < math.inf:
+            raise UserError(
+                f"the codec's calibrate is {self.settings.calibrate}: give 0 (off) or more, such as 10"
             )
         flow.decoder.static = self.settings.static
         if self.settings.precision != "fp32":

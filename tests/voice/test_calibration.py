@@ -1,8 +1,11 @@
 """Calibration: the map is found, shrinks to nothing, and both ways of speaking apply it."""
 
+import math
+
 import pytest
 import torch
 
+from omnilib.errors import UserError
 from omnilib.voice.calibration import LEAST, fit
 from omnilib.voice.codec import Codec, Voice
 from tests.voice.test_codec import random_tokens, speechlike, tiny_codec
@@ -66,3 +69,9 @@ def test_a_calibrated_stream_equals_the_offline_wave():
     voice, tokens = codec.voice(speechlike(2.0, 16_000), 16_000), random_tokens(140)
     pieces = list(codec.stream(tokens.split(7), voice))
     torch.testing.assert_close(torch.cat(pieces), codec.decode(tokens, voice, True), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("strength", [-1.0, math.inf, math.nan])
+def test_a_strength_below_nothing_is_refused(strength):
+    with pytest.raises(UserError, match="calibrate is .* give 0"):
+        tiny_codec(calibrate=strength)
