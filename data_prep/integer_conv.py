@@ -3,7 +3,7 @@
 onnxruntime multiplies signed int8 weights on a processor's own integer units (VNNI, AMX), but only in `MatMulInteger`; its
 `ConvInteger` does not use them. A convolution is a product of the k shifted copies of its input, side by side, with the weights
 of the k taps below each other, and integers add up the same in any order. So nothing changes but the time: for Kokoro 1.39 ->
-2.47 times real time of one core with AMX (`bench/kokoro.py`); of that time convolutions were 64 %, products are 14 %.
+2.47 times real time of one core with AMX (`bench/kokoro.py`); by a profile (no file) convolutions were 64 % of it, products are 14 %.
 
 Shapes: B batch, C channels in, O channels out, T samples in time, k taps.
 """

@@ -41,7 +41,7 @@ from omnilib.errors import DataError, MissingTool
 WATCH = 5.0  # seconds between two looks of a worker at its parent
 BYTES = 90e6  # an hour as FLAC, measured
 SPEED = {
-    "kokoro": 3.2,
+    "kokoro": 1.6,  # each of two at once
     "flite": 95.0,
     "piper": 19.0,
     "gcin": 300.0,

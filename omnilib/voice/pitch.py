@@ -152,14 +152,14 @@ class PitchPrior(nn.Module):
         """Levels (B,) in Hz -> (B, D)."""
         return self.level_in(self.octaves(level)[:, None])
 
-    def read(self, hidden: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """hidden (B, F, D), level (B,) Hz -> octaves from the level, and the logit of being voiced: (B, F) each."""
+    def read(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """hidden (B, F, D) -> octaves from the level, and the logit of being voiced: (B, F) each."""
         octaves, voiced = self.contour(hidden).float().unbind(-1)
         return octaves, voiced
 
     def pitch(self, hidden: Tensor, level: Tensor) -> Tensor:
         """Hz of each frame, 0 where unvoiced: (B, F)."""
-        octaves, voiced = self.read(hidden, level)
+        octaves, voiced = self.read(hidden)
         return (level[:, None] * 2.0**octaves).clamp(LOW, HIGH) * (voiced > 0)
 
     def forward(self, hidden: Tensor, pitch: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ class PitchPrior(nn.Module):
             hidden: (B, F, D). level: (B,) Hz. speaker: (B, 192).
             pitch: (B, F) Hz as measured, 0 where unvoiced. valid: (B, F), False in padding.
         """
-        octaves, logit = self.read(hidden, level)
+        octaves, logit = self.read(hidden)
         voiced = (pitch > 0) & valid
         target = (pitch.clamp(min=LOW) / level[:, None]).log2()
         contour = ((octaves - target).abs() * voiced).sum() / voiced.sum().clamp(min=1)
