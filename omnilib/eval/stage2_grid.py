@@ -21,12 +21,13 @@ import torch
 
 from omnilib import config as configs
 from omnilib import frozen, options
+from omnilib.data import sha256
 from omnilib.errors import in_one_line
 from omnilib.eval.probes import phoneme_errors, speak_records
 from omnilib.mouth.decode import DecodeSettings
 from omnilib.mouth.rows import layout_of
 from omnilib.mouth.speechlm import SpeechLM
-from omnilib.paths import REPORTS, ROOT, RUNS
+from omnilib.paths import DATA, REPORTS, ROOT, RUNS
 from omnilib.provenance import stamp, write_json
 from omnilib.report import sources
 from omnilib.text import load_tokenizer
@@ -102,6 +103,7 @@ def train_run(config: Config, frozen: bool, parts: Path) -> dict:
     return {
         **last,
         "phoneme_error": spoken,
+        "hours": data.hours,
         "curve": curve,
         "trainable": count_parameters(model)["trainable"],
         "seconds": round(time.time() - began, 1),
@@ -123,8 +125,10 @@ def summarise(
 
 
 def fingerprint(config: Config) -> str:
-    """Hash of all settings: a run kept in --work is used again only for the same settings."""
-    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:12]
+    """Hash of all settings and of the corpus they name: a run kept in --work is used again only for the same."""
+    files = (DATA / name for name in (config.manifest, config.tokens))
+    told = json.dumps([asdict(config), [sha256(f) for f in files if f.is_file()]], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
 
 
 def main(argv: list[str] | None = None) -> dict[str, dict]:
@@ -173,6 +177,7 @@ def main(argv: list[str] | None = None) -> dict[str, dict]:
         "config": args.config,
         "lr": config.lr,
         "optimizer": config.optimizer,
+        "hours": runs[0]["hours"],
     } | decoding
     record = stamp(scale, {"steps": args.steps, "seeds": args.seeds}, settings, {}, time.time() - started)
     if scale == "nano":

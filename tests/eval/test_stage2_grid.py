@@ -11,7 +11,8 @@ MEASURES = ("dev_speech_loss", "dev_text_loss", "dev_token_error", "phoneme_erro
 
 
 def finished(variant: str, seed: int, value: float) -> dict:
-    return {"variant": variant, "seed": seed, "steps": 7, "curve": [], **dict.fromkeys(MEASURES, value)}
+    about = {"variant": variant, "seed": seed, "steps": 7, "hours": 2.0, "curve": []}
+    return about | dict.fromkeys(MEASURES, value)
 
 
 def test_summary_is_mean_and_range_over_seeds():
@@ -29,7 +30,7 @@ def test_finished_runs_are_read_and_not_trained_again(tmp_path, monkeypatch):
 
     def train_run(config, frozen, parts):
         trained.append((config.adapter_lr_scale, frozen, config.seed, config.steps))
-        return dict.fromkeys(MEASURES, 0.5) | {"curve": []}
+        return dict.fromkeys(MEASURES, 0.5) | {"hours": 2.0, "curve": []}
 
     monkeypatch.setattr(stage2_grid, "train_run", train_run)
     arguments = [
@@ -56,8 +57,19 @@ def test_finished_runs_are_read_and_not_trained_again(tmp_path, monkeypatch):
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert written["summary"]["frozen"]["phoneme_error"]["value"] == 0.25
     assert len(written["runs"]) == 4
+    assert written["settings"]["hours"] == 2.0
     stage2_grid.main([*arguments, "--set", "lr=0.001"])
     assert len(trained) == 8, "runs of other settings must not be taken for these"
+
+
+def test_runs_of_another_corpus_are_not_taken_for_these(tmp_path):
+    manifest = tmp_path / "manifest.jsonl"
+    settings = stage2_grid.configs.load(stage2_grid.Config, "smoke/speechlm", [f"manifest={manifest}"])
+    prints = {stage2_grid.fingerprint(settings)}
+    for text in ("{}\n", "{}\n{}\n"):
+        manifest.write_text(text)
+        prints.add(stage2_grid.fingerprint(settings))
+    assert len(prints) == 3
 
 
 def test_no_steps_is_an_error(capsys):
