@@ -136,3 +136,5 @@ def test_behind_a_chapter_of_the_brain_stand_the_parts_it_declares():
     files = sources.behind("08_the_brain")["files"]
     assert "omnilib/brain/fusion.py" in files and "notebooks/08_the_brain.ipynb" in files
     assert not any(name.startswith("checkpoints/nano/speechlm") for name in files)
+    speaks = sources.behind("12_both_tracks")["files"]
+    assert {"checkpoints/nano/codec.yaml", "checkpoints/nano/decode.yaml"} <= speaks.keys()

@@ -34,6 +34,7 @@ LAZY = (
     "omnilib.weights",
 )  # only their outermost imports count: type hints of the public names, smoke training and the brain are not behind a nano result
 SPOKEN = ("text", "tokenizer", "speaker", "flow", "hift", "speechlm", "voices", "decode.yaml", "codec.yaml")
+SETTINGS = {"speechlm": "decode.yaml", "flow": "codec.yaml"}  # beside the parts whose use they set
 CHECKPOINT_FILES = ("model.safetensors", "config.yaml", "config.json", "tokenizer.json", "voices.json")
 FROZEN = ("data_prep/frozen",)  # manifest, texts and every recording
 STEPS = tuple(
@@ -198,7 +199,7 @@ def behind(name: str, scale: str = "nano") -> dict:
     ours, foreign = closure(sources)
     files = [module_file(m) for m in ours] + [p for p in extra if p.suffix != ".ipynb"]
     folder = ROOT / "checkpoints" / scale
-    for part in parts:
+    for part in (*parts, *(SETTINGS[p] for p in parts if p in SETTINGS)):
         place = folder / part
         files += [place] if place.is_file() else sorted(p for p in place.rglob("*") if committed(p))
     hashes = {p.relative_to(ROOT).as_posix(): file_hash(p) for p in sorted(set(files)) if p.exists()}
