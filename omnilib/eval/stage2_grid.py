@@ -1,6 +1,6 @@
 """Stage 2 on a small grid: what does unfreezing the language model change, and the adapter's 5x rate (paper section 3.2)?
 
-    python -m omnilib.eval.stage2_grid --steps 300 --seeds 2            # one core, about 20 minutes at nano
+    python -m omnilib.eval.stage2_grid --steps 300 --seeds 3            # an hour on two slow cores at nano
 
 Every run starts from the stage-1 checkpoint and sees the same batches; one factor changes: which part learns, and how fast
 the adapter does. Judged on unseen sentences: teacher-forced loss and token error, and the phoneme error of speech decoded
