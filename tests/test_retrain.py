@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from omnilib import retrain
+from omnilib.report import sources
 
 TOY = """
 stages:
@@ -97,3 +98,14 @@ def test_a_lane_that_fails_lets_the_other_end_and_says_how_to_go_on(toy, capfd):
     assert retrain.main([]) == 1
     assert (folder / "speechlm.txt").exists() and not (folder / "all.txt").exists()
     assert "error: codec did not end" in capfd.readouterr().err
+
+
+def test_a_stage_that_speaks_depends_on_the_settings_it_speaks_with():
+    speaks = 0
+    for name, stage in retrain.graph().items():
+        deps = set(stage["deps"])
+        for part, settings in sources.SETTINGS.items():
+            if f"checkpoints/nano/{part}/model.safetensors" in deps:
+                assert f"checkpoints/nano/{settings}" in deps, name
+                speaks += 1
+    assert speaks

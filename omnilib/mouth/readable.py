@@ -2,9 +2,10 @@
 
 A tokenizer with byte fallback (the nano BPE) encodes any text, but what it spells in bytes stood in no training text: those
 ids keep their random embeddings, and the mouth says a syllable or two of babble for them. That holds for whole scripts, for
-rare Chinese characters, for "é", and for a final "!" or "?" (`eval/ends.py` measures it). So a text passes here first:
+rare Chinese characters, for "é", and in an earlier nano model for a final "!" or "?" (`eval/ends.py` measures it). So a text
+passes here first:
 
-    "!" "?"          the nearest mark the tokenizer has seen: "."          (likewise ; : - and their Chinese forms)
+    "!" "?"          unseen, the nearest mark the tokenizer knows: "."          (likewise ; : - and their Chinese forms)
     é ß              the plain letters: e, ss
     a rare 咖        a character of the same sound that it has seen: 喀
     any other        left out, and named in the result

@@ -87,19 +87,9 @@ def test_a_run_writes_every_figure_with_its_count(speaker, lines, tmp_path, monk
     assert len(spoken) == 2, "eight ends that read alike are spoken once"
 
 
-def test_the_committed_figures_show_the_fault_and_its_end():
+def test_the_committed_figures_hold_every_end_and_none_is_bad():
     figures = json.loads((ends.REPORTS / "nano" / "ends" / "metrics.json").read_text())["metrics"]
-    assert min(figures[f"babble_as_typed_{mark}"]["value"] for mark in "!?") > 0.4
-    assert (
-        max(
-            figures[f"{kind}_spoken_{name}"]["value"] for kind in ("babble", "loud_end") for name in ends.ENDS
-        )
-        <= 0.05
-    )
+    assert len(figures) == 2 * 2 * len(ends.ENDS)
+    worst = max(figures, key=lambda name: figures[name]["value"])
+    assert figures[worst]["value"] <= 0.05, worst
     assert {entry["n"] for entry in figures.values()} == {40}
-
-
-def test_loud_tells_a_cut_wave_from_a_whole_one():
-    t = torch.arange(48_000) / 24_000
-    tone = 0.2 * torch.sin(1400 * t) * torch.linspace(0.01, 1, 48_000)
-    assert ends.loud(tone) and not ends.loud(torch.cat([tone, torch.zeros(4800)]))
