@@ -93,3 +93,9 @@ def test_the_committed_figures_hold_every_end_and_none_is_bad():
     worst = max(figures, key=lambda name: figures[name]["value"])
     assert figures[worst]["value"] <= 0.05, worst
     assert {entry["n"] for entry in figures.values()} == {40}
+
+
+def test_loud_tells_a_cut_wave_from_a_whole_one():
+    t = torch.arange(48_000) / 24_000
+    tone = 0.2 * torch.sin(1400 * t) * torch.linspace(0.01, 1, 48_000)
+    assert ends.loud(tone) and not ends.loud(torch.cat([tone, torch.zeros(4800)]))
