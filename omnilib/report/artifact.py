@@ -35,8 +35,10 @@ CURATION = (
     "python -m data_prep.score --wild data/wild --curated runs/wild --report runs/curation"
 )
 SPEED = "python -m omnilib.bench.speed --out reports/nano/speed.json"
+CLONING = "python -m omnilib.bench.cloning --out reports/nano/cloning.json"
 OTHERS = {  # beginning of a headline's name -> what measures it, where that is not the evaluation
     "speed_": SPEED,
+    "prepare_": CLONING,
     **dict.fromkeys(("serve_", "chat_"), "python -m omnilib.bench.serve"),
     "long10_": "python -m omnilib.eval.longform --minutes 10",
     "long60_": "python -m omnilib.eval.longform --minutes 60",
@@ -48,6 +50,7 @@ OTHERS = {  # beginning of a headline's name -> what measures it, where that is 
 }
 COST = {
     SPEED: (15, 8),
+    CLONING: (1, 2),
     ALL_LINES: (35, 4),
     CURATION: (45, 4),
     "make retrain": (720, 8),

@@ -136,6 +136,7 @@ HEADLINES = {  # name -> (what it is, unit, what it is counted in)
     "rtf_flow": ("  of which flow matching", "", SPEED),
     "rtf_hift": ("  of which the vocoder", "", SPEED),
     "ttfs_stream_s": ("time to first sound, streaming", "s", "seconds"),
+    "prepare_voice_s": ("preparing a new voice, once, from 10 s of it", "s", "seconds"),
     **{
         f"{kind}_{key}_{clients}": (f"{what}, {clients} client{'s' * (clients > 1)}", unit, words)
         for kind, what_of in (("serve", "server"), ("chat", "server, spoken chats"))
@@ -192,13 +193,13 @@ HEADLINES = {  # name -> (what it is, unit, what it is counted in)
 }
 # not of every frozen set or checkpoint
 OPTIONAL = re.compile(
-    r"(wer|zh)_everyday|(wer_en|zh)_(seen|human_voice)_|clone_|dnsmos_|long\d+_|brain_|whisper_|needle_|omni_|serve_|speed_"
+    r"(wer|zh)_everyday|(wer_en|zh)_(seen|human_voice)_|clone_|dnsmos_|long\d+_|brain_|whisper_|needle_|omni_|serve_|speed_|prepare_"
 )
 # figure of all test sentences -> that of the everyday ones; where both are the same sentences, one is shown
 EVERYDAY = {f"{a}_{system}": f"{b}_{system}" for a, b in (("wer_en", "wer_everyday_en"), ("zh", "zh_everyday"))
             for system in ("gt", "codec", "tts")}  # fmt: skip
 TIMING = re.compile(
-    r"(^|_)(rtf|ttfs|first_sound|speedup|underruns|tokens_per_s|audio_hour)(_|$)|^omni_(first|stop)|^(serve|chat|speed)_"
+    r"(^|_)(rtf|ttfs|first_sound|speedup|underruns|tokens_per_s|audio_hour)(_|$)|^omni_(first|stop)|^(serve|chat|speed|prepare)_"
 )
 SHARE = re.compile(r"(^|_)(error|wer|cer|recall|share|waste|accuracy|baseline|agreement|dropped|kept)(_|$)")
 NO_SHARE = re.compile(r"_(over|change|spread|loss|s|ratio)(_|$)")
