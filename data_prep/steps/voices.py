@@ -139,13 +139,21 @@ class Voiceprint(Step):
 @register
 @dataclass
 class Speakers(Step):
-    """Speaker labels against voices, within each source."""
+    """Speaker labels against voices, within each source.
+
+    A label with enough records has a voice of its own, the centre of them. With fewer, one wrong record among two would count as much
+    as the right one: its records are only dropped where they are `certain` to be another label's voice. The more labels a source has,
+    the likelier two people of it sound that much alike: at thousands of speakers leave it off.
+    """
 
     name: ClassVar[str] = "speakers"
     scope: ClassVar[str] = "all"
     margin: float = 0.02  # how much nearer another label's voice must be
     floor: float = 0.6  # least cosine to the own label's voice
     least_records: int = 4  # labels with fewer records have no voice of their own
+    certain: float = (
+        1.0  # cosine to another label's voice from which a record of such a label is that voice; 1: off
+    )
 
     def run(self, records: list[dict], audio: Audio) -> list[dict]:
         sources = defaultdict(list)
@@ -167,12 +175,16 @@ class Speakers(Step):
         centres = np.stack([centre(vectors[labels == name]) for name in names])  # (labels, E)
         near = vectors @ centres.T  # (N, labels)
         found = []
-        for record, label, cosines in zip(records, labels, near, strict=True):
-            if label not in names:
-                continue
-            own = cosines[names.index(label)]
-            other = max((c for name, c in zip(names, cosines, strict=True) if name != label), default=-1.0)
-            if own < self.floor or other > own + self.margin:
+        for i, (record, label) in enumerate(zip(records, labels, strict=True)):
+            other = max((c for name, c in zip(names, near[i], strict=True) if name != label), default=-1.0)
+            if label in names:
+                own = near[i, names.index(label)]
+                wrong = own < self.floor or other > own + self.margin
+            else:
+                mates = vectors[(labels == label) & (np.arange(len(labels)) != i)]
+                own = (mates @ vectors[i]).max(initial=-1.0)
+                wrong = other > max(self.certain, own + self.margin)
+            if wrong:
                 found.append(record)
         return found
 

@@ -73,6 +73,38 @@ def test_a_label_that_the_voice_contradicts_is_found_even_among_many():
     assert {r["id"] for r in results if "dropped" in r} == wrong
 
 
+def test_a_label_of_few_records_is_contradicted_only_by_a_voice_that_is_certain():
+    rng = np.random.default_rng(0)
+    people = {name: unit(rng, rng.standard_normal(64)) for name in ("ann", "bob", "cid", "dan")}
+    voices = {f"ann{i}": ("ann", "ann") for i in range(5)} | {
+        "wrong": ("bob", "ann"),
+        "bob0": ("bob", "bob"),
+        "cid0": ("cid", "cid"),
+    }
+    voices |= {
+        "dan0": ("dan", "cid"),
+        "dan1": ("dan", "cid"),
+    }  # no label with a voice of its own contradicts these
+    records = [
+        record(name, speaker=label, voice=pack(unit(rng, people[voice])))
+        for name, (label, voice) in voices.items()
+    ]
+    near = unit(rng, people["ann"], 0.8 * people["bob"])  # like ann, but not for certain
+    records.append(record("near", speaker="eve", voice=pack(near)))
+    assert [r["id"] for r in Speakers(certain=0.9).run(records, None) if "dropped" in r] == ["wrong"]
+    assert not [r for r in Speakers().run(records, None) if "dropped" in r]
+
+
+def test_two_records_of_a_label_that_are_one_voice_protect_each_other():
+    rng = np.random.default_rng(0)
+    ann = unit(rng, rng.standard_normal(64))
+    twin = unit(rng, ann, 0.3 * unit(rng, rng.standard_normal(64)))  # somebody who sounds like ann
+    records = [record(f"ann{i}", speaker="ann", voice=pack(unit(rng, ann))) for i in range(5)]
+    records += [record(f"twin{i}", speaker="twin", voice=pack(twin)) for i in range(2)]
+    assert not [r for r in Speakers(certain=0.8).run(records, None) if "dropped" in r]
+    assert [r["id"] for r in Speakers(certain=0.8).run(records[:-1], None) if "dropped" in r] == ["twin0"]
+
+
 def test_clusters_are_numbered_as_they_appear():
     a, b = np.eye(2)
     assert cluster(np.stack([b, a, b, a]), 0.7) == [0, 1, 0, 1] and cluster(a[None], 0.7) == [0]
