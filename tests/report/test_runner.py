@@ -294,9 +294,12 @@ def test_figures_of_speed_are_told_from_others():
     assert headlines.split_timings({**speed, **plain}) == (plain, speed)
 
 
-def test_only_whole_names_of_folders_are_replaced():
+def test_only_whole_names_of_folders_are_replaced(monkeypatch):
     from omnilib.paths import ROOT
 
+    monkeypatch.setattr(
+        "tempfile.tempdir", str(ROOT / "elsewhere")
+    )  # a clone may itself lie in the folder for temporary files
     assert scrub(f"{ROOT}/a {ROOT} {ROOT}.old {ROOT}2/b") == f"./a . {ROOT}.old {ROOT}2/b"
 
 
