@@ -51,16 +51,17 @@ def reference(seconds: int) -> Tensor:
 
 def measure(codec: Codec, rounds: int, lengths: tuple[int, ...] = SECONDS) -> dict[str, dict]:
     """{"3s_plain": {"value", "n", "ci95"}, "3s_calibrated": ...}: seconds on the wall."""
-    calibrate = codec.settings.calibrate or 10.0
+    settings, calibrate = codec.settings, codec.settings.calibrate or 10.0
     waves, taken = {seconds: reference(seconds) for seconds in lengths}, {}
     for turn in range(rounds + 1):  # the first pays for buffers and is not counted
         for seconds, wave in waves.items():
             for name, strength in (("plain", 0.0), ("calibrated", calibrate)):
-                codec.settings = replace(codec.settings, calibrate=strength)
+                codec.settings = replace(settings, calibrate=strength)
                 began = time.perf_counter()
                 codec.voice(wave, TOKENIZER_RATE)
                 if turn:
                     taken.setdefault(f"{seconds}s_{name}", []).append(time.perf_counter() - began)
+    codec.settings = settings
     return {
         name: {"value": median(own), "n": rounds, "ci95": [min(own), max(own)]} for name, own in taken.items()
     }

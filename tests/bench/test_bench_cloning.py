@@ -11,11 +11,12 @@ from omnilib.voice.codec import Codec
 
 def test_both_ways_of_each_length_are_timed_in_turns(monkeypatch):
     codec, made = Codec.load(checkpoints.folder("nano", "tokenizer", "speaker", "flow", "hift")), []
-    prepare = codec.voice
+    prepare, settings = codec.voice, codec.settings
     monkeypatch.setattr(
         codec, "voice", lambda wave, rate: made.append((len(wave), prepare(wave, rate).correction))
     )
     found = cloning.measure(codec, rounds=2, lengths=(2, 3))
+    assert codec.settings == settings, "what the headline stands for is told from them"
     assert set(found) == {"2s_plain", "2s_calibrated", "3s_plain", "3s_calibrated"}
     for entry in found.values():
         low, high = entry["ci95"]
