@@ -136,7 +136,11 @@ HEADLINES = {  # name -> (what it is, unit, what it is counted in)
     "rtf_flow": ("  of which flow matching", "", SPEED),
     "rtf_hift": ("  of which the vocoder", "", SPEED),
     "ttfs_stream_s": ("time to first sound, streaming", "s", "seconds"),
-    "prepare_voice_s": ("preparing a new voice, once, from 10 s of it", "s", "seconds"),
+    "prepare_voice_s": (
+        "preparing a new voice, once, from 10 s of it",
+        "s",
+        "seconds, median (quickest to slowest round)",
+    ),
     **{
         f"{kind}_{key}_{clients}": (f"{what}, {clients} client{'s' * (clients > 1)}", unit, words)
         for kind, what_of in (("serve", "server"), ("chat", "server, spoken chats"))
